@@ -1,0 +1,23 @@
+# make demo: install, then compare the three methods on the embedded digits data, server and clients as processes.
+# make test: install, then lint, types and tests. make proto: halfpass_pb2.py from halfpass.proto.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test proto
+
+demo: .venv/installed
+	$(BIN)/halfpass compare --config examples/demo.yaml
+
+test: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+proto: .venv/installed
+	cd halfpass/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. halfpass.proto
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@

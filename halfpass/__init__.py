@@ -1,0 +1,46 @@
+"""halfpass: split learning in which only the forward pass crosses the wire.
+
+This is the contents page of public names. A run from settings to result files: `train(Config(...))`. The algorithm by
+itself, on your own modules and loops: `split`, `build_head`, `Client`, `Server` and the step functions.
+"""
+
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
+from halfpass.cut import CutBatch
+from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.learn import client as client_steps
+from halfpass.learn import server as server_steps
+from halfpass.learn.client import Client
+from halfpass.learn.cuts import cut_table
+from halfpass.learn.heads import build_head
+from halfpass.learn.models import build_model
+from halfpass.learn.server import Server
+from halfpass.learn.split import Halves, cut_shapes, join_state, split
+from halfpass.run.export import export
+from halfpass.run.train import compare, train
+
+__all__ = [
+    "Client",
+    "ClientsConfig",
+    "Config",
+    "CutBatch",
+    "DataConfig",
+    "HalfpassError",
+    "Halves",
+    "InputError",
+    "ModelConfig",
+    "RunError",
+    "Server",
+    "TrainConfig",
+    "WireConfig",
+    "build_head",
+    "build_model",
+    "client_steps",
+    "compare",
+    "cut_shapes",
+    "cut_table",
+    "export",
+    "join_state",
+    "server_steps",
+    "split",
+    "train",
+]

@@ -1,0 +1,209 @@
+"""Settings: one frozen dataclass per group, a sentence under each field, checked when made.
+
+The command line, its help and the YAML files are made from these classes (`halfpass/run/cli.py`). Settings stop at
+the door: `halfpass.learn` and `halfpass.wire` take plain values.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from halfpass.errors import InputError, choice_error, near_miss
+
+Method = Literal["decoupled", "conventional", "centralized"]
+Runtime = Literal["local", "processes"]
+Topology = Literal["relay", "splitfed", "independent"]
+Partition = Literal["iid", "dirichlet", "own"]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["constant", "cosine", "one-cycle"]
+Precision = Literal["fp32", "bf16"]
+Order = Literal["round-robin", "arrival"]
+
+
+def _check_choices(settings: Any, group: str) -> None:
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
+            raise choice_error(group + name, get_args(hint), getattr(settings, name))
+
+
+def _at_least(settings: Any, group: str, **least: float) -> None:
+    """Refuses a number below its least value, and what is no number at all (NaN, infinity)."""
+    for name, minimum in least.items():
+        value = getattr(settings, name)
+        if value is not None and not (math.isfinite(value) and value >= minimum):
+            raise InputError(group + name, f"a number of at least {minimum:g}", repr(value), "change it")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set."""
+
+    name: str = "digits"
+    """digits, cifar10, cifar100, imagefolder, or module:function returning a (train, test) pair of torch datasets."""
+    path: str | None = None
+    """Folder (or official archive) that holds the data set; digits needs none."""
+    limit: int | None = None
+    """Use at most this many training samples, and as many test samples."""
+    download: bool = False
+    """Fetch the official CIFAR archive into the path when it is not there, and check its sum."""
+    image_size: int = 32
+    """Height and width in pixels that imagefolder pictures are resized and cropped to."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "data.", limit=1, image_size=1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, where it is cut, and the auxiliary head at the cut."""
+
+    name: str = "digits-cnn"
+    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, or module:function returning an nn.Module, or a
+    pair of them: client half and server half."""
+    cut: str | None = None
+    """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
+    has a cut near its middle as default; a given pair of halves has none."""
+    head: str = "linear"
+    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, or module:function."""
+
+
+@dataclass(frozen=True)
+class ClientsConfig:
+    """The data owners."""
+
+    count: int = 1
+    """Number of clients."""
+    topology: Topology = "splitfed"
+    """relay: the client half visits the clients in turn. splitfed: clients in parallel, client halves averaged every
+    epoch. independent: every client keeps its own half."""
+    partition: Partition = "iid"
+    """How the training set is dealt out: iid, dirichlet (label skew), or own: every client trains on the whole data
+    set that it was given."""
+    alpha: float = 0.5
+    """Concentration of the Dirichlet partition; small is skewed."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "clients.")
+        _at_least(self, "clients.", count=1, alpha=1e-6)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training recipe."""
+
+    epochs: int = 10
+    """Passes over the training set."""
+    batch_size: int = 128
+    """Samples per batch of one client."""
+    optimizer: Optimizer = "sgd"
+    """sgd (with momentum) or adamw, for either half."""
+    lr: float = 0.1
+    """Learning rate; the peak where the schedule varies it."""
+    schedule: Schedule = "one-cycle"
+    """Learning rate over the run, changed every step."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = True
+    """Nesterov momentum of sgd."""
+    weight_decay: float = 5e-4
+    """Weight decay, of all parameters."""
+    seed: int = 0
+    """Fixes initial weights, partition, batch order, augmentation and dropout."""
+    precision: Precision = "fp32"
+    """fp32, or bf16 autocast."""
+    device: str = "cpu"
+    """Device of this process, e.g. cpu or cuda:0."""
+    threads: int | None = None
+    """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "train.")
+        _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1)
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            raise InputError("train.nesterov", "a momentum above 0", "train.momentum 0", "set train.nesterov to false")
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """What happens between the halves."""
+
+    codec: str = "none"
+    """How activations are encoded: none (exact), fp16 or bf16. Conventional gradients come down the same way."""
+    order: Order = "round-robin"
+    """Order in which the server takes the batches of parallel clients: round-robin by (step, client), which repeats
+    exactly, or arrival, which waits for nobody."""
+    window: int = 32 * 2**20
+    """Bytes that a client may have sent and not yet had acknowledged: how far it runs ahead of the server."""
+    timeout: float = 60.0
+    """Seconds without a sign of life after which a peer counts as lost."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "wire.")
+        _at_least(self, "wire.", window=1, timeout=0.1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training."""
+
+    method: Method = "decoupled"
+    """decoupled: the client learns from the auxiliary head, and nothing comes back. conventional: the server returns
+    the gradient of every batch. centralized: one process, no cut."""
+    runtime: Runtime = "local"
+    """local: everything in this process. processes: a server process and one process per client, over gRPC."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Network, cut and head."""
+    clients: ClientsConfig = field(default_factory=ClientsConfig)
+    """Data owners."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training recipe."""
+    wire: WireConfig = field(default_factory=WireConfig)
+    """Wire between the halves."""
+    out: str | None = None
+    """Run folder to write; it must not hold a run yet. Default: a new folder under runs/."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "")
+
+
+_GROUPS: dict[str, Any] = {
+    "data": DataConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig, "wire": WireConfig,
+}  # fmt: skip
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values, for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(settings: dict[str, Any]) -> Config:
+    """The inverse of `as_dict`; raises InputError for an unknown key or a value that a check refuses."""
+    known = flatten(as_dict(Config()))
+    for key in flatten(settings):
+        if key not in known:
+            raise InputError("configuration", "a known key", repr(key), near_miss(key, known, "remove it"))
+    return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in settings.items()})
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` → `{"train.lr": 1}`, as the command line names them."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+# What may differ between a server and its clients: each one's own device, folders and patience.
+_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads", "wire.timeout"}
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """The settings, by dotted name, in which a server and its clients must agree.
+
+    Clients that bring their own data (`clients.partition own`) need not agree on its name or limit.
+    """
+    private = _PRIVATE | ({"data.name", "data.limit"} if config.clients.partition == "own" else set())
+    return {key: value for key, value in flatten(as_dict(config)).items() if key not in private}

@@ -1,0 +1,45 @@
+"""CutBatch: the one type that crosses the cut, from the client half to the server half."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfpass.errors import InputError
+
+
+@dataclass(frozen=True)
+class CutBatch:
+    """One batch at the cut.
+
+    `tensors` are all values that are alive across the cut, each `(B, ...)` and floating point, the named layer's
+    output first. They carry no graph: whoever makes a CutBatch detaches them. `labels` is `(B,)`, int64.
+    `client`, `epoch` and `step` count from 0; `step` counts within the client's epoch.
+    """
+
+    client: int
+    epoch: int
+    step: int
+    tensors: tuple[Tensor, ...]  # each (B, ...)
+    labels: Tensor  # (B,) int64
+
+    def __post_init__(self) -> None:
+        place = f"cut batch of client {self.client}, epoch {self.epoch}, step {self.step}"
+        if self.labels.dtype != torch.int64 or self.labels.ndim != 1 or len(self.labels) == 0:
+            raise InputError(
+                place, "labels (B,) of int64 with B > 0", f"{tuple(self.labels.shape)} of {self.labels.dtype}",
+                "send class numbers, one per sample",
+            )
+        if not self.tensors:
+            raise InputError(place, "at least one tensor", "none", "cut where a value goes on to the server half")
+        for i, tensor in enumerate(self.tensors):
+            if tensor.ndim < 1 or tensor.shape[0] != len(self.labels) or not tensor.is_floating_point():
+                raise InputError(
+                    f"{place}, tensor {i}", f"floating point values of {len(self.labels)} samples",
+                    f"{tuple(tensor.shape)} of {tensor.dtype}", "keep the batch as the first dimension",
+                )
+            if tensor.requires_grad:
+                raise InputError(f"{place}, tensor {i}", "a detached tensor", "one with a graph", "detach() it first")
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -1,0 +1,39 @@
+"""What goes wrong, said in one line: the place, what was expected, what was found, and the remedy.
+
+`InputError` is the user's to mend (the command line exits with 2), `RunError` happened on the way (exit 1).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HalfpassError(Exception):
+    """Base of every error that this package raises on purpose; `str()` of it is the one line shown to users."""
+
+    exit_status = 1
+
+    def __init__(self, place: str, expected: str, found: str, remedy: str) -> None:
+        super().__init__(f"{place}: expected {expected}, found {found}; {remedy}")
+        self.place, self.expected, self.found, self.remedy = place, expected, found, remedy
+
+
+class InputError(HalfpassError, ValueError):
+    """An argument, a file or a peer's settings that cannot be used. Nothing has been written."""
+
+    exit_status = 2
+
+
+class RunError(HalfpassError, RuntimeError):
+    """A run that began and could not go on: a lost peer, a passed deadline, a loss that is not finite."""
+
+
+def near_miss(value: str, choices: Iterable[str], otherwise: str) -> str:
+    """The remedy for a wrong name: the nearest choice, or what `otherwise` says."""
+    near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def choice_error(place: str, choices: Iterable[str], found: object, otherwise: str = "use one of those") -> InputError:
+    """The error for a name that is not in a table, with the near miss; `choices` are the table's."""
+    names = list(choices)
+    return InputError(place, f"one of {', '.join(names)}", repr(found), near_miss(str(found), names, otherwise))

@@ -1,0 +1,112 @@
+"""The client's step. With `server.py` this is the whole algorithm.
+
+Decoupled (Zihad et al., arXiv 2601.19261): the client learns from an auxiliary head at the cut, sends activations and
+labels, and is done with the batch. Conventional (Gupta & Raskar, arXiv 1810.06060): it sends, keeps its graph, waits
+for the gradient of the activations, and learns from that.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from halfpass.cut import CutBatch
+from halfpass.learn.precision import Arithmetic
+from halfpass.learn.seed import derive_seed
+
+
+@dataclass
+class Client:
+    """What one data owner trains: the client half and, when decoupled, the auxiliary head.
+
+    `optimizer` holds the parameters of both, each once.
+    """
+
+    half: nn.Module  # (B, ...) → tuple of (B, ...): the values that are alive across the cut
+    head: nn.Module | None  # (B, *cut) → (B, classes); None when conventional
+    optimizer: torch.optim.Optimizer
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    index: int = 0
+    seed: int = 0
+
+
+def decoupled_step(
+    client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
+) -> tuple[CutBatch, float]:
+    """Trains client half and head on one batch by the local loss; returns what crosses the cut, and that loss."""
+    assert client.head is not None
+    _seed_step(client, epoch, step)
+    labels_here = client.arithmetic.move(labels)
+    with client.arithmetic.autocast():
+        tensors = client.half(client.arithmetic.move(x))
+        logits = client.head(tensors[0])  # (B, classes)
+    loss = cross_entropy(logits.float(), labels_here)
+    client.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    client.optimizer.step()
+    return _cut_batch(client, tensors, labels, epoch, step), loss.item()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A conventional batch on the client between its two halves of a step: the graph waits for its gradient."""
+
+    batch: CutBatch
+    tensors: tuple[Tensor, ...]  # each (B, ...), with graph
+
+
+def conventional_forward(
+    client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
+) -> Pending:
+    """The first half of a conventional step: what crosses the cut, and the graph behind it."""
+    _seed_step(client, epoch, step)
+    with client.arithmetic.autocast():
+        tensors = client.half(client.arithmetic.move(x))
+    return Pending(_cut_batch(client, tensors, labels, epoch, step), tensors)
+
+
+def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
+    """The second half: trains the client half by the gradients of its tensors, each of that tensor's shape."""
+    client.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(pending.tensors, [client.arithmetic.move(gradient) for gradient in gradients])
+    client.optimizer.step()
+
+
+@torch.no_grad()
+def evaluate(
+    client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
+) -> tuple[CutBatch, int]:
+    """The cut batch of test samples, and how many of them the auxiliary head gets right (0 without a head).
+
+    The modules must be in evaluation mode.
+    """
+    with client.arithmetic.autocast():
+        tensors = client.half(client.arithmetic.move(x))
+        logits = None if client.head is None else client.head(tensors[0])
+    correct = 0 if logits is None else int((logits.argmax(1) == client.arithmetic.move(labels)).sum())
+    return _cut_batch(client, tensors, labels, epoch, step), correct
+
+
+def set_training(client: Client, training: bool) -> None:
+    client.half.train(training)
+    if client.head is not None:
+        client.head.train(training)
+
+
+def unreached_parameters(half: nn.Module, head: nn.Module, x: Float[Tensor, "b ..."]) -> list[str]:
+    """Names of the parameters of half and head that the local loss gives no gradient: they would never move."""
+    named = list(half.named_parameters()) + [(f"head.{name}", p) for name, p in head.named_parameters()]
+    total = head(half(x)[0]).float().sum()
+    gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+    return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _seed_step(client: Client, epoch: int, step: int) -> None:
+    """Dropout draws from (client, epoch, step), so it does not matter which process draws, or when."""
+    torch.manual_seed(derive_seed(client.seed, "client", client.index, epoch, step))
+
+
+def _cut_batch(client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int) -> CutBatch:
+    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), labels)

@@ -1,0 +1,135 @@
+"""The cut table: what every possible cut of a network costs, on the wire and on each side. See `halfpass cuts`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from halfpass.errors import InputError
+from halfpass.learn.crossing import Cut, all_cuts
+from halfpass.learn.heads import build_head
+from halfpass.learn.models import build_model
+from halfpass.learn.reason import reason
+from halfpass.learn.trace import Traced, trace
+
+FLOAT32_BYTES = 4
+SAMPLES = 2  # in the measured batch: one alone can be mistaken for a dimension without meaning
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """One cut. FLOPs are of one sample's forward pass: convolutions and matrix products, 2 per multiply-add."""
+
+    layer: str
+    activation_shapes: tuple[tuple[int, ...], ...]  # per sample, the named layer's output first
+    activation_bytes_per_sample: int  # in float32
+    client_parameters: int
+    server_parameters: int
+    client_flops: int
+    server_flops: int
+    head_parameters: int | None  # None where the head does not fit the cut
+    head_flops: int | None
+    also: tuple[str, ...] = ()  # inner layers that name the same cut
+
+
+def cut_table(
+    model_name: str, sample_shape: tuple[int, ...], classes: int, head: str, seed: int = 0
+) -> list[CutRow]:
+    """A row for every valid cut, in the order of the forward pass.
+
+    Sizes and FLOPs are measured by one forward pass on the CPU, node by node. Raises InputError for a network that
+    cannot be built or traced, for a pair of halves, which has no cuts, and for a head of unknown name.
+    """
+    model = build_model(model_name, sample_shape, classes, seed)
+    if isinstance(model, tuple):
+        raise InputError(
+            f"model.name {model_name!r}", "a whole network", "two halves", "it is cut already: there is nothing to list"
+        )
+    traced = trace(model)
+    measured = _measure(f"model.name {model_name!r}", traced, sample_shape)
+    heads = _Heads(head, classes, seed)
+    return [_row(traced, cut, measured, heads) for cut in all_cuts(traced) if _can_cross(cut, measured)]
+
+
+class _Measured(fx.Interpreter):
+    """One forward pass that keeps the value's shape and the FLOPs of every node."""
+
+    def __init__(self, traced: Traced) -> None:
+        super().__init__(fx.GraphModule(traced.model, traced.graph))
+        self.shapes: dict[str, tuple[int, ...] | None] = {}  # by node name; None for what cannot cross
+        self.flops: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            out = super().run_node(n)
+        self.flops[n.name] = counter.get_total_flops() // SAMPLES
+        crosses = isinstance(out, Tensor) and out.is_floating_point() and out.ndim > 0 and len(out) == SAMPLES
+        self.shapes[n.name] = tuple(out.shape[1:]) if crosses else None
+        return out
+
+
+def _measure(place: str, traced: Traced, sample_shape: tuple[int, ...]) -> _Measured:
+    traced.model.eval()
+    measured = _Measured(traced)
+    measured.module.eval()
+    try:
+        # with a graph, since without one attention takes a fused path whose FLOPs are not counted
+        measured.run(torch.zeros(SAMPLES, *sample_shape))
+    except Exception as error:  # whatever the model raises
+        raise InputError(
+            place, f"a forward pass of {(SAMPLES, *sample_shape)}", reason(error), "choose samples that fit it"
+        ) from error
+    return measured
+
+
+def _can_cross(cut: Cut, measured: _Measured) -> bool:
+    return all(measured.shapes[node.name] is not None for node in cut.crossing)
+
+
+def _row(traced: Traced, cut: Cut, measured: _Measured, heads: "_Heads") -> CutRow:
+    shapes = tuple(measured.shapes[node.name] or () for node in cut.crossing)
+    head_parameters, head_flops = heads.cost(shapes[0])
+    return CutRow(
+        cut.layer,
+        shapes,
+        FLOAT32_BYTES * sum(prod(shape) for shape in shapes),
+        _parameters(traced, cut.client),
+        _parameters(traced, cut.server),
+        sum(measured.flops[node.name] for node in cut.client),
+        sum(measured.flops[node.name] for node in cut.server),
+        head_parameters,
+        head_flops,
+        cut.also,
+    )
+
+
+def _parameters(traced: Traced, nodes: Iterable[fx.Node]) -> int:
+    values = (value for node in nodes for value in traced.state[node].values())
+    return sum({id(value): value.numel() for value in values if isinstance(value, nn.Parameter)}.values())
+
+
+class _Heads:
+    """What the head costs at a cut of a shape; measured once for each shape."""
+
+    def __init__(self, name: str, classes: int, seed: int) -> None:
+        self.name, self.classes, self.seed = name, classes, seed
+        self.costs: dict[tuple[int, ...], tuple[int | None, int | None]] = {}
+
+    def cost(self, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
+        """(parameters, FLOPs per sample), or None for both where the head does not fit."""
+        if shape not in self.costs:
+            self.costs[shape] = self._measure(shape)
+        return self.costs[shape]
+
+    def _measure(self, shape: tuple[int, ...]) -> tuple[int | None, int | None]:
+        try:
+            head = build_head(self.name, shape, self.classes, self.seed).eval()
+        except InputError:
+            return None, None
+        with FlopCounterMode(display=False) as counter:
+            head(torch.zeros(SAMPLES, *shape))
+        return sum(p.numel() for p in head.parameters()), counter.get_total_flops() // SAMPLES

@@ -1,0 +1,141 @@
+"""Auxiliary heads: the small classifier at the cut from which the client half learns (arXiv 2601.19261).
+
+A new head is a function of (cut shape, classes) in HEADS. Local losses lose accuracy where the head is too weak; the
+choices trade that against the client's work, and `halfpass cuts` prints what each costs.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from halfpass.errors import InputError
+from halfpass.learn.models import BasicBlock, Builder, check_output, choose, init_convolutions, seeded
+from halfpass.learn.plugin import call_plugin
+
+HIDDEN_LIMIT = 512  # hidden width of `mlp` at most, so that a wide cut does not make the head the larger part
+
+
+def build_head(name: str, cut_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    """The head of that name: (B, *cut_shape) → (B, classes), the first of the tensors that cross the cut alone.
+
+    `cut_shape` is (features,), (tokens, features) or (channels, height, width), as `split.cut_shapes` measured it.
+    `name` is a key of HEADS or `module:function` for a function of (cut_shape, classes) that returns an nn.Module.
+    Weights depend on `seed` alone; the caller's random state is untouched. Raises InputError for an unknown name and
+    a head that does not fit.
+    """
+    place = f"model.head {name!r}"
+    with seeded(seed, "head"):
+        if ":" in name:
+            head = call_plugin(place, name, cut_shape, classes)
+        else:
+            head = choose("model.head", name, HEADS)(cut_shape, classes)
+        if not isinstance(head, nn.Module):
+            raise InputError(place, "an nn.Module", type(head).__name__, "return the head itself")
+        check_output(place, head, cut_shape, classes)
+    return head
+
+
+def _linear(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The paper's head: one fully connected layer (Zihad et al., arXiv 2601.19261)."""
+    return FlatLinear(prod(cut_shape), _positions(cut_shape), classes)
+
+
+def _pooled_linear(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The means of 2×2 pixels or of 2 tokens, then one fully connected layer: a quarter or half of its parameters."""
+    _need("pooled-linear", cut_shape, (2, 3), "linear, mlp")
+    *rest, last = cut_shape
+    if len(cut_shape) == 3:
+        pool: nn.Module = nn.AvgPool2d(2, ceil_mode=True)  # an odd last row or column is kept
+        channels, positions = rest[0], _half(rest[1]) * _half(last)
+    else:
+        pool = nn.Sequential(SwapLast(), nn.AvgPool1d(2, ceil_mode=True))
+        channels, positions = last, _half(rest[0])
+    return nn.Sequential(pool, FlatLinear(channels * positions, positions, classes))
+
+
+def _mlp(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Pooling to at most 2×2, then one hidden layer; after the auxiliary networks of DGL, which averages to 2×2 and
+    goes on with fully connected layers (Belilovsky et al. 2020, arXiv 1901.08164). Tokens are averaged."""
+    _need("mlp", cut_shape, (1, 2, 3), "linear")
+    pool: nn.Module = nn.Identity()
+    features = cut_shape[-1]
+    if len(cut_shape) == 2:
+        pool = nn.Sequential(SwapLast(), nn.AdaptiveAvgPool1d(1))
+    if len(cut_shape) == 3:
+        side = tuple(min(2, length) for length in cut_shape[1:])
+        pool, features = nn.AdaptiveAvgPool2d(side), cut_shape[0] * prod(side)
+    hidden = min(features, HIDDEN_LIMIT)
+    return nn.Sequential(pool, nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+def _conv(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One strided residual block that doubles the channels, pooling, one fully connected layer.
+
+    A short, faster narrowing copy of what the server half does, in the spirit of DGL's convolutional auxiliary networks
+    (arXiv 1901.08164) and of AugLocal, which builds them from the layers above (Ma et al. 2024, arXiv 2402.17318).
+    """
+    _need("conv", cut_shape, (3,), "linear, mlp")
+    channels = cut_shape[0]
+    head = nn.Sequential(
+        BasicBlock(channels, 2 * channels, stride=2),  # (B, 2C, H/2, W/2)
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),  # (B, 2C)
+        nn.Linear(2 * channels, classes),
+    )
+    init_convolutions(head)
+    return head
+
+
+HEADS: dict[str, Builder] = {
+    "linear": _linear,
+    "pooled-linear": _pooled_linear,
+    "mlp": _mlp,
+    "conv": _conv,
+}
+
+class FlatLinear(nn.Module):
+    """Flatten and one fully connected layer, (B, *shape) → (B, classes), conditioned like the layers below it.
+
+    The layer's weight is stored times √positions and divided by it in use: nn.Linear's function and initial
+    distribution, but an SGD step moves it by 1/positions as much. Neighbouring positions say nearly the same, so the
+    loss is about that much steeper in this layer than in a convolution. At a learning rate that trains the network,
+    an nn.Linear on 32×16×16 activations diverges and takes the client half with it (the paper's rate is 0.001).
+    """
+
+    def __init__(self, features: int, positions: int, classes: int) -> None:
+        super().__init__()
+        self.scale = positions**-0.5
+        self.linear = nn.Linear(features, classes)
+        with torch.no_grad():
+            self.linear.weight /= self.scale
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.linear(z.flatten(1) * self.scale)
+
+
+def _positions(cut_shape: tuple[int, ...]) -> int:
+    """Pixels or tokens of a cut; 1 where there are only features."""
+    return {1: 1, 2: cut_shape[0], 3: prod(cut_shape[1:])}.get(len(cut_shape), 1)
+
+
+SHAPES = {1: "(features,)", 2: "(tokens, features)", 3: "(channels, height, width)"}
+
+
+class SwapLast(nn.Module):
+    """(B, T, D) → (B, D, T), as pooling over tokens wants it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def _half(length: int) -> int:
+    return -(-length // 2)
+
+
+def _need(head: str, cut_shape: tuple[int, ...], dimensions: tuple[int, ...], instead: str) -> None:
+    if len(cut_shape) not in dimensions:
+        raise InputError(
+            f"model.head {head!r}", f"a cut of shape {' or '.join(SHAPES[d] for d in dimensions)}",
+            f"{tuple(cut_shape)}", f"take another head ({instead}), or cut elsewhere",
+        )

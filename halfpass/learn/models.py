@@ -1,0 +1,215 @@
+"""The networks we ship, by name, and the user's own as `module:function`.
+
+A new network is a function of (sample shape, classes) in MODELS. Its layers have names that can be cut at (split.py).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halfpass.errors import InputError, choice_error
+from halfpass.learn.plugin import call_plugin
+from halfpass.learn.reason import reason
+from halfpass.learn.seed import derive_seed
+
+Model = nn.Module | tuple[nn.Module, nn.Module]
+Builder = Callable[[tuple[int, ...], int], nn.Module]  # (shape of a sample, classes) → network
+
+
+def build_model(name: str, sample_shape: tuple[int, ...], classes: int, seed: int) -> Model:
+    """The network of that name, with weights that depend on `seed` alone; the caller's random state is untouched.
+
+    `name` is a key of MODELS, or `module:function` for a function of (sample_shape, classes) that returns an
+    nn.Module (B, *sample_shape) → (B, classes), or the pair (client half, server half) of one that cannot be traced.
+    Raises InputError for an unknown name, a sample shape that the network cannot take, and a function that fails.
+    """
+    place = f"model.name {name!r}"
+    with seeded(seed, "model"):
+        if ":" not in name:
+            return choose("model.name", name, MODELS)(sample_shape, classes)
+        return _check_own_model(place, call_plugin(place, name, sample_shape, classes), sample_shape, classes)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: (B, in, H, W) → (B, out, H/stride, W/stride), rounded up.
+
+    He et al. 2015 (arXiv 1512.03385), section 3.3 and figure 2. No ReLU works in place: the block's output may be a
+    cut, and is then used twice.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(out_channels)
+        self.relu_1 = nn.ReLU()
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(out_channels)
+        self.relu_2 = nn.ReLU()
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = None if same else PaddedShortcut(out_channels - in_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu_1(self.norm_1(self.conv_1(x)))  # (B, out, H/stride, W/stride)
+        out = self.norm_2(self.conv_2(out))
+        return self.relu_2(out + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class PaddedShortcut(nn.Module):
+    """Option A of He et al. 2015, section 3.3: no parameters, every `stride`-th pixel, zeros for the new channels."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class CifarResNet(nn.Module):
+    """The CIFAR ResNet of 6n + 2 layers, He et al. 2015, section 4.2: (B, C, H, W) → (B, classes).
+
+    Cuts: `stem`, blocks `stage_1.0` … `stage_3.{n-1}` with 16, 32 and 64 channels, `pool`.
+    """
+
+    def __init__(self, in_channels: int, classes: int, n: int) -> None:
+        super().__init__()
+        self.stem = conv_norm_relu(in_channels, 16)
+        self.stage_1 = _stage(16, 16, 1, n)  # (B, 16, H, W)
+        self.stage_2 = _stage(16, 32, 2, n)  # (B, 32, H/2, W/2)
+        self.stage_3 = _stage(32, 64, 2, n)  # (B, 64, H/4, W/4)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # (B, 64)
+        self.classifier = nn.Linear(64, classes)
+        init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage_3(self.stage_2(self.stage_1(self.stem(x))))
+        return self.classifier(self.pool(x))
+
+
+class DigitsCNN(nn.Module):
+    """A small network for images of about 8×8: (B, C, H, W) → (B, classes). Cuts: `block_1` … `block_4`, `pool`."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.block_1 = conv_norm_relu(in_channels, 32)  # (B, 32, H, W)
+        self.block_2 = conv_norm_relu(32, 32)
+        self.block_3 = conv_norm_relu(32, 64, stride=2)  # (B, 64, H/2, W/2)
+        self.block_4 = conv_norm_relu(64, 64)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # (B, 64·2·2)
+        self.classifier = nn.Linear(64 * 2 * 2, classes)
+        init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_4(self.block_3(self.block_2(self.block_1(x))))
+        return self.classifier(self.pool(x))
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """3×3 convolution, BatchNorm, ReLU: (B, in, H, W) → (B, out, H/stride, W/stride), rounded up."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def init_convolutions(network: nn.Module) -> None:
+    """Normal weights of variance 2 / fan out (He et al. 2015, arXiv 1502.01852, section 2.2, backward case)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _stage(in_channels: int, out_channels: int, stride: int, n: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels) for _ in range(n - 1)))
+
+
+def _resnet(n: int, sample_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return CifarResNet(_image_channels(f"resnet{6 * n + 2}", sample_shape), classes, n)
+
+
+def _digits_cnn(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return DigitsCNN(_image_channels("digits-cnn", sample_shape), classes)
+
+
+MODELS: dict[str, Builder] = {
+    **{f"resnet{6 * n + 2}": partial(_resnet, n) for n in (3, 5, 7, 9, 18)},
+    "digits-cnn": _digits_cnn,
+}
+MIDDLE_CUTS: dict[str, str] = {  # the default cut of each; ResNet-110's is the paper's, behind 26 of 54 blocks
+    **{f"resnet{6 * n + 2}": f"stage_2.{(n - 1) // 2}" for n in (3, 5, 7, 9)},
+    "resnet110": "stage_2.7",
+    "digits-cnn": "block_2",
+}
+
+
+def _image_channels(name: str, sample_shape: tuple[int, ...]) -> int:
+    if len(sample_shape) != 3:
+        raise InputError(
+            f"model.name {name!r}", "samples (channels, height, width)", f"samples of shape {tuple(sample_shape)}",
+            "choose a network for such samples, e.g. your own as module:function",
+        )
+    return sample_shape[0]
+
+
+@contextmanager
+def seeded(seed: int, stream: str) -> Iterator[None]:
+    """New weights are drawn from `derive_seed(seed, stream)`; the caller's random state comes back afterwards.
+
+    Networks are built on the CPU. The generators of GPUs are left alone, so that asking does not start one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, stream))
+        yield
+
+
+def choose(place: str, name: str, table: dict[str, Builder]) -> Builder:
+    """The entry of that name; InputError names all choices and the near miss."""
+    if name not in table:
+        raise choice_error(place, [*table, "module:function"], name)
+    return table[name]
+
+
+def _check_own_model(place: str, model: object, sample_shape: tuple[int, ...], classes: int) -> Model:
+    expected = "an nn.Module, or a pair of them (client half, server half)"
+    if isinstance(model, tuple) and len(model) == 2 and all(isinstance(half, nn.Module) for half in model):
+        check_output(place, Pair(*model), sample_shape, classes)
+        return model
+    if isinstance(model, nn.Module):
+        check_output(place, model, sample_shape, classes)
+        return model
+    raise InputError(place, expected, f"{type(model).__name__}", "return the network itself")
+
+
+class Pair(nn.Module):
+    """A client half and a server half, one after the other: (B, ...) → (B, classes). One tensor or a tuple crosses."""
+
+    def __init__(self, client: nn.Module, server: nn.Module) -> None:
+        super().__init__()
+        self.client, self.server = client, server
+
+    def forward(self, x: Tensor) -> Tensor:
+        crossing = self.client(x)
+        return self.server(*crossing) if isinstance(crossing, tuple) else self.server(crossing)
+
+
+def check_output(place: str, module: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a module that does not map (B, *shape) to (B, classes). Its modes and statistics stay as they are."""
+    modes = {part: part.training for part in module.modules()}
+    samples = torch.zeros(2, *shape)
+    try:
+        with torch.no_grad():
+            out = module.eval()(samples)  # on the module itself: lazy layers get their shapes here
+    except Exception as error:  # whatever the module raises
+        raise InputError(
+            place, f"a forward pass of (2, {', '.join(map(str, shape))})", reason(error),
+            "fit its layers to that shape",
+        ) from error
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    found = f"{tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+    if found != f"{(2, classes)}":
+        raise InputError(place, f"an output of {(2, classes)} for 2 samples", found, "end with one value per class")

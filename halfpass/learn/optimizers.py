@@ -1,0 +1,45 @@
+"""Optimizers and learning-rate schedules.
+
+A schedule is a pure function of the step, so that a client half that moves from client to client goes on where it
+was, and so that a step can be repeated.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over all `parameters`; fused, which is faster and differs from the
+    unfused ones in the last bit at most."""
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+    )
+
+
+def learning_rate(schedule: str, peak: float, step: int, total: int) -> float:
+    """Learning rate at `step` (from 0) of `total`.
+
+    `cosine` falls from the peak to 0 (Loshchilov & Hutter, arXiv 1608.03983, eq. 5, one period). `one-cycle` rises
+    from peak/25 over the first 30 % and falls to peak/250 000, both along a cosine (Smith & Topin, arXiv 1708.07120,
+    with the constants of torch.optim.lr_scheduler.OneCycleLR).
+    """
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * step / total)) / 2
+    if schedule == "one-cycle":
+        start, end, turn = peak / 25, peak / 25e4, 0.3 * total - 1
+        if step <= turn:
+            return peak + (start - peak) * (1 + math.cos(math.pi * step / max(turn, 1e-9))) / 2
+        return end + (peak - end) * (1 + math.cos(math.pi * (step - turn) / max(total - 1 - turn, 1e-9))) / 2
+    return peak
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

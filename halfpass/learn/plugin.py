@@ -1,0 +1,45 @@
+"""The user's own data, network or head: a function of theirs, given as `module:function`."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from halfpass.errors import InputError, near_miss
+from halfpass.learn.reason import reason
+
+
+def call_plugin(place: str, name: str, *arguments: object) -> object:
+    """What the function `name`, given as `module:function`, returns; the working directory may hold the module.
+
+    `place` says in errors where the name was given. Raises InputError where the module cannot be imported, has no such
+    function, or the function fails; an InputError of the function's own is passed on.
+    """
+    function = _find(place, name)
+    try:
+        return function(*arguments)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        expected = f"a function that can be called with ({', '.join(map(str, arguments))})"
+        raise InputError(place, expected, reason(error), "correct the function") from error
+
+
+def _find(place: str, name: str) -> Callable[..., object]:
+    module_name, _, function_name = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:  # an installed command does not see it, `python -m` does
+        sys.path.append(here)  # last, so that a file there shadows no installed module
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code
+        raise InputError(
+            place, f"a module {module_name!r} that can be imported", reason(error),
+            "run from the module's directory, or install it",
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        found = "none" if function is None else type(function).__name__
+        choices = [choice for choice in dir(module) if callable(getattr(module, choice))]
+        remedy = near_miss(function_name, choices, "write the function's name behind the colon")
+        raise InputError(place, f"a function {function_name!r} in {module_name!r}", found, remedy)
+    return function

@@ -1,0 +1,38 @@
+"""Where and how precisely a half computes: device, autocast, memory format."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from halfpass.errors import InputError
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """`device` of the weights, and whether forward passes run under bfloat16 autocast."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    bf16: bool = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of every forward pass; the losses are computed in float32 outside of it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Moves a module to the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU."""
+        return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def arithmetic(device: str, precision: str) -> Arithmetic:
+    """From settings; raises InputError when the device does not exist here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
+        reason = str(error).splitlines()[0]
+        raise InputError("train.device", "a device of this machine", f"{device!r} ({reason})", "use cpu") from None
+    return Arithmetic(torch.device(device), precision == "bf16")

@@ -1,0 +1,203 @@
+"""Cutting a network at a named layer into a client half and a server half.
+
+Everything that ran when the layer returned is the client half, the rest is the server half, and every tensor that was
+computed before and is used after crosses. `trace.py` makes the network a graph, `crossing.py` finds what crosses in it.
+Tests: tests/test_split.py.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from halfpass.errors import InputError
+from halfpass.learn.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
+from halfpass.learn.models import Model
+from halfpass.learn.reason import reason
+from halfpass.learn.trace import Traced, state_of, trace
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two halves of one network. They share no tensor with each other nor with the network they were cut from."""
+
+    client: nn.Module
+    """forward(x) → every tensor that is alive across the cut, the named layer's output first; a tuple"""
+    server: nn.Module
+    """forward(*tensors) → logits (B, classes)"""
+
+
+def split(model: Model, layer: str) -> Halves:
+    """Cut `model` where `layer`, a module's name such as `stage_2.8`, has returned for the last time.
+
+    The halves' states have the names of the model's own state, each name in one half. They follow train() and eval().
+    A pair (client half, server half) needs no cut: `layer` is "", and names begin with `client.` and `server.`.
+    Raises InputError for a name that is no layer, a network that cannot be traced, a parameter or buffer needed on
+    both sides, raw input needed above the cut, and a half with nothing to train.
+    """
+    if isinstance(model, tuple):
+        return _split_pair(model, layer)
+    traced = trace(model)
+    cut = find_cut(traced, layer)
+    client, server = _client_half(traced, cut), _server_half(traced, cut)
+    # one of the two is copied: modules without state, such as a ReLU, may be in both
+    return Halves(client.train(model.training), copy.deepcopy(server).train(model.training))
+
+
+def layer_names(model: Model) -> list[str]:
+    """Every layer that `model` can be cut at, in the order of the forward pass; of names for one cut, the outermost."""
+    return [] if isinstance(model, tuple) else [cut.layer for cut in all_cuts(trace(model))]
+
+
+def cut_shapes(client_half: nn.Module, sample_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes per sample of the tensors that cross, measured on a copy with a batch of two zero samples.
+
+    Raises InputError if the half cannot take such samples, or if something else than (B, ...) floats would cross.
+    """
+    half = copy.deepcopy(client_half).eval()  # a copy, so that no mode and no buffer changes
+    device = next((p.device for p in half.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            tensors = half(torch.zeros(2, *sample_shape, device=device))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's half raises
+        raise InputError(
+            "the client half", f"a forward pass of (2, {', '.join(map(str, sample_shape))})", reason(error),
+            "choose a network for such samples",
+        ) from error
+    return tuple(_sample_shape(i, tensor) for i, tensor in enumerate(tensors))
+
+
+def _sample_shape(i: int, value: object) -> tuple[int, ...]:
+    place, expected = f"value {i} that crosses the cut", "floats of shape (B, ...)"
+    if not isinstance(value, Tensor):
+        raise InputError(place, expected, type(value).__name__, "cut at another layer")
+    if not value.is_floating_point() or value.ndim < 1 or value.shape[0] != 2:
+        found = f"{tuple(value.shape)} of {value.dtype} for 2 samples"
+        raise InputError(place, expected, found, "cut at another layer")
+    return tuple(value.shape[1:])
+
+
+def join_state(client_state: dict[str, Tensor], server_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the whole: for a traced model its own names, so it loads into it; for a pair, into `whole`."""
+    both = sorted(client_state.keys() & server_state.keys())
+    if both:
+        raise InputError(
+            "joining the halves", "names that are in one half only", f"{both[0]!r} in both",
+            "join the two halves of one split",
+        )
+    return {**client_state, **server_state}
+
+
+def whole(halves: Halves) -> nn.Module:
+    """Both halves as one module, x → logits (B, classes). It shares their weights; its state is the joined one."""
+    return _Whole(halves)
+
+
+class _Whole(nn.Module):
+    def __init__(self, halves: Halves) -> None:
+        super().__init__()
+        self.client, self.server = halves.client, halves.server
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.server(*self.client(x))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return join_state(self.client.state_dict(*args, **kwargs), self.server.state_dict(*args, **kwargs))
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        server = self.server.state_dict().keys()
+        of_server = {name: value for name, value in state_dict.items() if name in server}
+        of_client = {name: value for name, value in state_dict.items() if name not in server}
+        found = (
+            self.client.load_state_dict(of_client, strict, assign),
+            self.server.load_state_dict(of_server, strict, assign),
+        )
+        missing, unexpected = ([*a, *b] for a, b in zip(*found, strict=True))
+        return type(found[0])(missing, unexpected)
+
+
+# --- two halves given directly ----------------------------------------------------------------------------------------
+
+
+class _ClientOfPair(nn.Module):
+    def __init__(self, client: nn.Module) -> None:
+        super().__init__()
+        self.client = client
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        crossing = self.client(x)
+        return tuple(crossing) if isinstance(crossing, (tuple, list)) else (crossing,)
+
+
+class _ServerOfPair(nn.Module):
+    def __init__(self, server: nn.Module) -> None:
+        super().__init__()
+        self.server = server
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.server(*tensors)
+
+
+def _split_pair(pair: tuple[nn.Module, nn.Module], layer: str) -> Halves:
+    place = f"model.cut {layer!r}"
+    if layer:
+        raise InputError(place, 'no layer ("") for two halves that are given', f"{layer!r}", "leave model.cut empty")
+    refuse_shared(place, *(state_of(half) for half in pair))
+    for side, half in zip(("client", "server"), pair, strict=True):
+        refuse_untrainable(place, side, half.parameters())
+    return Halves(_ClientOfPair(copy.deepcopy(pair[0])), _ServerOfPair(copy.deepcopy(pair[1])))
+
+
+# --- building the halves ----------------------------------------------------------------------------------------------
+
+
+class _Half(fx.GraphModule):
+    """A GraphModule that saves the buffers that the model saves, and no others, also after a deepcopy."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "Half") -> None:
+        super().__init__(root, graph, class_name)
+        saved = root.state_dict().keys()
+        for name in [name for name, _ in self.named_buffers(remove_duplicate=False) if name not in saved]:
+            owner, _, own_name = name.rpartition(".")
+            self.get_submodule(owner)._non_persistent_buffers_set.add(own_name)
+
+    def _deepcopy_init(self) -> Any:
+        return _Half.__init__
+
+
+def _client_half(traced: Traced, cut: Cut) -> nn.Module:
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in cut.client:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    for below in dict.fromkeys(size.all_input_nodes[0] for size in cut.batch_sizes):
+        size = graph.call_method("size", (copies[below], 0))
+        graph.call_function(check_batch_size, (size, copies[cut.crossing[0]], str(below)))
+    graph.output(tuple(copies[node] for node in cut.crossing))
+    return _Half(traced.model, graph, "ClientHalf")
+
+
+def _server_half(traced: Traced, cut: Cut) -> nn.Module:
+    graph = fx.Graph()
+    inputs = [graph.placeholder(node.name) for node in cut.crossing]
+    copies = dict(zip(cut.crossing, inputs, strict=True))
+    for node in cut.crossing:
+        if node in cut.written:
+            copies[node] = graph.call_method("clone", (copies[node],))
+    for size in cut.batch_sizes:
+        copies[size] = graph.call_method("size", (inputs[0], 0))
+    for node in cut.server:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    return _Half(traced.model, graph, "ServerHalf")
+
+
+def check_batch_size(size: int, crossing: Tensor, name: str) -> None:
+    """The server half takes `size` of a tensor below the cut to be the number of samples that cross. Hold it true."""
+    if size != crossing.shape[0]:
+        raise InputError(
+            "the cut", f"{crossing.shape[0]} samples, as {name}.size(0) is used above it", f"a size of {size}",
+            "cut at another layer: that tensor is not (B, ...)",
+        )

@@ -1,0 +1,39 @@
+"""The centralized baseline: the uncut network, trained end to end on all data in one place."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from halfpass.learn.precision import Arithmetic
+from halfpass.learn.seed import derive_seed
+
+
+@dataclass
+class Whole:
+    model: nn.Module  # (B, ...) → (B, classes)
+    optimizer: torch.optim.Optimizer
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    seed: int = 0
+
+
+def whole_step(whole: Whole, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int) -> float:
+    """One step of plain end-to-end training; returns the loss."""
+    torch.manual_seed(derive_seed(whole.seed, "whole", epoch, step))
+    with whole.arithmetic.autocast():
+        logits = whole.model(whole.arithmetic.move(x))
+    loss = cross_entropy(logits.float(), whole.arithmetic.move(labels))
+    whole.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    whole.optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def evaluate(whole: Whole, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"]) -> int:
+    """How many samples the network gets right; it must be in evaluation mode."""
+    with whole.arithmetic.autocast():
+        logits = whole.model(whole.arithmetic.move(x))
+    return int((logits.argmax(1) == whole.arithmetic.move(labels)).sum())

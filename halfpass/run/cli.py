@@ -1,0 +1,285 @@
+"""The `halfpass` command. Options, help and YAML come from the dataclasses of `halfpass/config.py`.
+
+Exit status: 0 done, 1 the run failed, 2 the arguments were wrong. An error is one line on standard error; `--debug`
+adds the traceback.
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from rich.console import Console
+
+from halfpass.config import Config, DataConfig, ModelConfig, from_dict
+from halfpass.errors import HalfpassError, InputError, choice_error, near_miss
+from halfpass.run.children import be_interruptible, describe, is_child
+
+DEFAULT_BIND = "127.0.0.1:7465"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        be_interruptible()
+        options = _parse(words)
+        COMMANDS[options.subcommand].run(options[options.subcommand])
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        if line := describe(error):
+            print(f"halfpass: {line}", file=sys.stderr)
+        return error.exit_status if isinstance(error, HalfpassError) else 1
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------ the commands
+
+
+def _train(options: Namespace) -> None:
+    from halfpass.run.train import train, with_folder
+
+    config = with_folder(options.config_object)
+    train(config, debug=options.debug)
+    _report_own([Path(str(config.out))])
+
+
+def _compare(options: Namespace) -> None:
+    from halfpass.run.train import compare, read_methods, read_seeds
+
+    config: Config = options.config_object
+    methods = read_methods(options.methods)
+    seeds = [config.train.seed] if options.seeds is None else read_seeds(options.seeds)
+    _report_own(compare(config, methods, seeds, debug=options.debug))
+
+
+def _serve(options: Namespace) -> None:
+    from halfpass.run.server_process import serve
+    from halfpass.run.train import with_folder
+
+    config = with_folder(options.config_object)
+    host = options.bind.rpartition(":")[0]
+
+    def announce(port: int) -> None:
+        address = f"{host}:{port}"
+        print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
+
+    serve(config, options.bind, announce)
+    _report_own([Path(str(config.out))])
+
+
+def _join(options: Namespace) -> None:
+    from halfpass.run.client_process import join
+    from halfpass.run.train import with_folder
+
+    config = with_folder(options.config_object)
+    folder = join(config, options.address, options.client)
+    if not is_child():
+        print(f"saved {folder / f'client-{options.client}.safetensors'}")
+
+
+def _report(options: Namespace) -> None:
+    _report_on([Path(run) for run in options.runs], Path(options.out))
+
+
+def _report_own(runs: list[Path]) -> None:
+    """Of the runs that this command made; a child leaves it to its parent."""
+    if not is_child():
+        folder = runs[0] if len(runs) == 1 else runs[0].parent
+        _report_on(runs, folder / "report.html")
+
+
+def _report_on(runs: list[Path], out: Path) -> None:
+    from halfpass.run.report import write_report
+    from halfpass.run.runs import read_run, summary
+    from halfpass.run.tables import rich_table
+
+    file = write_report(runs, out)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a pipe has no width, and the default would break the columns
+    console.print(rich_table([summary(read_run(run)) for run in runs]))
+    print(f"report: {file}")
+
+
+def _export(options: Namespace) -> None:
+    from halfpass.run.export import export
+
+    exported = export(Path(options.run), options.client, Path(options.out) if options.out else None)
+    print(f"wrote {exported.file}: test accuracy {100 * exported.accuracy:.2f} %, the run reported "
+          f"{100 * exported.reported:.2f} %{exported.remark}")  # fmt: skip
+
+
+def _cuts(options: Namespace) -> None:
+    from halfpass.run.cuts import print_cuts
+
+    print_cuts(ModelConfig(**options.model.as_dict()), DataConfig(**options.data.as_dict()))
+
+
+# ------------------------------------------------------------------------------------------------------- the options
+
+
+@dataclass(frozen=True)
+class Command:
+    run: Callable[[Namespace], None]
+    help: str
+    add_options: Callable[[ArgumentParser], None]
+
+
+def _add_config(parser: ArgumentParser) -> None:
+    parser.add_class_arguments(Config)
+    parser.add_argument("--config", action="config", help="YAML file with the same keys as the options.")
+
+
+def _add_compare(parser: ArgumentParser) -> None:
+    _add_config(parser)
+    methods = "decoupled,conventional,centralized"
+    parser.add_argument("--methods", default=methods, help="Methods to compare, separated by commas.")
+    parser.add_argument("--seeds", type=str, default=None, help="Seeds, separated by commas. Default: train.seed.")
+
+
+def _add_serve(parser: ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--bind", default=DEFAULT_BIND, help="HOST:PORT to listen on; port 0 takes a free one.")
+
+
+def _add_join(parser: ArgumentParser) -> None:
+    parser.add_argument("address", type=str, help="HOST:PORT of the server.")
+    parser.add_argument("--client", type=int, default=0, help="Number of this client, from 0.")
+    _add_config(parser)
+
+
+def _add_report(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="Run folders.")
+    parser.add_argument("--out", type=str, default="report.html", help="HTML file to write.")
+
+
+def _add_export(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="Folder of a finished run, with all halves in it.")
+    parser.add_argument("--client", type=int, default=0, help="Whose client half to join (independent clients differ).")
+    parser.add_argument("--out", type=str, default=None, help="File to write. Default: RUN/model.safetensors.")
+
+
+def _add_cuts(parser: ArgumentParser) -> None:
+    parser.add_class_arguments(ModelConfig, "model")
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_argument("--config", action="config", help="YAML file with the same keys as the options.")
+
+
+COMMANDS = {
+    "train": Command(_train, "Train by one method and write a run folder.", _add_config),
+    "compare": Command(_compare, "Train by several methods and seeds: one table, one report.", _add_compare),
+    "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
+    "join": Command(_join, "Be one client of a run.", _add_join),
+    "report": Command(_report, "Draw run folders as one HTML page.", _add_report),
+    "export": Command(_export, "Join the saved halves of a run into one network, and test it.", _add_export),
+    "cuts": Command(_cuts, "List every place where a network can be cut, and what each costs.", _add_cuts),
+}  # fmt: skip
+
+
+def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    description = "Split learning in which only the forward pass crosses the wire."
+    parser = ArgumentParser(prog="halfpass", description=description, exit_on_error=False, allow_abbrev=False)
+    subcommands = parser.add_subcommands(metavar="COMMAND")
+    children = {}
+    for name, command in COMMANDS.items():
+        child = ArgumentParser(description=command.help, exit_on_error=False, allow_abbrev=False)
+        command.add_options(child)
+        child.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        subcommands.add_subcommand(name, child, help=command.help)
+        children[name] = child
+    return parser, children
+
+
+def _parse(words: list[str]) -> Namespace:
+    """Options of one command; `config_object` in them is the Config, where the command takes one."""
+    parser, children = _parser()
+    try:
+        options = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        name = next((word for word in words if word in children), None)
+        raise _reworded(str(error), _option_names(children[name]) if name else []) from error
+    chosen = options[options.subcommand]
+    if "method" in chosen:
+        values = chosen.as_dict()
+        chosen.config_object = from_dict({field.name: values[field.name] for field in dataclasses.fields(Config)})
+    return options
+
+
+def _option_names(parser: ArgumentParser) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings]
+
+
+# -------------------------------------------------------------------- argument errors: place, expected, found, remedy
+
+
+def _reworded(message: str, options: list[str]) -> HalfpassError:
+    """The parsing library's message as one of ours; its versions are pinned together with these patterns."""
+    for pattern, reword in _PATTERNS:
+        if match := re.search(pattern, message, re.DOTALL):
+            return reword(match, options)
+    return InputError("arguments", "valid ones", " ".join(message.split()), "see halfpass --help")
+
+
+def _unknown(match: re.Match[str], options: list[str]) -> HalfpassError:
+    name = match["name"].split("=")[0]
+    if not name.startswith("-"):
+        keys = [option.removeprefix("--") for option in options]
+        if "." in name or match.re.pattern.startswith("Subcommand"):
+            return InputError("configuration", "a known key", repr(name), near_miss(name, keys, "see --help"))
+        return InputError("arguments", "options only", repr(name), "see --help")
+    return InputError("arguments", "a known option", name, near_miss(name, options, "see --help"))
+
+
+def _wrong_value(match: re.Match[str], options: list[str]) -> HalfpassError:
+    key, expected, found = match["key"], match["expected"].strip(), match["found"].strip()
+    literal = re.search(r"Literal\[(.*)\]", expected)
+    if literal:
+        return choice_error(key, re.findall(r"'([^']*)'", literal[1]), found)
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    named = re.findall(r"\b(int|float|bool|str)\b", expected)
+    return InputError(key, kinds[named[0]] if named else expected, repr(found), "change it")
+
+
+def _wrong_command(match: re.Match[str], options: list[str]) -> HalfpassError:
+    return choice_error("command", COMMANDS, match["name"])
+
+
+def _no_command(match: re.Match[str], options: list[str]) -> HalfpassError:
+    return InputError("command", f"one of {', '.join(COMMANDS)}", "none", "see halfpass --help")
+
+
+def _no_file(match: re.Match[str], options: list[str]) -> HalfpassError:
+    return InputError("config", "a YAML file", f"none at {match['name']}", "check the path")
+
+
+def _bad_yaml(match: re.Match[str], options: list[str]) -> HalfpassError:
+    return InputError("config", "valid YAML", " ".join(match["reason"].split()), "correct the file")
+
+
+def _no_value(match: re.Match[str], options: list[str]) -> HalfpassError:
+    return InputError(match["name"], "a value", "none", "write it behind the option")
+
+
+def _missing(match: re.Match[str], options: list[str]) -> HalfpassError:
+    return InputError("arguments", match["name"], "none", "see --help")
+
+
+_PATTERNS: list[tuple[str, Callable[[re.Match[str], list[str]], HalfpassError]]] = [
+    (r"unrecognized arguments: (?P<name>\S+)", _unknown),
+    (r"Subcommand '\w+' does not accept option '(?P<name>[^']+)'", _unknown),
+    (r"invalid choice: '(?P<name>[^']*)' \(choose", _wrong_command),
+    (r'expected "subcommand" to be', _no_command),
+    (r"File does not exist: '?(?P<name>[^']+)'?", _no_file),
+    (r"Problems parsing config: (?P<reason>.*)", _bad_yaml),
+    (r'Parser key "(?P<key>[^"]+)":\s+(?:Expected an? )?(?P<expected>.*?)\. Got value: (?P<found>.*)', _wrong_value),
+    (r"argument (?P<name>\S+): expected (?:one|at least one) argument", _no_value),
+    (r"the following arguments are required: (?P<name>.*)", _missing),
+]

@@ -1,0 +1,118 @@
+"""A client process: joins a server, trains its client half on its own data, and keeps what it learned.
+
+It does what the server's messages say: Begin an epoch, Test, Finish. Decoupled, it never waits within an epoch except
+for its window.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from halfpass.config import Config, shared_settings
+from halfpass.learn.batches import batch_count, test_batches, train_batches
+from halfpass.learn.client import Client
+from halfpass.learn.data import Dataset, Samples
+from halfpass.run import setup
+from halfpass.run.epoch import ClientEpoch, handed_over, take_over, test_epoch
+from halfpass.run.memory import PeakMemory
+from halfpass.run.records import RunFolder
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
+from halfpass.wire.service import Connection
+
+
+class ClientRun:
+    """The client's side of a run; the same steps as `local.LocalRun` takes for one of its clients."""
+
+    def __init__(
+        self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples
+    ) -> None:
+        self.config, self.connection, self.client, self.data, self.shard = config, connection, client, data, shard
+        self.memory = PeakMemory(client.arithmetic.device)
+
+    def follow(self) -> None:
+        """Until the server says Finish."""
+        while True:
+            message = self.connection.receive("begin", "test", "finish")
+            kind = message.WhichOneof("kind")
+            if kind == "begin":
+                self._train(message.begin)
+            elif kind == "test":
+                self._test(message.test)
+            else:
+                take_over(self.config, self.client, read_weights(message.finish.weights))
+                return
+
+    def _train(self, begin: pb.Begin) -> None:
+        take_over(self.config, self.client, read_weights(begin.weights))
+        recipe = self.config.train
+        batches = train_batches(
+            self.data, self.shard, recipe.batch_size, seed=recipe.seed, client=self.client.index, epoch=begin.epoch
+        )
+        epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
+        while (batch := epoch.forward()) is not None:
+            with epoch.tally.busy():
+                message = write_batch(batch, self.config.wire.codec)
+            self.connection.send_batch(message)
+            if self.config.method == "conventional":
+                reply = self.connection.receive("gradients").gradients
+                with epoch.tally.busy():
+                    gradients = read_gradients(reply, batch)
+                epoch.backward(gradients)
+        self.connection.drain()
+        self._end(begin, epoch)
+
+    def _end(self, begin: pb.Begin, epoch: ClientEpoch) -> None:
+        tally = epoch.tally
+        weights = write_weights(handed_over(self.config, self.client)) if begin.return_weights else []
+        end = pb.EpochEnd(
+            epoch=begin.epoch, loss=tally.mean_loss, samples=tally.samples, busy_seconds=tally.busy_seconds,
+            learning_rate=tally.learning_rate or math.nan, peak_memory_bytes=self.memory.peak_bytes(), weights=weights,
+        )  # fmt: skip
+        self.connection.send(pb.ClientMessage(epoch_end=end))
+
+    def _test(self, test: pb.Test) -> None:
+        take_over(self.config, self.client, read_weights(test.weights))
+        batches = test_batches(self.data, self.data.test, self.config.train.batch_size)
+        correct = 0
+        for batch, right in test_epoch(self.client, batches, test.epoch):
+            self.connection.send_batch(write_batch(batch, self.config.wire.codec, test=True))
+            correct += right
+        self.connection.drain()
+        end = pb.TestEnd(
+            epoch=test.epoch, aux_correct=correct, samples=len(self.data.test), has_head=self.client.head is not None
+        )
+        self.connection.send(pb.ClientMessage(test_end=end))
+
+
+def join(config: Config, address: str, index: int) -> Path:
+    """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`."""
+    setup.check_index(config, index)
+    setup.use_threads(config)
+    data, shards = setup.load_shards(config)
+    shard = shards[index]
+    network = setup.build_network(config, data.train.sample_shape, data.classes)
+    client = setup.build_client(config, network, index)
+    connection = Connection(
+        address, client=index, window_bytes=config.wire.window, timeout=config.wire.timeout
+    )
+    try:
+        connection.send(pb.ClientMessage(join=_join_message(config, network, data, shard, index)))
+        connection.receive("joined")
+        ClientRun(config, connection, client, data, shard).follow()
+        folder = RunFolder.open(Path(str(config.out)))
+        folder.save_client(client, config)
+        connection.finish()
+    except BaseException as error:
+        connection.fail(error)
+        raise
+    return folder.path
+
+
+def _join_message(config: Config, network: setup.Network, data: Dataset, shard: Samples, index: int) -> pb.Join:
+    return pb.Join(
+        protocol=PROTOCOL, client=index, settings=json.dumps(shared_settings(config)),
+        sample_shape=data.train.sample_shape, classes=data.classes, samples=len(shard),
+        steps=batch_count(len(shard), config.train.batch_size), parameters=network.parameters,
+        fingerprint=network.fingerprint,
+    )  # fmt: skip

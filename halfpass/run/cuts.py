@@ -1,0 +1,43 @@
+"""`halfpass cuts`: every place where a network can be cut, as a table."""
+
+from rich.console import Console
+from rich.table import Table
+
+from halfpass.config import DataConfig, ModelConfig
+from halfpass.learn.cuts import CutRow, cut_table
+from halfpass.learn.data import KNOWN_SHAPES, load
+
+
+def print_cuts(model: ModelConfig, data: DataConfig) -> None:
+    """Prints one row per cut. The data set is read only where its sample shape is not known by its name."""
+    if data.name in KNOWN_SHAPES:
+        sample_shape, classes = KNOWN_SHAPES[data.name]
+    else:
+        read = load(data.name, data.path, limit=data.limit, image_size=data.image_size)
+        sample_shape, classes = read.train.sample_shape, read.classes
+    rows = cut_table(model.name, sample_shape, classes, model.head)
+    shape = "×".join(map(str, sample_shape))
+    print(f"{model.name} on {data.name} ({shape}, {classes} classes), head {model.head}; FLOPs of one forward pass")
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(_table(rows))
+
+
+def _table(rows: list[CutRow]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("cut")
+    columns = ("crosses", "kB/sample", "client params", "server params", "client MFLOP", "server MFLOP", "head params",
+               "head MFLOP")  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        crosses = " + ".join("×".join(map(str, shape)) for shape in row.activation_shapes)
+        table.add_row(", ".join([row.layer, *row.also]), crosses,
+                      f"{row.activation_bytes_per_sample / 1e3:.1f}", f"{row.client_parameters:,}",
+                      f"{row.server_parameters:,}", f"{row.client_flops / 1e6:.2f}", f"{row.server_flops / 1e6:.2f}",
+                      _or_dash(row.head_parameters, "{:,}"),
+                      _or_dash(row.head_flops and row.head_flops / 1e6, "{:.3f}"))  # fmt: skip
+    return table
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)

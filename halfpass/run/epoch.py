@@ -1,0 +1,147 @@
+"""One epoch of either side, step by step: learning rate, step, check, tally.
+
+`local.py` advances all clients in one thread, `client_process.py` one of them against a connection, so both runtimes
+run these very steps.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfpass.config import Config
+from halfpass.cut import CutBatch
+from halfpass.errors import RunError
+from halfpass.learn import client as client_side
+from halfpass.learn import server as server_side
+from halfpass.learn.client import Client, Pending
+from halfpass.learn.handover import client_weights, load_client_weights, load_relay_state, relay_state
+from halfpass.learn.optimizers import learning_rate, set_learning_rate
+from halfpass.learn.server import Server
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Tally:
+    """What one side did in one epoch. On a GPU a clock is read only once the work is done."""
+
+    device: torch.device
+    loss_sum: float = 0.0  # over samples
+    samples: int = 0
+    steps: int = 0
+    busy_seconds: float = 0.0
+    learning_rate: float | None = None  # of the last step
+    peak_memory_bytes: int | None = None  # so far in the run, of the side's own process
+
+    def add(self, loss: float, samples: int, learning_rate: float | None = None) -> None:
+        self.learning_rate = learning_rate
+        self.loss_sum += loss * samples
+        self.samples += samples
+        self.steps += 1
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss_sum / self.samples if self.samples else math.nan
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.busy_seconds += time.perf_counter() - began
+
+
+class ClientEpoch:
+    """A client's pass over its shard, batch by batch: `forward` gives what goes up, `backward` takes what comes down.
+
+    `first_step` and `total_steps` place it in the learning-rate schedule.
+    """
+
+    def __init__(
+        self, config: Config, client: Client, batches: Batches, epoch: int, first_step: int, total_steps: int
+    ) -> None:
+        self.tally = Tally(client.arithmetic.device)
+        self._config, self._client, self._epoch = config, client, epoch
+        self._first_step, self._total_steps = first_step, total_steps
+        self._batches = iter(batches)
+        self._pending: Pending | None = None
+
+    def forward(self) -> CutBatch | None:
+        """The next batch at the cut, or None at the end. A decoupled client has learned from it by then."""
+        with self.tally.busy():  # drawing the batch is the client's work too
+            x, labels = next(self._batches, (None, None))
+            if x is None or labels is None:
+                return None
+            step = self.tally.steps
+            recipe = self._config.train
+            lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
+            set_learning_rate(self._client.optimizer, lr)
+            if self._config.method == "decoupled":
+                batch, loss = client_side.decoupled_step(self._client, x, labels, self._epoch, step)
+                check_finite(loss, f"client {self._client.index}, auxiliary loss", self._epoch, step)
+                self.tally.add(loss, len(batch), lr)
+                return batch
+            self._pending = client_side.conventional_forward(self._client, x, labels, self._epoch, step)
+            self.tally.add(math.nan, len(labels), lr)  # the loss is known to the server alone
+            return self._pending.batch
+
+    def backward(self, gradients: tuple[Tensor, ...]) -> None:
+        """Conventional only: learns from the gradients of the last batch."""
+        assert self._pending is not None
+        with self.tally.busy():
+            client_side.conventional_backward(self._client, self._pending, gradients)
+            self._pending = None
+
+
+def test_epoch(client: Client, batches: Batches, epoch: int) -> Iterator[tuple[CutBatch, int]]:
+    """The cut batches of the test set, each with the number of samples that the auxiliary head gets right."""
+    client_side.set_training(client, False)
+    for step, (x, labels) in enumerate(batches):
+        yield client_side.evaluate(client, x, labels, epoch, step)
+    client_side.set_training(client, True)
+
+
+def server_step(
+    config: Config, server: Server, batch: CutBatch, number: int, total_steps: int, tally: Tally
+) -> tuple[Tensor, ...] | None:
+    """Trains the server half on one batch, step `number` of `total_steps`; returns what goes back: gradients, or
+    nothing when decoupled."""
+    with tally.busy():
+        lr = learning_rate(config.train.schedule, config.train.lr, number, total_steps)
+        set_learning_rate(server.optimizer, lr)
+        gradients: tuple[Tensor, ...] | None = None
+        if config.method == "decoupled":
+            loss = server_side.decoupled_step(server, batch)
+        else:
+            gradients, loss = server_side.conventional_step(server, batch)
+        check_finite(loss, f"server, batch of client {batch.client}", batch.epoch, batch.step)
+        tally.add(loss, len(batch), lr)
+    return gradients
+
+
+def check_finite(loss: float, side: str, epoch: int, step: int) -> None:
+    """Raises RunError that names side, epoch and step (both counted from 1, as the progress shows them)."""
+    if not math.isfinite(loss):
+        raise RunError(f"{side}, epoch {epoch + 1}, step {step + 1}", "a finite loss", f"{loss}", "lower train.lr")
+
+
+def handed_over(config: Config, client: Client) -> dict[str, Tensor]:
+    """What a client gives back after its turn."""
+    return relay_state(client) if config.clients.topology == "relay" else client_weights(client)
+
+
+def take_over(config: Config, client: Client, state: dict[str, Tensor]) -> None:
+    """Loads what `Handover.give` gave, if anything."""
+    if state:
+        load: Callable[[Client, dict[str, Tensor]], None] = load_client_weights
+        if config.clients.topology == "relay":
+            load = load_relay_state
+        load(client, state)

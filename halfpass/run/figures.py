@@ -1,0 +1,278 @@
+"""Series of runs → figures as SVG: accuracy and loss over epochs, bytes, peak memory, time. Used by `report`."""
+
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from halfpass.run import tables
+from halfpass.run.runs import Point, Series, mean_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; shapes and hatches repeat what colours say
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+INK, GREY, WHITE = "#1f2933", "#6b7785", "#ffffff"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)  # of the series, in their order
+LOOKS = tuple(zip(COLOURS, "os^Dvp*", strict=True))  # colour and marker
+DASHED = (0, (3, 2))
+BACKSLASHES = 4 * "\\"
+ONE_PROCESS = "one process"
+KIND_STYLES = {
+    "activations": (BLUE, ""), "labels": (ORANGE, "////"), "gradients": (VERMILLION, BACKSLASHES),
+    "weights": (GREEN, "xxxx"), "other": (PURPLE, ""),
+    "client": (BLUE, ""), "server": (ORANGE, "////"), ONE_PROCESS: (GREEN, BACKSLASHES),
+    "busy": (BLUE, ""), "waiting": (WHITE, "////"),
+}  # fmt: skip
+ACCURACIES = {"server": "test_accuracy", "client": "aux_test_accuracy"}  # keys of metrics.jsonl by side
+LOSSES = {"server": "loss", "client": "loss"}
+WIDTH_INCHES = 5.2
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8.5,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": "#e7eaee",
+    "hatch.linewidth": 0.5, "lines.linewidth": 1.6, "lines.markersize": 3.5, "legend.frameon": False,
+    "legend.handlelength": 1.5, "legend.handletextpad": 0.5, "legend.columnspacing": 1.0,
+}  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """A figure of the report: an SVG element, a caption, and the numbers that it shows, ready to print."""
+
+    title: str
+    svg: str
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Line(NamedTuple):
+    """A curve: its name in the table of numbers, its look, its points."""
+
+    name: str
+    colour: str
+    marker: str
+    dashed: bool
+    points: Sequence[Point]
+
+
+class Bar(NamedTuple):
+    """A horizontal bar: its name and its parts by kind, stacked in their order."""
+
+    name: str
+    parts: Mapping[str, float]
+
+
+def pictures(series: Sequence[Series]) -> list[Picture]:
+    """Every figure that the runs have numbers for."""
+    several = any(len(one.runs) > 1 for one in series)
+    band = " Lines are means over runs that differ only by the seed, bands one standard deviation." if several else ""
+    means = " Means over the seeds." if several else ""
+    drawn = [
+        curves(
+            series, "Test accuracy", "test accuracy (%)", ACCURACIES, "auxiliary head",
+            "Accuracy on the test set after each epoch, of the whole network as client and server compute it together, "
+            "through the codec. Dashed: of the auxiliary head at the cut, mean over clients." + band, percent=True,
+        ),
+        curves(
+            series, "Training loss", "training loss", LOSSES, "client's auxiliary loss",
+            "Training loss at the network's output, the mean over each epoch's steps. Dashed: the auxiliary loss at "
+            "the cut, mean over clients." + band, percent=False,
+        ),
+        bars(
+            "Bytes", "MB", [(one.label, byte_bars(one)) for one in series],
+            "What the application sent in the whole training, without evaluation; up is client → server. "
+            "MB = 10⁶ bytes." + means,
+        ),
+        bars(
+            "Peak memory", "MB", [(one.label, memory_bars(one)) for one in series],
+            "Peak memory of each process above what it held before the first batch; of several clients the largest. "
+            "MB = 10⁶ bytes." + means,
+        ),
+        bars(
+            "Time", "seconds", [(one.label, time_bars(one)) for one in series],
+            "Seconds of training, without evaluation, in which each side computed (busy) or waited for the other; of "
+            "several clients the mean." + means,
+        ),
+    ]  # fmt: skip
+    return [picture for picture in drawn if picture]
+
+
+# Curves
+
+
+def curves(
+    series: Sequence[Series], title: str, unit: str, keys: Mapping[str, str], dashed: str, caption: str, percent: bool
+) -> Picture | None:
+    """Curves over epochs of the server's key, solid, and of the clients', dashed and so named in the legend."""
+    lines = [
+        Line(one.label + (", client" if side == "client" else ""), *look, side == "client", points)
+        for one, look in zip(series, cycle(LOOKS), strict=False)
+        for side, key in keys.items()
+        if (points := mean_curve(one.runs, side, key, 100.0 if percent else 1.0))
+    ]
+    if not lines:
+        return None
+    if not any(line.dashed for line in lines):
+        caption = re.sub(r" Dashed: [^.]*\.", "", caption)
+
+    def paint(figure: "Figure", axes: "Axes") -> None:
+        for line in lines:
+            _paint_line(axes, line)
+        axes.set(xlabel="epoch", ylabel=unit)
+        axes.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
+        axes.grid(axis="y")
+        means = [point.mean for line in lines for point in line.points]
+        if not percent and 0 < 30 * min(means) < max(means):  # losses near zero would all lie on the axis
+            axes.set_yscale("log")
+            axes.set_ylim(min(means) / 1.5, max(means) * 1.5)
+            axes.yaxis.set_major_formatter("{x:g}")
+        _paint_legend(figure, series, dashed if any(line.dashed for line in lines) else None)
+
+    height = 2.6 + 0.16 * sum(1 + len(one.label) // 48 for one in series)  # its legend needs a place, too
+    return Picture(title, draw(title, height, paint), caption, ["epoch", *(line.name for line in lines)], _cells(lines))
+
+
+def _cells(lines: Sequence[Line]) -> list[list[str]]:
+    """A row per epoch, a column per line."""
+    found = [{point.epoch: _mean_text(point) for point in line.points} for line in lines]
+    epochs = sorted({epoch for cells in found for epoch in cells})
+    return [[str(epoch), *(cells.get(epoch, tables.MISSING) for cells in found)] for epoch in epochs]
+
+
+def _mean_text(point: Point) -> str:
+    band = "" if point.deviation is None else f" ± {tables.significant(point.deviation, 2)}"
+    return tables.significant(point.mean) + band
+
+
+def _paint_line(axes: "Axes", line: Line) -> None:
+    epochs, means = [p.epoch for p in line.points], [p.mean for p in line.points]
+    marked = len(epochs) == 1 or (len(epochs) <= 30 and not line.dashed)
+    style: Any = DASHED if line.dashed else "-"
+    axes.plot(epochs, means, color=line.colour, linestyle=style, marker=line.marker if marked else "")
+    low, high = ([p.mean + sign * (p.deviation or 0.0) for p in line.points] for sign in (-1, 1))
+    if low != high:
+        axes.fill_between(epochs, low, high, color=line.colour, alpha=0.15, linewidth=0)
+
+
+def _paint_legend(figure: "Figure", series: Sequence[Series], dashed: str | None) -> None:
+    from matplotlib.lines import Line2D
+
+    looks = zip(series, cycle(LOOKS), strict=False)
+    handles = [Line2D([], [], color=colour, marker=marker) for _, (colour, marker) in looks]
+    names = [textwrap.fill(one.label, 48) for one in series]
+    if dashed:
+        handles, names = [*handles, Line2D([], [], color=GREY, linestyle=DASHED)], [*names, dashed]
+    columns = max(1, 80 // (max(map(len, names)) + 6))  # some 80 letters fit the width; a handle is as wide as six
+    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
+# Bars
+
+
+def bars(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], caption: str) -> Picture | None:
+    """Horizontal bars with their sums, those of one series under its label; the legend holds the kinds that occur."""
+    groups = [(label, group) for label, group in groups if group]
+    every = [(label, bar) for label, group in groups for bar in group]
+    kinds = [kind for kind in KIND_STYLES if any(kind in bar.parts for _, bar in every)]
+    if not every:
+        return None
+
+    def paint(figure: "Figure", axes: "Axes") -> None:
+        longest = max(sum(bar.parts.values()) for _, bar in every) or 1.0
+        names: dict[int, str] = {}  # by place, from the top
+        for label, group in groups:
+            axes.text(0, len(names), label, va="center", weight="bold", in_layout=False)
+            names[len(names)] = ""
+            for bar in group:
+                _paint_bar(axes, len(names), bar, 0.02 * longest)
+                names[len(names)] = bar.name
+        axes.set(yticks=list(names), yticklabels=names.values(), xlabel=unit, xlim=(0, 1.15 * longest))
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter("{x:,.10g}")
+        _paint_kinds(figure, kinds)
+
+    svg = draw(title, 1.0 + 0.22 * (len(every) + len(groups)), paint)
+    cells = [[label, bar.name, *(tables.amount(bar.parts.get(kind)) for kind in kinds)] for label, bar in every]
+    return Picture(title, svg, caption, ["method", unit, *kinds], cells)
+
+
+def _paint_bar(axes: "Axes", place: int, bar: Bar, gap: float) -> None:
+    left = 0.0
+    for kind, value in bar.parts.items():
+        axes.barh(place, value, 0.8, left, **_fill(kind))
+        left += value
+    axes.text(left + gap, place, tables.amount(left), va="center")
+
+
+def _fill(kind: str) -> dict[str, Any]:
+    colour, hatch = KIND_STYLES[kind]
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": GREY if colour == WHITE else WHITE, "linewidth": 0.5}
+
+
+def _paint_kinds(figure: "Figure", kinds: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    if len(kinds) > 1:
+        figure.legend([Patch(**_fill(kind)) for kind in kinds], kinds, loc="outside upper left", ncols=5)
+
+
+def byte_bars(one: Series) -> list[Bar]:
+    """MB up and MB down, by kind."""
+    found: list[Bar] = []
+    for direction in ("up", "down"):
+        means = {kind: _mean_megabytes(one, "bytes", direction, kind) for kind in KIND_STYLES}
+        if any(mean is not None for mean in means.values()):
+            found.append(Bar(direction, {kind: mean for kind, mean in means.items() if mean}))
+    return found
+
+
+def memory_bars(one: Series) -> list[Bar]:
+    """MB of the largest client, of the server, and of one process that holds both."""
+    keys = {"client": "client", "server": "server", ONE_PROCESS: "colocated"}
+    means = {kind: _mean_megabytes(one, "peak_memory_bytes", key) for kind, key in keys.items()}
+    return [Bar(kind, {kind: mean}) for kind, mean in means.items() if mean is not None]
+
+
+def time_bars(one: Series) -> list[Bar]:
+    """Seconds busy and waiting, of the client and of the server."""
+    found: list[Bar] = []
+    for side in ("client", "server"):
+        times = {w: [tables.value_at(r, "seconds", f"{side}_{w}") for r in one.results] for w in ("busy", "waiting")}
+        means = {what: mean for what, values in times.items() if (mean := tables.mean(values)) is not None}
+        name = ONE_PROCESS if one.results[0]["method"] == "centralized" else side
+        found += [Bar(name, means)] if means else []
+    return found
+
+
+def _mean_megabytes(one: Series, *keys: str) -> float | None:
+    return tables.mean([tables.megabytes(result, *keys) for result in one.results])
+
+
+# SVG
+
+
+def draw(title: str, height_inches: float, paint: Callable[["Figure", "Axes"], None]) -> str:
+    """An SVG element that takes the width of its place, and whose ids no other figure of the page has."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    name = title.replace(" ", "-").lower()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure, figure.add_subplot())
+        text = StringIO()
+        without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=without)
+    svg = text.getvalue()
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
+    return re.sub(r"\s(?:width|height)=\"[\d.]+pt\"", "", svg, count=2)

@@ -1,0 +1,179 @@
+"""The whole path in one process: the file to read first.
+
+data → client half → CutBatch → codec → loopback → codec → server half → rows. Clients take their batches in turn, in
+the order (step, client), which is also the order of `processes`: equal seeds give equal weights.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from halfpass.config import Config
+from halfpass.learn import server as server_side
+from halfpass.learn import whole as whole_side
+from halfpass.learn.batches import batch_count, test_batches, train_batches
+from halfpass.learn.data import Dataset, Samples
+from halfpass.learn.optimizers import learning_rate, set_learning_rate
+from halfpass.run import setup
+from halfpass.run.epoch import ClientEpoch, Tally, check_finite, handed_over, server_step, take_over, test_epoch
+from halfpass.run.memory import PeakMemory
+from halfpass.run.progress import EpochProgress
+from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, result, row
+from halfpass.run.rounds import Handover, round_robin, schedule_position, testers, turns
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.loopback import Loopback
+from halfpass.wire.messages import read_weights, write_weights
+
+
+class LocalRun:
+    """Clients, server and the wires between them. `train` and `test` are one epoch each, `finish` comes last."""
+
+    def __init__(self, config: Config, data: Dataset, shards: list[Samples], network: setup.Network) -> None:
+        self.config, self.data, self.shards = config, data, shards
+        self.clients = [setup.build_client(config, network, k) for k in range(config.clients.count)]
+        self.server = setup.build_server(config, network)
+        self.wires = [Loopback(config.wire.codec) for _ in self.clients]
+        self.steps = setup.steps_per_epoch(config, shards)
+        self.handover = Handover(config.clients.topology, [len(shard) for shard in shards])
+        self.steps_done = 0
+
+    def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
+        """Trains one epoch of every client; returns the clients' tallies and the server's."""
+        clients: dict[int, Tally] = {}
+        server = Tally(self.server.arithmetic.device)
+        for turn in turns(self.config.clients.topology, len(self.clients)):
+            epochs = {k: self._begin(k, epoch) for k in turn}
+            for k in round_robin({k: self.steps[k] for k in turn}):
+                self._step(k, epochs[k], server)
+                after_step()
+            self.handover.take({k: self._end(k, epoch) for k in turn})
+            clients |= {k: epochs[k].tally for k in turn}
+        return clients, server
+
+    def _step(self, k: int, client: ClientEpoch, served: Tally) -> None:
+        """One batch: the client's step, the wire, the server's step, and what comes back."""
+        batch = client.forward()
+        assert batch is not None
+        received = self.wires[k].batch(batch)
+        gradients = server_step(self.config, self.server, received, self.steps_done, self._total_steps, served)
+        self.steps_done += 1
+        if gradients is None:
+            self.wires[k].ack(batch)
+        else:
+            client.backward(self.wires[k].gradients(batch, gradients))
+
+    @property
+    def _total_steps(self) -> int:
+        return self.config.train.epochs * sum(self.steps)
+
+    def _begin(self, k: int, epoch: int) -> ClientEpoch:
+        """A client takes over the newest client half, where it is another's, and starts on its shard."""
+        recipe = self.config.train
+        first, total = schedule_position(self.config.clients.topology, self.steps, k, epoch, recipe.epochs)
+        begin = pb.Begin(
+            epoch=epoch, first_step=first, total_steps=total, return_weights=self.handover.needed,
+            weights=write_weights(self.handover.give(k)),
+        )  # fmt: skip
+        received = self.wires[k].down(pb.ServerMessage(begin=begin)).begin
+        take_over(self.config, self.clients[k], read_weights(received.weights))
+        batches = train_batches(
+            self.data, self.shards[k], recipe.batch_size, seed=recipe.seed, client=k, epoch=epoch
+        )
+        return ClientEpoch(self.config, self.clients[k], batches, epoch, first, total)
+
+    def _end(self, k: int, epoch: int) -> dict[str, Any]:
+        """A client's epoch is over: the weights that it gives back, where any are handed over."""
+        weights = write_weights(handed_over(self.config, self.clients[k])) if self.handover.needed else []
+        end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, weights=weights))
+        return read_weights(self.wires[k].up(end).epoch_end.weights)
+
+    def test(self, epoch: int) -> tuple[float, dict[int, float]]:
+        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
+        correct, samples = 0, 0
+        auxiliary: dict[int, float] = {}
+        self.server.half.eval()
+        for k in testers(self.config.clients.topology, len(self.clients)):
+            test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
+            received = self.wires[k].down(pb.ServerMessage(test=test)).test
+            take_over(self.config, self.clients[k], read_weights(received.weights))
+            batches = test_batches(self.data, self.data.test, self.config.train.batch_size)
+            right = 0
+            for batch, aux_correct in test_epoch(self.clients[k], batches, epoch):
+                correct += server_side.evaluate(self.server, self.wires[k].batch(batch, test=True))
+                self.wires[k].ack(batch)
+                samples, right = samples + len(batch), right + aux_correct
+            if self.clients[k].head is not None:
+                auxiliary[k] = right / len(self.data.test)
+        self.server.half.train()
+        return correct / samples, auxiliary
+
+    def finish(self) -> None:
+        """Every client takes the final client half, where it is shared."""
+        for k, client in enumerate(self.clients):
+            finish = pb.Finish(weights=write_weights(self.handover.give(k)))
+            received = self.wires[k].down(pb.ServerMessage(finish=finish)).finish
+            take_over(self.config, client, read_weights(received.weights))
+
+
+def train_local(
+    config: Config, folder: RunFolder, data: Dataset, shards: list[Samples], network: setup.Network
+) -> dict[str, Any]:
+    """Trains by a split method in this process and writes the run folder; returns what `result.json` holds."""
+    run = LocalRun(config, data, shards, network)
+    memory = PeakMemory(run.server.arithmetic.device)
+    rows: list[Row] = []
+    with EpochProgress(config.method, config.train.epochs, sum(run.steps)) as progress:
+        for epoch in range(config.train.epochs):
+            began = time.perf_counter()
+            clients, server = run.train(epoch, progress.step)
+            seconds = time.perf_counter() - began
+            server.peak_memory_bytes = memory.peak_bytes()
+            accuracy, auxiliary = run.test(epoch)
+            new = epoch_rows(
+                epoch, seconds, server, clients, accuracy, auxiliary,
+                meters={k: wire.meter for k, wire in enumerate(run.wires)}, before=rows,
+            )  # fmt: skip
+            rows += folder.add_rows(new)
+            progress.epoch(new[-1])
+    run.finish()
+    for client in run.clients:
+        folder.save_client(client, config)
+    folder.save_server(run.server, config)
+    return folder.finish(result(config, network.cut, rows, Wires([wire.meter for wire in run.wires], None)))
+
+
+def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
+    """The baseline: the uncut network on all data in this process; returns what `result.json` holds."""
+    whole = setup.build_whole(config, data.train.sample_shape, data.classes)
+    recipe, device = config.train, whole.arithmetic.device
+    memory = PeakMemory(device)
+    steps = batch_count(len(data.train), recipe.batch_size)
+    rows: list[Row] = []
+    with EpochProgress(config.method, recipe.epochs, steps) as progress:
+        for epoch in range(recipe.epochs):
+            began, tally = time.perf_counter(), Tally(device)
+            batches = train_batches(data, data.train, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
+            with tally.busy():
+                for step, (x, labels) in enumerate(batches):
+                    lr = learning_rate(recipe.schedule, recipe.lr, epoch * steps + step, recipe.epochs * steps)
+                    set_learning_rate(whole.optimizer, lr)
+                    loss = whole_side.whole_step(whole, x, labels, epoch, step)
+                    check_finite(loss, "whole network", epoch, step)
+                    tally.add(loss, len(labels), lr)
+                    progress.step()
+            seconds = time.perf_counter() - began
+            tally.peak_memory_bytes = memory.peak_bytes()
+            new = row(epoch, "whole", tally, seconds, test_accuracy=test_whole(config, whole, data))
+            rows += folder.add_rows([new])
+            progress.epoch(new)
+    folder.save_whole(whole, config)
+    return folder.finish(result(config, None, rows, Wires([], None)))
+
+
+def test_whole(config: Config, whole: whole_side.Whole, data: Dataset) -> float:
+    """Accuracy of an uncut network on the test set."""
+    whole.model.eval()
+    batches = test_batches(data, data.test, config.train.batch_size)
+    correct = sum(whole_side.evaluate(whole, x, labels) for x, labels in batches)
+    whole.model.train()
+    return correct / len(data.test)

@@ -1,0 +1,50 @@
+"""A process's own peak memory above what it held before its first batch."""
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """Start it after everything is loaded and built; `peak_bytes()` then gives the peak since, above the start.
+
+    On a GPU the allocator's peak is added to nothing: it is the figure. On the CPU it is the resident set: on Linux
+    the kernel's own high-water mark, reset at the start; elsewhere the process's peak of all time, which is an upper
+    bound only once training exceeds what loading took.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._start = torch.cuda.memory_allocated(device)
+        else:
+            _reset_high_water_mark()
+            self._start = _status_bytes("VmRSS") or _peak_of_all_time()
+
+    def peak_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._start
+        return max(0, (_status_bytes("VmHWM") or _peak_of_all_time()) - self._start)
+
+
+def _reset_high_water_mark() -> None:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed; the class says what the figure means then
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
+
+
+def _status_bytes(key: str) -> int | None:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in status.splitlines() if line.startswith(f"{key}:")]
+    return int(values[0]) * 1024 if values else None
+
+
+def _peak_of_all_time() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere

@@ -1,0 +1,72 @@
+"""A server process and one process per client, started, watched and stopped by this one.
+
+They are `halfpass serve` and `halfpass join`, just as one would type them on different machines.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from halfpass.config import Config
+from halfpass.errors import RunError
+from halfpass.run.children import Child, ChildFailedError, stopping
+from halfpass.run.records import read_result
+
+START_SECONDS = 120.0  # for the server to listen; PyTorch can take long to load from a cold disk
+LAST_WORD_SECONDS = 5.0  # for the server to say why a client failed
+SAVE_SECONDS = 60.0  # for the clients to end after the server
+
+
+def train_processes(config: Config, folder: Path, *, debug: bool = False) -> dict[str, Any]:
+    """Trains by a split method between processes; `folder` holds `config.yaml`. Returns what `result.json` holds.
+
+    Raises ChildFailedError when a process fails; the others are stopped then.
+    """
+    common = ["--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])]
+    children = [Child("server", ["serve", *common, "--bind", "127.0.0.1:0"], pipe=True)]
+    with stopping(children):
+        address = _address(children[0])
+        for k in range(config.clients.count):
+            children.append(Child(f"client {k}", ["join", address, "--client", str(k), *common], quiet=not debug))
+        _watch(children)
+    return read_result(folder)
+
+
+def _address(server: Child) -> str:
+    """Where the server listens, from its first line: `listening on HOST:PORT …`."""
+    words = server.first_line(START_SECONDS).split()
+    if words[:2] == ["listening", "on"]:
+        return words[2]
+    if server.status() is not None:
+        raise ChildFailedError("", server.process.returncode)
+    raise RunError("server process", f"a line that says its address within {START_SECONDS:g} s", "none", "try again")
+
+
+def _watch(children: list[Child]) -> None:
+    """Until all have ended well; raises as soon as one has not."""
+    server, *clients = children
+    ended: float | None = None
+    while any(child.status() is None for child in children):
+        failed = [client for client in clients if client.status()]
+        if failed:
+            _wait_for(server, LAST_WORD_SECONDS)  # it knows the reason, where the client could still say it
+        if server.status():
+            raise ChildFailedError("", server.process.returncode)
+        if failed:
+            raise ChildFailedError(failed[0].said(), failed[0].process.returncode)
+        if server.status() == 0:
+            ended = ended or time.monotonic()
+            if time.monotonic() - ended > SAVE_SECONDS:
+                slow = next(client.name for client in clients if client.status() is None)
+                expected = f"its end within {SAVE_SECONDS:g} s of the server's"
+                raise RunError(slow, expected, "none", "look at what it does")
+        time.sleep(0.05)
+    for child in reversed(children):
+        if child.status():
+            raise ChildFailedError(child.said(), child.process.returncode)
+
+
+def _wait_for(child: Child, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while child.status() is None and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -1,0 +1,43 @@
+"""Progress on standard error: a bar on a terminal, a line per epoch elsewhere."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from halfpass.run.records import Row
+
+
+class EpochProgress:
+    """Counts steps of a whole run: `epochs` times `steps_per_epoch`."""
+
+    def __init__(self, title: str, epochs: int, steps_per_epoch: int) -> None:
+        self._console = Console(stderr=True)
+        self._title, self._epochs = title, epochs
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("steps"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[latest]}"),
+            console=self._console, disable=not self._console.is_terminal, refresh_per_second=4,
+        )  # fmt: skip
+        self._task = self._bars.add_task(title, total=epochs * steps_per_epoch, latest="")
+
+    def __enter__(self) -> "EpochProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def step(self) -> None:
+        self._bars.advance(self._task)
+
+    def epoch(self, row: Row) -> None:
+        """The epoch of the server's (or the whole network's) row is over."""
+        loss = "–" if row["loss"] is None else f"{row['loss']:.4f}"
+        latest = f"epoch {row['epoch']}/{self._epochs}: loss {loss}, test {100 * row['test_accuracy']:.2f} %"
+        self._bars.update(self._task, latest=latest)
+        if not self._console.is_terminal:
+            seconds = row["busy_seconds"] + row["waiting_seconds"]
+            self._console.print(f"{self._title}: {latest}, {seconds:.1f} s", highlight=False, soft_wrap=True)

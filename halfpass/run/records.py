@@ -1,0 +1,275 @@
+"""What a run writes: `config.yaml`, a row per epoch per process in `metrics.jsonl`, weights, `result.json`."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from halfpass.config import Config, as_dict
+from halfpass.errors import InputError, RunError
+from halfpass.learn.client import Client
+from halfpass.learn.server import Server
+from halfpass.learn.whole import Whole
+from halfpass.run.epoch import Tally
+from halfpass.wire.meter import Meter
+
+Row = dict[str, Any]
+
+ROW_KEYS = (
+    "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "steps", "samples", "busy_seconds",
+    "waiting_seconds", "learning_rate", "peak_memory_bytes", "bytes_up", "bytes_down", "socket_up", "socket_down",
+)  # fmt: skip
+
+
+def row(epoch: int, process: str, tally: Tally, epoch_seconds: float, **values: Any) -> Row:
+    """A row of `metrics.jsonl`: one process's epoch, `epoch` counted from 0 here and from 1 in the file.
+
+    What a process does not know is null. Waiting is what is left of the epoch's seconds, evaluation not included.
+    """
+    known = {
+        "epoch": epoch + 1, "process": process, "loss": finite_or_none(tally.mean_loss), "steps": tally.steps,
+        "samples": tally.samples, "busy_seconds": tally.busy_seconds, "learning_rate": tally.learning_rate,
+        "peak_memory_bytes": tally.peak_memory_bytes,
+        "waiting_seconds": max(0.0, epoch_seconds - tally.busy_seconds), **values,
+    }  # fmt: skip
+    return {key: known.get(key) for key in ROW_KEYS}
+
+
+def epoch_rows(
+    epoch: int,
+    seconds: float,
+    server: Tally,
+    clients: Mapping[int, Tally],
+    accuracy: float,
+    auxiliary: Mapping[int, float],
+    meters: Mapping[int, Meter],
+    before: Sequence[Row],
+    sockets: Mapping[int, tuple[int, int] | None] | None = None,
+) -> list[Row]:
+    """The rows of one epoch of a split run: the clients' and, last, the server's.
+
+    `meters` and `sockets` (up, down) count from the beginning of the run; `before` are the rows of earlier epochs.
+    """
+    rows = []
+    for k, tally in sorted(clients.items()):
+        counted = dict(zip(("socket_up", "socket_down"), (sockets or {}).get(k) or (None, None), strict=True))
+        counted |= {"bytes_up": meters[k].up.total(), "bytes_down": meters[k].down.total()}
+        earlier = [r for r in before if r["process"] == f"client-{k}"]
+        new = {key: None if n is None else n - sum(r[key] for r in earlier) for key, n in counted.items()}
+        rows.append(row(epoch, f"client-{k}", tally, seconds, aux_test_accuracy=auxiliary.get(k), **new))
+    return [*rows, row(epoch, "server", server, seconds, test_accuracy=accuracy)]
+
+
+def finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Wires:
+    """The bytes of all clients' wires over a whole run."""
+
+    meters: Sequence[Meter]
+    sockets: tuple[int, int] | None  # (up, down), evaluation not included; None without sockets
+
+    def as_dict(self) -> dict[str, Any]:
+        up, down = Counter[str](), Counter[str]()
+        for meter in self.meters:
+            up.update(meter.up)
+            down.update(meter.down)
+        socket_up, socket_down = self.sockets or (None, None)
+        return {
+            "up": {kind: up[kind] for kind in ("activations", "labels", "weights", "other")},
+            "down": {kind: down[kind] for kind in ("gradients", "weights", "other")},
+            "socket_up": socket_up,
+            "socket_down": socket_down,
+        }
+
+    def evaluation(self) -> dict[str, int]:
+        return {
+            "up": sum(meter.evaluation_up for meter in self.meters),
+            "down": sum(meter.evaluation_down for meter in self.meters),
+        }
+
+
+def result(config: Config, cut: str | None, rows: Sequence[Row], wires: Wires) -> dict[str, Any]:
+    """`result.json`, from the rows of all epochs. Accuracy is the last epoch's on the test set, never the best's."""
+    last = config.train.epochs
+    clients = [f"client-{k}" for k in range(config.clients.count)]
+    owner = [r for r in rows if r["process"] in ("server", "whole")]
+    auxiliary = [r["aux_test_accuracy"] for r in rows if r["epoch"] == last and r["aux_test_accuracy"] is not None]
+    split = config.method != "centralized"
+    separate = split and config.runtime == "processes"
+    return {
+        "method": config.method,
+        "runtime": config.runtime,
+        "dataset": config.data.name,
+        "model": config.model.name,
+        "cut": cut if split else None,
+        "head": config.model.head if config.method == "decoupled" else None,
+        "codec": config.wire.codec if split else None,
+        "topology": config.clients.topology if split else None,
+        "clients": config.clients.count if split else 0,
+        "epochs": config.train.epochs,
+        "seed": config.train.seed,
+        "precision": config.train.precision,
+        "device": config.train.device,
+        "test_accuracy": next(r["test_accuracy"] for r in owner if r["epoch"] == last),
+        "aux_test_accuracy": sum(auxiliary) / len(auxiliary) if auxiliary else None,
+        "train_seconds": sum(r["busy_seconds"] + r["waiting_seconds"] for r in owner),
+        "bytes": wires.as_dict(),
+        "evaluation_bytes": wires.evaluation(),
+        "peak_memory_bytes": {
+            "client": [_peak(rows, client) for client in clients] if separate else [],
+            "server": _peak(rows, "server") if separate else None,
+            "colocated": None if separate else _peak(owner, owner[0]["process"]),
+        },
+        "seconds": {
+            "client_busy": _mean_seconds(rows, clients, "busy_seconds") if split else None,
+            "client_waiting": _mean_seconds(rows, clients, "waiting_seconds") if split else None,
+            "server_busy": sum(r["busy_seconds"] for r in owner),
+            "server_waiting": sum(r["waiting_seconds"] for r in owner),
+        },
+        "environment": environment(),
+    }
+
+
+def _peak(rows: Sequence[Row], process: str) -> int:
+    return max(r["peak_memory_bytes"] for r in rows if r["process"] == process)
+
+
+def _mean_seconds(rows: Sequence[Row], clients: Sequence[str], key: str) -> float:
+    """Over the run, of a client on average."""
+    return sum(r[key] for r in rows if r["process"] in clients) / len(clients)
+
+
+def environment() -> dict[str, Any]:
+    """Where figures were measured: commit (with + where the tree was changed), versions, hardware."""
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hardware": _hardware(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        tracked = _git(here, "ls-files", "--error-unmatch", __file__)
+        commit = _git(here, "rev-parse", "--short=12", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return f"halfpass {metadata.version('halfpass')}"
+    return commit + ("+" if tracked and _git(here, "status", "--porcelain", "-uno", "--", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def _hardware() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}"
+
+
+class RunFolder:
+    """A folder that one run is written to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> "RunFolder":
+        """Makes the folder and writes the configuration; refuses a folder that holds a run."""
+        refuse_run(path)
+        path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(as_dict(config), sort_keys=False)
+        (path / "config.yaml").write_text(text)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """A folder that this process only adds its own weights to."""
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    def add_rows(self, rows: list[Row]) -> list[Row]:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in rows)
+        return rows
+
+    def save_client(self, client: Client, config: Config) -> None:
+        head = {} if client.head is None else client.head.state_dict()
+        parts = {"client_half": client.half.state_dict(), "auxiliary_head": head}
+        self._save_weights(f"client-{client.index}", parts, config)
+
+    def save_server(self, server: Server, config: Config) -> None:
+        self._save_weights("server", {"server_half": server.half.state_dict()}, config)
+
+    def save_whole(self, whole: Whole, config: Config) -> None:
+        self._save_weights("whole", {"whole": whole.model.state_dict()}, config)
+
+    def _save_weights(self, name: str, parts: Mapping[str, Mapping[str, Tensor]], config: Config) -> None:
+        """`NAME.safetensors`, each part's tensors under `PART.`: one owner's weights and nobody else's."""
+        tensors = {
+            f"{part}.{key}": value.detach().cpu().contiguous()
+            for part, state in parts.items()
+            for key, value in state.items()
+        }
+        save_file(tensors, self.path / f"{name}.safetensors", metadata={"config": json.dumps(as_dict(config))})
+
+    def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        write_json(self.path / "result.json", outcome)
+        return outcome
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Whole or not at all: a reader never sees half of it."""
+    partial = file.with_suffix(".part")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(file)
+
+
+def default_folder(config: Config) -> str:
+    """A new name under runs/, which tells method, data set, network and time."""
+    name = f"{config.method}-{config.data.name}-{config.model.name}".replace(":", "-").replace("/", "-")
+    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+
+
+def refuse_run(path: Path) -> None:
+    """Raises InputError when the folder cannot take a run: it holds one, or is no folder."""
+    held = [name for name in ("metrics.jsonl", "result.json") if (path / name).exists()]
+    if held:
+        raise InputError("out", "a folder without a run", f"{held[0]} in {path}", "choose another folder")
+    if path.exists() and not path.is_dir():
+        raise InputError("out", "a folder", f"a file at {path}", "choose another name")
+    if not os.access(next(p for p in (path, *path.absolute().parents) if p.exists()), os.W_OK):
+        raise InputError("out", "a folder that can be written", f"{path}", "choose another folder")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A finished run's `result.json`; raises RunError when the run did not get that far."""
+    file = path / "result.json"
+    if not file.is_file():
+        raise RunError(str(path), "result.json of a finished run", "none", "look at what the run printed")
+    loaded: dict[str, Any] = json.loads(file.read_text())
+    return loaded

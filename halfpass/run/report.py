@@ -1,0 +1,57 @@
+"""Run folders → one self-contained HTML page: the table, the figures, the configuration, the environment.
+
+Runs that differ only by the seed are shown as one: mean ± standard deviation. Try it: `halfpass report RUN…`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from halfpass.errors import InputError
+from halfpass.run import figures, tables
+from halfpass.run.runs import Run, make_series, read_run, summary
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Read the run folders `runs` and write the report to the HTML file `out`, which is returned.
+
+    InputError when there is no run, a folder is no run or holds a broken file, or `out` is a folder.
+    """
+    out = Path(out)
+    if not runs:
+        raise InputError("report", "at least one run folder", "none", "name a folder written by 'halfpass train'")
+    if out.is_dir():
+        raise InputError(str(out), "a file to write the report to", "a folder", "name a file such as report.html")
+    page = render([read_run(path) for path in runs])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The whole page as HTML text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    series = make_series(runs)
+    groups = [one.results for one in series]
+    columns = tables.measures(groups)
+    page = Environment(
+        loader=PackageLoader("halfpass", "run"), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return page.get_template("report.html.j2").render(
+        methods=_distinct(groups, "method"),
+        datasets=_distinct(groups, "dataset"),
+        seeds=_distinct(groups, "seed"),
+        facts=tables.shared_settings(groups),
+        columns=columns,
+        rows=[(one.label, [column.cell(one.results) for column in columns]) for one in series],
+        colours=figures.COLOURS,
+        units_note=tables.UNITS_NOTE,
+        several_seeds=any(len(group) > 1 for group in groups),
+        pictures=figures.pictures(series),
+        runs=[(run, summary(run)) for run in runs],
+    )
+
+
+def _distinct(groups: Sequence[tables.Group], key: str) -> str:
+    return ", ".join(dict.fromkeys(str(result[key]) for group in groups for result in group))

@@ -1,0 +1,66 @@
+"""Who trains when, and who holds the newest client half: the three topologies, the same for either runtime."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from halfpass.learn.handover import average_weights
+
+
+def turns(topology: str, clients: int) -> list[list[int]]:
+    """The clients of each turn of an epoch: one after the other in a relay, else all of them at once."""
+    return [[k] for k in range(clients)] if topology == "relay" else [list(range(clients))]
+
+
+def round_robin(steps: Mapping[int, int]) -> list[int]:
+    """The clients of one turn in the order (step, client), given each one's number of steps."""
+    return [client for step in range(max(steps.values())) for client in sorted(steps) if step < steps[client]]
+
+
+def testers(topology: str, clients: int) -> list[int]:
+    """The clients that bring the test set: one that holds the shared client half, or each where halves differ."""
+    if topology == "independent":
+        return list(range(clients))
+    return [clients - 1] if topology == "relay" else [0]
+
+
+def schedule_position(topology: str, steps: Sequence[int], client: int, epoch: int, epochs: int) -> tuple[int, int]:
+    """(number of a client's first step of an epoch, number of all steps) in the learning-rate schedule.
+
+    In a relay there is one client half, which takes the steps of all clients.
+    """
+    if topology == "relay":
+        return epoch * sum(steps) + sum(steps[:client]), epochs * sum(steps)
+    return epoch * steps[client], epochs * steps[client]
+
+
+class Handover:
+    """The newest shared client half, and which clients hold it already.
+
+    With one client, or with independent ones, nothing is ever handed over.
+    """
+
+    def __init__(self, topology: str, samples: Sequence[int]) -> None:
+        self.needed = topology != "independent" and len(samples) > 1
+        self._relay, self._samples = topology == "relay", samples
+        self._newest: dict[str, Tensor] = {}
+        self._holders: set[int] = set()
+
+    def give(self, client: int) -> dict[str, Tensor]:
+        """What `client` must load before it goes on; empty when it is up to date."""
+        if client in self._holders:
+            return {}
+        self._holders.add(client)
+        return self._newest
+
+    def take(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """After a turn: what its clients gave back, by client (nothing where nothing is handed over)."""
+        if not self.needed:
+            return
+        if self._relay:
+            ((client, state),) = states.items()
+            self._newest, self._holders = dict(state), {client}
+            return
+        order = sorted(states)
+        self._newest = average_weights([states[k] for k in order], [self._samples[k] for k in order])
+        self._holders = set()

@@ -1,0 +1,204 @@
+"""Run folders, read back and checked: `read_run`, `summary`, and runs that differ only by the seed as one `Series`.
+
+What is wrong in a folder is told with its file and key. A run that was killed is read as far as it got, with a note.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from halfpass.errors import InputError
+from halfpass.run import tables
+
+Row = Mapping[str, Any]
+
+CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
+    "method": "method", "runtime": "runtime", "dataset": "data.name", "model": "model.name", "cut": "model.cut",
+    "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
+    "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
+}  # fmt: skip
+NO_SETTINGS = ("out", "data.download")  # of config.yaml; runs that differ in these are alike
+REQUIRED = (
+    *CONFIG_KEYS, "test_accuracy", "aux_test_accuracy", "train_seconds",
+    "bytes.up.activations", "bytes.up.labels", "bytes.up.weights", "bytes.up.other",
+    "bytes.down.gradients", "bytes.down.weights", "bytes.down.other", "bytes.socket_up", "bytes.socket_down",
+    "peak_memory_bytes.client", "peak_memory_bytes.server", "peak_memory_bytes.colocated",
+    "seconds.client_busy", "seconds.client_waiting", "seconds.server_busy", "seconds.server_waiting",
+    "environment.commit", "environment.python", "environment.torch", "environment.hardware", "environment.threads",
+)  # fmt: skip
+NUMBERS = ("test_accuracy", "aux_test_accuracy", "train_seconds", "bytes", "peak_memory_bytes", "seconds")
+ROW_NUMBERS = (
+    "loss", "test_accuracy", "aux_test_accuracy", "busy_seconds", "waiting_seconds",
+    "peak_memory_bytes", "bytes_up", "bytes_down", "socket_up", "socket_down",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as read; `result` is None where the run did not finish."""
+
+    path: Path
+    config: str
+    settings: Mapping[str, Any]  # config.yaml with dotted keys
+    metrics: Sequence[Row]
+    result: Mapping[str, Any] | None
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs that differ only by the seed, their summaries, and the name they have in every figure."""
+
+    label: str
+    runs: Sequence[Run]
+    results: Sequence[tables.Result]
+
+
+class Point(NamedTuple):
+    """A point of a curve; the deviation is None where only one run has a value."""
+
+    epoch: int
+    mean: float
+    deviation: float | None
+
+
+# Reading
+
+
+def read_run(path: Path) -> Run:
+    """The run in folder `path`. InputError names the file, and the line or key, that is missing or wrong."""
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise InputError(str(path), "a run folder", "no config.yaml in it", "give a folder written by 'halfpass train'")
+    config, settings = _read(path / "config.yaml", "YAML", yaml.safe_load)
+    metrics, notes = _read_metrics(path / "metrics.jsonl")
+    result = None
+    if (path / "result.json").exists():
+        _, result = _read(path / "result.json", "JSON", _json)
+        _check_result(path / "result.json", _flat(result))
+    else:
+        last = max((row["epoch"] for row in metrics), default=0)
+        notes = [*notes, f"unfinished: there is no result.json; the last epoch in metrics.jsonl is {last}"]
+    return Run(path, config, _flat(settings), metrics, result, notes)
+
+
+def _read(file: Path, form: str, parse: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
+    """The file's text and what it holds."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = parse(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(str(file), form, " ".join(str(error).split()), "restore the file, or run again") from error
+    if not isinstance(content, dict):
+        raise InputError(str(file), "keys and values", type(content).__name__, "restore the file, or run again")
+    return text, content
+
+
+def _json(text: str | bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant}, which is not a JSON number")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def _read_metrics(file: Path) -> tuple[list[Row], list[str]]:
+    """The rows; a last line that was cut off by a kill is left out, with a note."""
+    if not file.exists():
+        return [], ["there is no metrics.jsonl: no epoch was recorded"]
+    lines = [(number, line) for number, line in enumerate(file.read_bytes().split(b"\n"), start=1) if line.strip()]
+    rows: list[Row] = []
+    for number, line in lines:
+        try:
+            row = _json(line)
+        except ValueError as error:
+            if number == lines[-1][0]:
+                return rows, [f"line {number} of metrics.jsonl is cut off and was left out"]
+            raise InputError(f"{file}:{number}", "a JSON row", str(error), "remove the line") from error
+        _check_row(row, f"{file}:{number}")
+        rows.append(row)
+    return rows, []
+
+
+def _check_row(row: Any, place: str) -> None:
+    if not (isinstance(row, dict) and isinstance(row.get("epoch"), int) and isinstance(row.get("process"), str)):
+        raise InputError(place, "'epoch' (a whole number) and 'process' (a name)", repr(row)[:80], "remove the line")
+    for key in ROW_NUMBERS:
+        _check_number(row.get(key), f"{place}: {key}")
+
+
+def _check_result(file: Path, flat: Mapping[str, Any]) -> None:
+    for key in REQUIRED:
+        if key not in flat:
+            raise InputError(str(file), f"the key {key!r}", "none", "remove the file to report the run as unfinished")
+    for key in flat:
+        if key == "peak_memory_bytes.client":
+            if not isinstance(flat[key], list):
+                raise InputError(f"{file}: {key}", "a list of numbers", repr(flat[key]), "run again")
+            for number in flat[key]:
+                _check_number(number, f"{file}: {key}")
+        elif key.split(".")[0] in NUMBERS:
+            _check_number(flat[key], f"{file}: {key}")
+
+
+def _check_number(value: Any, place: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise InputError(place, "a number or null", repr(value), "run again")
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+# Runs → results → series
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What result.json says and the further `settings`; of an unfinished run its settings and last accuracy."""
+    known = run.result or {
+        **{name: run.settings.get(key) for name, key in CONFIG_KEYS.items()},
+        "test_accuracy": _last(by_epoch(run, "server", "test_accuracy")),
+        "aux_test_accuracy": _last(by_epoch(run, "client", "aux_test_accuracy")),
+        "unfinished": True,
+    }
+    further = {k: v for k, v in run.settings.items() if k not in CONFIG_KEYS.values() and k not in NO_SETTINGS}
+    return {**known, "settings": further}
+
+
+def _last(values: Mapping[int, float]) -> float | None:
+    return values[max(values)] if values else None
+
+
+def by_epoch(run: Run, side: str, key: str) -> dict[int, float]:
+    """`key` after each epoch: of the "server" (the whole, when centralized), or the mean over every "client"."""
+    names = ("server", "whole") if side == "server" else ("client",)
+    found: dict[int, list[float]] = {}
+    for row in run.metrics:
+        if row["process"].startswith(names) and row.get(key) is not None:
+            found.setdefault(row["epoch"], []).append(row[key])
+    return {epoch: statistics.fmean(found[epoch]) for epoch in sorted(found)}
+
+
+def mean_curve(runs: Sequence[Run], side: str, key: str, scale: float = 1.0) -> list[Point]:
+    """Mean and standard deviation (divisor n - 1), times `scale`, over those runs that have a value for the epoch."""
+    curves = [by_epoch(run, side, key) for run in runs]
+    points = []
+    for epoch in sorted({epoch for curve in curves for epoch in curve}):
+        values = [scale * curve[epoch] for curve in curves if epoch in curve]
+        points.append(Point(epoch, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None))
+    return points
+
+
+def make_series(runs: Sequence[Run]) -> list[Series]:
+    """The runs, those that differ only by the seed as one, named by method and the settings that tell them apart."""
+    groups = tables.group_seeds([(run, summary(run)) for run in runs], lambda pair: pair[1])
+    results = [[result for _, result in group] for group in groups]
+    named = zip(tables.labels(results), groups, results, strict=True)
+    return [Series(label, [run for run, _ in group], own) for label, group, own in named]

@@ -1,0 +1,256 @@
+"""The server process: takes cut batches from its clients in order, trains the server half, and writes the run folder.
+
+It needs no data: sample shape and number of classes come with the first client that joins.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from halfpass.config import Config, shared_settings
+from halfpass.cut import CutBatch
+from halfpass.errors import InputError, RunError
+from halfpass.learn import server as server_side
+from halfpass.run import setup
+from halfpass.run.epoch import Tally, server_step
+from halfpass.run.memory import PeakMemory
+from halfpass.run.progress import EpochProgress
+from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, refuse_run, result
+from halfpass.run.rounds import Handover, round_robin, schedule_position, testers, turns
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.messages import PROTOCOL, check_batch, read_weights, write_gradients, write_weights
+from halfpass.wire.service import Hub
+
+JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
+
+
+class Admission:
+    """Checks newcomers. The first one's sample shape and classes settle the network; the others must agree."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.joins: dict[int, pb.Join] = {}
+        self.network: setup.Network | None = None
+        self._classes = 0
+
+    def admit(self, join: pb.Join) -> None:
+        """Raises InputError, both values in it, where a client differs from the server or from an earlier client."""
+        place = f"client {join.client} at joining"
+        _agree(place, "protocol", PROTOCOL, join.protocol)
+        theirs, ours = json.loads(join.settings), shared_settings(self.config)
+        for key in sorted(ours.keys() | theirs.keys()):
+            _agree(place, key, ours.get(key), theirs.get(key))
+        if self.network is None:
+            self.network = setup.build_network(self.config, tuple(join.sample_shape), join.classes)
+        first = next(iter(self.joins.values()), join)
+        _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
+        _agree(place, "number of classes", first.classes, join.classes)
+        _agree(place, "parameters of the network", self.network.parameters, join.parameters)
+        _agree(place, "network (fingerprint of names and shapes)", self.network.fingerprint, join.fingerprint)
+        self.joins[join.client] = join
+        self._classes = join.classes
+
+    def check(self, client: int, batch: CutBatch) -> None:
+        """Raises InputError where a batch does not fit the cut."""
+        assert self.network is not None
+        check_batch(batch, client, self.network.cut_shapes, self._classes)
+
+
+def _agree(place: str, what: str, expected: object, found: object) -> None:
+    if expected != found:
+        raise InputError(
+            place, f"{what} {expected!r} (the server's)", f"{found!r}", "start both sides with the same configuration"
+        )
+
+
+class ServerRun:
+    """The server's side of a run; the same steps as `local.LocalRun`, with the clients at the end of a wire."""
+
+    def __init__(self, config: Config, hub: Hub, admission: Admission) -> None:
+        assert admission.network is not None
+        self.config, self.hub, self.network = config, hub, admission.network
+        self.server = setup.build_server(config, self.network)
+        joins = [admission.joins[k] for k in range(config.clients.count)]
+        self.steps = [join.steps for join in joins]
+        self.handover = Handover(config.clients.topology, [join.samples for join in joins])
+        self.steps_done = 0
+        self._evaluation_sockets = [(0, 0)] * len(joins)  # (up, down) so far, to be left out
+
+    def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
+        clients: dict[int, Tally] = {}
+        server = Tally(self.server.arithmetic.device)
+        for turn in turns(self.config.clients.topology, len(self.steps)):
+            for k in turn:
+                self._begin(k, epoch)
+            for k, batch in self._batches(turn, epoch):
+                self._step(k, batch, server)
+                after_step()
+            ends = {k: self._end(k, epoch) for k in turn}
+            self.handover.take({k: read_weights(end.weights) for k, end in ends.items()})
+            clients |= {k: self._client_tally(k, end) for k, end in ends.items()}
+        return clients, server
+
+    def _batches(self, turn: list[int], epoch: int) -> Iterator[tuple[int, CutBatch]]:
+        """(client, batch) of all clients of the turn, in round-robin order or as they arrive."""
+        left = {k: self.steps[k] for k in turn}
+        wanted = iter(round_robin(left)) if self.config.wire.order == "round-robin" else None
+        while any(left.values()):
+            candidates = [k for k in turn if left[k]] if wanted is None else [next(wanted)]
+            k, received = self.hub.take(candidates, "batch")
+            assert received.batch is not None
+            expected = (epoch, self.steps[k] - left[k], False)
+            _in_sequence(k, expected, (received.batch.epoch, received.batch.step, received.test))
+            left[k] -= 1
+            yield k, received.batch
+
+    def _step(self, k: int, batch: CutBatch, served: Tally) -> None:
+        total_steps = self.config.train.epochs * sum(self.steps)
+        gradients = server_step(self.config, self.server, batch, self.steps_done, total_steps, served)
+        self.steps_done += 1
+        if gradients is None:
+            self.hub.send(k, _ack(batch))
+        else:
+            with served.busy():
+                message = write_gradients(batch, gradients, self.config.wire.codec)
+            self.hub.send(k, message)
+
+    def _begin(self, k: int, epoch: int) -> None:
+        first, total = schedule_position(
+            self.config.clients.topology, self.steps, k, epoch, self.config.train.epochs
+        )
+        begin = pb.Begin(
+            epoch=epoch, first_step=first, total_steps=total, return_weights=self.handover.needed,
+            weights=write_weights(self.handover.give(k)),
+        )  # fmt: skip
+        self.hub.send(k, pb.ServerMessage(begin=begin))
+
+    def _end(self, k: int, epoch: int) -> pb.EpochEnd:
+        _, received = self.hub.take([k], "epoch_end")
+        assert received.message is not None
+        return received.message.epoch_end
+
+    def _client_tally(self, k: int, end: pb.EpochEnd) -> Tally:
+        """What the client says of its epoch."""
+        return Tally(
+            self.server.arithmetic.device, loss_sum=end.loss * end.samples, samples=end.samples, steps=self.steps[k],
+            busy_seconds=end.busy_seconds, learning_rate=end.learning_rate, peak_memory_bytes=end.peak_memory_bytes,
+        )  # fmt: skip
+
+    def test(self, epoch: int) -> tuple[float, dict[int, float]]:
+        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
+        correct, samples = 0, 0
+        auxiliary: dict[int, float] = {}
+        self.server.half.eval()
+        for k in testers(self.config.clients.topology, len(self.steps)):
+            before = self.hub.socket_traffic(k)
+            weights = write_weights(self.handover.give(k))
+            self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch, weights=weights)))
+            right, end = self._test_client(k, epoch)
+            correct, samples = correct + right, samples + end.samples
+            if end.has_head:
+                auxiliary[k] = end.aux_correct / end.samples
+            self._leave_out(k, before, sum(tensor.ByteSize() for tensor in weights))
+        self.server.half.train()
+        return correct / samples, auxiliary
+
+    def _test_client(self, k: int, epoch: int) -> tuple[int, pb.TestEnd]:
+        correct, step = 0, 0
+        while True:
+            _, received = self.hub.take([k], "batch", "test_end")
+            if received.message is not None:
+                return correct, received.message.test_end
+            assert received.batch is not None
+            batch = received.batch
+            _in_sequence(k, (epoch, step, True), (batch.epoch, batch.step, received.test))
+            correct += server_side.evaluate(self.server, batch)
+            self.hub.send(k, _ack(batch))
+            step += 1
+
+    def _leave_out(self, k: int, before: tuple[int, int] | None, weights: int) -> None:
+        """Evaluation's bytes at the socket are not training's; weights that were handed over with it are."""
+        after = self.hub.socket_traffic(k)
+        if before is not None and after is not None:
+            up, down = self._evaluation_sockets[k]
+            self._evaluation_sockets[k] = (up + after[0] - before[0], down + after[1] - before[1] - weights)
+
+    def sockets(self) -> dict[int, tuple[int, int] | None]:
+        """(up, down) bytes at each client's socket so far, evaluation left out; None where the system does not say."""
+        return {k: self._socket(k) for k in range(len(self.steps))}
+
+    def _socket(self, k: int) -> tuple[int, int] | None:
+        traffic, (up, down) = self.hub.socket_traffic(k), self._evaluation_sockets[k]
+        return None if traffic is None else (traffic[0] - up, traffic[1] - down)
+
+    def finish(self) -> Wires:
+        """Gives every client the final client half, where it is shared, and lets it go; returns all bytes."""
+        for k in range(len(self.steps)):
+            finish = pb.Finish(weights=write_weights(self.handover.give(k)))
+            self.hub.send(k, pb.ServerMessage(finish=finish))
+        for k in range(len(self.steps)):
+            self.hub.take([k], "finished")
+        meters = [self.hub.meter(k) for k in range(len(self.steps))]
+        known = [traffic for traffic in self.sockets().values() if traffic is not None]
+        for k in range(len(self.steps)):
+            self.hub.release(k)
+        if len(known) < len(self.steps):
+            return Wires(meters, None)
+        return Wires(meters, (sum(up for up, _ in known), sum(down for _, down in known)))
+
+
+def _ack(batch: CutBatch) -> pb.ServerMessage:
+    return pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step))
+
+
+def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int, int, bool]) -> None:
+    if expected != found:
+        raise RunError(
+            f"client {client}", "epoch {}, step {}, test {}".format(*expected),
+            "epoch {}, step {}, test {}".format(*found), "both sides must run the same halfpass",
+        )  # fmt: skip
+
+
+def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[str, Any]:
+    """Serves one run from joining to the written run folder; returns what `result.json` holds.
+
+    `announce(port)` is called once clients can join.
+    """
+    out = Path(str(config.out))
+    refuse_run(out)
+    setup.use_threads(config)
+    admission = Admission(config)
+    hub = Hub(
+        bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
+        admit=admission.admit, check=admission.check,
+    )  # fmt: skip
+    try:
+        announce(hub.port)
+        hub.wait_for_clients(JOIN_SECONDS)
+        return _run(config, RunFolder.create(out, config), ServerRun(config, hub, admission))
+    except BaseException as error:
+        hub.fail(error)
+        raise
+    finally:
+        hub.stop()
+
+
+def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
+    memory = PeakMemory(run.server.arithmetic.device)
+    rows: list[Row] = []
+    with EpochProgress(config.method, config.train.epochs, sum(run.steps)) as progress:
+        for epoch in range(config.train.epochs):
+            began = time.perf_counter()
+            clients, server = run.train(epoch, progress.step)
+            seconds = time.perf_counter() - began
+            server.peak_memory_bytes = memory.peak_bytes()
+            accuracy, auxiliary = run.test(epoch)
+            new = epoch_rows(
+                epoch, seconds, server, clients, accuracy, auxiliary,
+                meters={k: run.hub.meter(k) for k in clients}, before=rows, sockets=run.sockets(),
+            )  # fmt: skip
+            rows += folder.add_rows(new)
+            progress.epoch(new[-1])
+    wires = run.finish()
+    folder.save_server(run.server, config)
+    return folder.finish(result(config, run.network.cut, rows, wires))

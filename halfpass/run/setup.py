@@ -1,0 +1,186 @@
+"""From settings to what is trained: data, shards, the cut network, its two sides. Everything that can be wrong with
+the arguments is found here, before anything is written."""
+
+import copy
+import hashlib
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from halfpass.config import Config
+from halfpass.errors import InputError, choice_error
+from halfpass.learn.batches import batch_count
+from halfpass.learn.client import Client, unreached_parameters
+from halfpass.learn.data import Dataset, Samples, load
+from halfpass.learn.heads import build_head
+from halfpass.learn.models import MIDDLE_CUTS, Pair, build_model
+from halfpass.learn.optimizers import build_optimizer
+from halfpass.learn.partition import partition
+from halfpass.learn.precision import Arithmetic, arithmetic
+from halfpass.learn.server import Server
+from halfpass.learn.split import Halves, cut_shapes, split
+from halfpass.learn.whole import Whole
+from halfpass.wire.codec import CODECS
+
+
+@dataclass(frozen=True)
+class Network:
+    """The cut network with its seeded initial weights, on the CPU."""
+
+    halves: Halves
+    head: nn.Module | None  # decoupled only
+    cut: str
+    cut_shapes: tuple[tuple[int, ...], ...]  # per sample, of each value that crosses
+    parameters: int  # of the whole network, head not included
+    fingerprint: str  # of names and shapes of weights, buffers and cut
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run starts from; the network is None when it is not cut (centralized)."""
+
+    data: Dataset
+    shards: list[Samples]
+    network: Network | None
+
+
+def prepare(config: Config) -> Prepared:
+    """Loads, partitions, builds and cuts; raises InputError for whatever cannot be used."""
+    arithmetic(config.train.device, config.train.precision)
+    data, shards = load_shards(config)
+    if config.method == "centralized":
+        build_whole(config, data.train.sample_shape, data.classes)
+        return Prepared(data, shards, None)
+    return Prepared(data, shards, build_network(config, data.train.sample_shape, data.classes))
+
+
+def check_index(config: Config, index: int) -> None:
+    """Raises InputError where the run has no client of that number."""
+    if not 0 <= index < config.clients.count:
+        raise InputError(
+            "client", f"a number from 0 to {config.clients.count - 1}", str(index),
+            "choose another, or raise clients.count on all sides",
+        )  # fmt: skip
+
+
+def load_shards(config: Config) -> tuple[Dataset, list[Samples]]:
+    """The data set and each client's training samples."""
+    data = load(
+        config.data.name, config.data.path, limit=config.data.limit, download=config.data.download,
+        image_size=config.data.image_size,
+    )  # fmt: skip
+    settings = config.clients
+    parts = partition(
+        settings.partition, data.train.labels, settings.count, alpha=settings.alpha, seed=config.train.seed
+    )
+    shards = [data.train.take(indices) for indices in parts]
+    smallest = min(range(len(shards)), key=lambda k: len(shards[k]))
+    if config.method != "centralized" and len(shards[smallest]) < config.train.batch_size:
+        raise InputError(
+            "train.batch_size", f"at most {len(shards[smallest])}, the samples of client {smallest}",
+            str(config.train.batch_size), "choose smaller batches or fewer clients",
+        )  # fmt: skip
+    return data, shards
+
+
+def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -> Network:
+    """Builds and cuts the network; the same settings give the same weights in every process."""
+    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    cut = _cut_name(config, model)
+    halves = split(model, cut)
+    shapes = cut_shapes(halves.client, sample_shape)
+    head = None
+    if config.method == "decoupled":
+        head = build_head(config.model.head, shapes[0], classes, config.train.seed)
+        _check_reached(config, halves.client, head, sample_shape)
+    _check_wire(config, shapes)
+    state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
+    state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
+    described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, classes])
+    parameters = sum(p.numel() for half in (halves.client, halves.server) for p in half.parameters())
+    return Network(halves, head, cut, shapes, parameters, hashlib.sha256(described.encode()).hexdigest()[:16])
+
+
+def _cut_name(config: Config, model: nn.Module | tuple[nn.Module, nn.Module]) -> str:
+    if config.model.cut is not None or isinstance(model, tuple):
+        return config.model.cut or ""
+    if config.model.name not in MIDDLE_CUTS:
+        raise InputError(
+            "model.cut", f"a layer of {config.model.name}", "none", "halfpass cuts --model.name … lists them"
+        )
+    return MIDDLE_CUTS[config.model.name]
+
+
+def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shape: tuple[int, ...]) -> None:
+    unreached = unreached_parameters(
+        copy.deepcopy(half).eval(), copy.deepcopy(head).eval(), torch.zeros(2, *sample_shape)
+    )
+    if unreached:
+        raise InputError(
+            f"model.cut {config.model.cut!r}", "a client half whose every parameter the auxiliary head's loss reaches",
+            f"no gradient for {', '.join(unreached[:3])}", "cut where their values have come together",
+        )  # fmt: skip
+
+
+def _check_wire(config: Config, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if config.wire.codec not in CODECS:
+        raise choice_error("wire.codec", CODECS, config.wire.codec)
+    batch_bytes = 4 * config.train.batch_size * sum(torch.Size(shape).numel() for shape in shapes)
+    if config.method != "centralized" and config.wire.window < batch_bytes:
+        raise InputError(
+            "wire.window", f"at least {batch_bytes} bytes, one batch at this cut", str(config.wire.window),
+            "widen it or choose smaller batches",
+        )  # fmt: skip
+
+
+def use_threads(config: Config, processes: int = 1) -> None:
+    """Sets this process's CPU threads: as configured, or an even share of the cores."""
+    torch.set_num_threads(threads_each(config, processes))
+
+
+def threads_each(config: Config, processes: int) -> int:
+    return config.train.threads or max(1, (os.cpu_count() or 1) // processes)
+
+
+def build_client(config: Config, network: Network, index: int) -> Client:
+    """A client's own copy of the client half and head, with its optimizer over both."""
+    place = _arithmetic(config)
+    half = place.place(copy.deepcopy(network.halves.client)).train()
+    head = None if network.head is None else place.place(copy.deepcopy(network.head)).train()
+    parameters = [*half.parameters(), *(() if head is None else head.parameters())]
+    return Client(half, head, _optimizer(config, parameters), place, index, config.train.seed)
+
+
+def build_server(config: Config, network: Network) -> Server:
+    place = _arithmetic(config)
+    half = place.place(copy.deepcopy(network.halves.server)).train()
+    return Server(half, _optimizer(config, list(half.parameters())), place, config.train.seed)
+
+
+def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> Whole:
+    """The uncut network of the centralized baseline, with the same initial weights."""
+    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    if isinstance(model, tuple):
+        model = Pair(*model)
+    place = _arithmetic(config)
+    whole = place.place(model).train()
+    return Whole(whole, _optimizer(config, list(whole.parameters())), place, config.train.seed)
+
+
+def steps_per_epoch(config: Config, shards: list[Samples]) -> list[int]:
+    """Batches per epoch, by client."""
+    return [batch_count(len(shard), config.train.batch_size) for shard in shards]
+
+
+def _arithmetic(config: Config) -> Arithmetic:
+    return arithmetic(config.train.device, config.train.precision)
+
+
+def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    recipe = config.train
+    return build_optimizer(
+        recipe.optimizer, parameters, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )  # fmt: skip

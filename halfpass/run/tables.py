@@ -1,0 +1,257 @@
+"""Results → tables: the same columns for the terminal (rich), for Markdown and for the HTML report.
+
+Runs that differ by nothing but the seed become one row: mean ± standard deviation (divisor n - 1) and their number n.
+Bytes and memory are in MB, 10⁶ bytes; what was not measured is "–". Try it: `halfpass report RUN…`.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Result = Mapping[str, Any]  # the content of a run's result.json; `settings`, where there, are further ones by name
+Group = Sequence[Result]  # results that differ only by the seed
+Item = TypeVar("Item")
+
+MISSING = "–"
+UNITS_NOTE = "MB = 10⁶ bytes; –: does not apply or was not measured"
+SETTINGS_OF_SPLITS = ("runtime", "cut", "head", "topology", "clients", "codec")  # centralized training has none of them
+SETTINGS = ("dataset", "model", "epochs", "precision", "device", *SETTINGS_OF_SPLITS)
+
+
+# Groups and their settings
+
+
+def group_seeds(items: Sequence[Item], result_of: Callable[[Item], Result]) -> list[list[Item]]:
+    """Items whose results have equal settings together, in order of first appearance; an unfinished one alone."""
+    groups: dict[str, list[Item]] = {}
+    for number, item in enumerate(items):
+        result = result_of(item)
+        known = [result.get(name) for name in ("method", *SETTINGS, "settings")]
+        key = json.dumps([*known, number if result.get("unfinished") else None], default=str)
+        groups.setdefault(key, []).append(item)
+    return list(groups.values())
+
+
+def _seeds(results: Sequence[Result]) -> list[list[Result]]:
+    return group_seeds(results, lambda result: result)
+
+
+def _setting(group: Group, name: str) -> str | None:
+    if name in SETTINGS_OF_SPLITS and group[0].get("method") == "centralized":
+        return None
+    value = group[0].get(name, (group[0].get("settings") or {}).get(name))
+    return None if value is None else str(value)
+
+
+def shared_settings(groups: Sequence[Group]) -> dict[str, str]:
+    """The settings that are the same wherever they apply, with their value."""
+    values = {name: {_setting(group, name) for group in groups} - {None} for name in SETTINGS}
+    return {name: str(found.pop()) for name, found in values.items() if len(found) == 1}
+
+
+def telling_settings(groups: Sequence[Group]) -> list[str]:
+    """The settings that tell groups apart, and of the further ones those that tell two of the same method apart."""
+    main = [name for name in SETTINGS if len({_setting(group, name) for group in groups} - {None}) > 1]
+    further = dict.fromkeys(name for group in groups for name in group[0].get("settings") or {})
+    methods = {str(group[0].get("method")) for group in groups}
+    alike = [[group for group in groups if str(group[0].get("method")) == method] for method in methods]
+    return main + [n for n in further if any(len({_setting(group, n) for group in some}) > 1 for some in alike)]
+
+
+def labels(groups: Sequence[Group]) -> list[str]:
+    """A name for each group: the method and the settings that tell it apart."""
+    told = [[(name, _setting(group, name)) for name in telling_settings(groups)] for group in groups]
+    settings = [[f"{name} {value}" for name, value in one if value is not None] for one in told]
+    return [" · ".join([_method(group), *one]) for group, one in zip(groups, settings, strict=True)]
+
+
+# Numbers
+
+
+def value_at(result: Result, *keys: str) -> Any:
+    """What stands under the nested `keys`, or None where a step is missing."""
+    found: Any = result
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def megabytes(result: Result, *keys: str) -> float | None:
+    """Bytes under `keys` in MB: a number as it is, the kinds of a mapping summed, of a list (clients) the largest."""
+    found = value_at(result, *keys)
+    if isinstance(found, Mapping):
+        found = None if None in found.values() else sum(found.values())
+    if isinstance(found, Sequence):
+        found = max((number for number in found if number is not None), default=None)
+    return None if found is None else found / 1e6
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are there, or None."""
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if present else None
+
+
+def significant(value: float | None, digits: int = 4) -> str:
+    """`value` with so many significant digits and no exponent where that is readable: 12.34, 81,920, 0.01234."""
+    if value is None:
+        return MISSING
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    if abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def amount(value: float | None) -> str:
+    """MB or seconds as text: four significant digits, but no more than three decimals."""
+    if value is None or value == 0 or value >= 10:
+        return significant(value)
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def spread(values: Sequence[float | None], decimals: int) -> str:
+    """`mean`, from two values on `mean ± std`; where values are missing, the number of those that are there."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return MISSING
+    text = f"{statistics.fmean(present):,.{decimals}f}"
+    if len(present) > 1:
+        text += f" ± {statistics.stdev(present):,.{decimals}f}"
+    return text if len(present) == len(values) else f"{text} (n={len(present)})"
+
+
+# Columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, its unit (or "") and how a group of results becomes its text."""
+
+    title: str
+    unit: str
+    cell: Callable[[Group], str]
+    numeric: bool = True
+    in_terminal: bool = True  # whose 80 columns do not hold all
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} {self.unit}".strip()
+
+
+def _percent(key: str) -> Callable[[Group], str]:
+    return lambda group: spread([None if r.get(key) is None else 100 * r[key] for r in group], decimals=2)
+
+
+def _megabytes(*keys: str) -> Callable[[Group], str]:
+    return lambda group: amount(mean([megabytes(result, *keys) for result in group]))
+
+
+def _method(group: Group) -> str:
+    return f"{group[0].get('method', MISSING)}{' (unfinished)' if group[0].get('unfinished') else ''}"
+
+
+MEASURES = (
+    Column("test accuracy", "%", _percent("test_accuracy")),
+    Column("aux accuracy", "%", _percent("aux_test_accuracy"), in_terminal=False),
+    Column("bytes up", "MB", _megabytes("bytes", "up")),
+    Column("bytes down", "MB", _megabytes("bytes", "down")),
+    Column("socket up", "MB", _megabytes("bytes", "socket_up"), in_terminal=False),
+    Column("socket down", "MB", _megabytes("bytes", "socket_down"), in_terminal=False),
+    Column("client peak memory", "MB", _megabytes("peak_memory_bytes", "client")),
+    Column("server peak memory", "MB", _megabytes("peak_memory_bytes", "server")),
+    Column("one process peak memory", "MB", _megabytes("peak_memory_bytes", "colocated")),
+    Column("training time", "s", lambda group: spread([r.get("train_seconds") for r in group], 1)),
+)
+
+
+def _setting_column(name: str) -> Column:
+    return Column(name, "", lambda group: _setting(group, name) or MISSING, numeric=False)
+
+
+def table_columns(groups: Sequence[Group]) -> list[Column]:
+    """The columns that say something about these groups, in their order in every table."""
+    settings = [_setting_column(name) for name in telling_settings(groups)]
+    return [Column("method", "", _method, numeric=False), *settings, *measures(groups)]
+
+
+def measures(groups: Sequence[Group]) -> list[Column]:
+    """The columns of numbers; those that no group has are left out."""
+    counts = [Column("n", "", lambda group: str(len(group)))] if any(len(group) > 1 for group in groups) else []
+    return counts + [column for column in MEASURES if any(column.cell(group) != MISSING for group in groups)]
+
+
+# Tables
+
+
+def rich_table(results: Sequence[Result]) -> "Table":
+    """The table of `results` (contents of result.json) for a terminal of 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    groups = _seeds(results)
+    columns = [column for column in measures(groups) if column.in_terminal]
+    title, space = Text(settings_line(results)), 1 if telling_settings(groups) else 0
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, title=title, caption=UNITS_NOTE, leading=space)
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(Text(column.heading.replace(" ", "\n")), justify="right", overflow="fold")
+    for label, group in zip(labels(groups), groups, strict=True):
+        cells = (column.cell(group).replace(" ± ", "\n± ").replace(" (", "\n(") for column in columns)
+        table.add_row(Text(label.replace(" · ", "\n").replace(" (", "\n(")), *(Text(cell) for cell in cells))
+    return table
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """The table of `results` (contents of result.json) in Markdown, without a line end after the last row."""
+    groups = _seeds(results)
+    columns = table_columns(groups)
+    rows = [[column.cell(group) for column in columns] for group in groups]
+    return _markdown([c.heading for c in columns], [c.numeric for c in columns], rows)
+
+
+def settings_line(results: Sequence[Result]) -> str:
+    """The settings that all `results` share, for above or below their table."""
+    return ", ".join(f"{name} {value}" for name, value in shared_settings(_seeds(results)).items())
+
+
+def plain_cell(value: Any) -> str:
+    """Any JSON value as a cell: four significant digits, "–" for null, "key value, …" for a mapping."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return significant(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain_cell(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain_cell, value))
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
+
+
+def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Any rows in Markdown: their keys, in order of appearance, give the headings; underscores read as blanks."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    numeric = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in keys]
+    cells = [[plain_cell(row.get(key)) for key in keys] for row in rows]
+    return _markdown([key.replace("_", " ") for key in keys], numeric, cells)
+
+
+def _markdown(headings: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[str]]) -> str:
+    rules = ["---:" if right else "---" for right in numeric]
+    written = [[_markdown_cell(cell) for cell in row] for row in (headings, *rows)]
+    lines = [written[0], rules, *written[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

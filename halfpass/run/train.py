@@ -1,0 +1,110 @@
+"""`train` and `compare`: from settings to finished runs."""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from halfpass.config import Config, Method
+from halfpass.errors import InputError, choice_error
+from halfpass.run import setup
+from halfpass.run.children import run_alone
+from halfpass.run.local import train_centralized, train_local
+from halfpass.run.processes import train_processes
+from halfpass.run.records import RunFolder, default_folder, environment, read_result, refuse_run, write_json
+
+
+def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
+    """One training, by any method and runtime. Writes the run folder `config.out`; returns what `result.json` holds.
+
+    Raises InputError, with nothing written, where the settings or the data cannot be used.
+    """
+    config = with_folder(config)
+    out = Path(str(config.out))
+    refuse_run(out)
+    config = with_threads(config)
+    prepared = setup.prepare(config)
+    if process_count(config) > 1:
+        RunFolder.create(out, config)
+        return train_processes(config, out, debug=debug)
+    setup.use_threads(config)
+    with torch.random.fork_rng():  # every step seeds the global generators; the caller's come back
+        if prepared.network is None:
+            return train_centralized(config, RunFolder.create(out, config), prepared.data)
+        return train_local(config, RunFolder.create(out, config), prepared.data, prepared.shards, prepared.network)
+
+
+def with_folder(config: Config) -> Config:
+    """The same settings, with a run folder."""
+    return dataclasses.replace(config, out=config.out or default_folder(config))
+
+
+def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, debug: bool = False) -> list[Path]:
+    """Every method with every seed, each in a fresh process, so that no run's memory is another's.
+
+    Writes `OUT/METHOD-seed-N/` and `OUT/compare.json`, which has the form of the files under `results/`; returns the
+    run folders.
+    """
+    out = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-compare")
+    runs = [_member(config, out, method, seed) for seed in seeds for method in methods]
+    for run in runs:
+        refuse_run(Path(str(run.out)))
+    for method in dict.fromkeys(methods):
+        setup.prepare(_member(config, out, method, seeds[0]))
+    for number, run in enumerate(runs, 1):
+        print(f"run {number} of {len(runs)}: {run.method}, seed {run.train.seed}", file=sys.stderr, flush=True)
+        _run_fresh(run, debug)
+    folders = [Path(str(run.out)) for run in runs]
+    rows = [read_result(folder) for folder in folders]
+    command = shlex.join(["halfpass", *sys.argv[1:]])
+    write_json(out / "compare.json", {"environment": environment(), "command": command, "rows": rows})
+    return folders
+
+
+def _run_fresh(run: Config, debug: bool) -> None:
+    """A prepared run in processes of its own: its server and clients, or one for all."""
+    run = with_threads(run)
+    folder = RunFolder.create(Path(str(run.out)), run).path
+    if process_count(run) > 1:
+        train_processes(run, folder, debug=debug)
+    else:
+        run_alone(run.method, ["train", "--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])])
+
+
+def process_count(config: Config) -> int:
+    """Processes that compute side by side."""
+    return config.clients.count + 1 if config.runtime == "processes" and config.method != "centralized" else 1
+
+
+def with_threads(config: Config) -> Config:
+    """The same settings, with the threads of each process."""
+    threads = setup.threads_each(config, process_count(config))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, threads=threads))
+
+
+def read_methods(text: str) -> list[str]:
+    """`decoupled,conventional` → its names; raises InputError for an unknown one."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in get_args(Method):
+            raise choice_error("methods", get_args(Method), name)
+    return list(dict.fromkeys(names))
+
+
+def read_seeds(text: str) -> list[int]:
+    """`0,1,2` → numbers."""
+    if not all(part.strip().isdigit() for part in text.split(",")):
+        raise InputError("seeds", "numbers separated by commas", repr(text), "for example 0,1,2")
+    return list(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def _member(config: Config, out: Path, method: str, seed: int) -> Config:
+    return dataclasses.replace(
+        config, method=method, out=str(out / f"{method}-seed-{seed}"),  # type: ignore[arg-type]
+        train=dataclasses.replace(config.train, seed=seed),
+    )  # fmt: skip

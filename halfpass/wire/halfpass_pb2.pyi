@@ -1,0 +1,203 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "channels_last", "codec", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_LAST_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    channels_last: bool
+    codec: str
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: _Optional[bool] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Join(_message.Message):
+    __slots__ = ("protocol", "client", "settings", "sample_shape", "classes", "samples", "steps", "parameters", "fingerprint")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    client: int
+    settings: str
+    sample_shape: _containers.RepeatedScalarFieldContainer[int]
+    classes: int
+    samples: int
+    steps: int
+    parameters: int
+    fingerprint: str
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels")
+    TEST_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    test: bool
+    client: int
+    epoch: int
+    step: int
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class EpochEnd(_message.Message):
+    __slots__ = ("epoch", "loss", "busy_seconds", "samples", "learning_rate", "peak_memory_bytes", "weights")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    loss: float
+    busy_seconds: float
+    samples: int
+    learning_rate: float
+    peak_memory_bytes: int
+    weights: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, epoch: _Optional[int] = ..., loss: _Optional[float] = ..., busy_seconds: _Optional[float] = ..., samples: _Optional[int] = ..., learning_rate: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class TestEnd(_message.Message):
+    __slots__ = ("epoch", "aux_correct", "samples", "has_head")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AUX_CORRECT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    HAS_HEAD_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    aux_correct: int
+    samples: int
+    has_head: bool
+    def __init__(self, epoch: _Optional[int] = ..., aux_correct: _Optional[int] = ..., samples: _Optional[int] = ..., has_head: _Optional[bool] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Alive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("reason", "exit_status")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EXIT_STATUS_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    exit_status: int
+    def __init__(self, reason: _Optional[str] = ..., exit_status: _Optional[int] = ...) -> None: ...
+
+class ClientMessage(_message.Message):
+    __slots__ = ("join", "batch", "epoch_end", "test_end", "finished", "alive", "failed")
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_END_FIELD_NUMBER: _ClassVar[int]
+    TEST_END_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    join: Join
+    batch: Batch
+    epoch_end: EpochEnd
+    test_end: TestEnd
+    finished: Finished
+    alive: Alive
+    failed: Failed
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ..., test_end: _Optional[_Union[TestEnd, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
+
+class Joined(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Begin(_message.Message):
+    __slots__ = ("epoch", "first_step", "total_steps", "return_weights", "weights")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    RETURN_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    first_step: int
+    total_steps: int
+    return_weights: bool
+    weights: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("epoch", "step")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
+class Gradients(_message.Message):
+    __slots__ = ("epoch", "step", "tensors")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Test(_message.Message):
+    __slots__ = ("epoch", "weights")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    weights: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, epoch: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ("weights",)
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    weights: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Rejected(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ServerMessage(_message.Message):
+    __slots__ = ("joined", "begin", "ack", "gradients", "test", "finish", "alive", "failed", "rejected")
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    TEST_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    joined: Joined
+    begin: Begin
+    ack: Ack
+    gradients: Gradients
+    test: Test
+    finish: Finish
+    alive: Alive
+    failed: Failed
+    rejected: Rejected
+    def __init__(self, joined: _Optional[_Union[Joined, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., test: _Optional[_Union[Test, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ...) -> None: ...

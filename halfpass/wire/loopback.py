@@ -1,0 +1,39 @@
+"""The same messages in one process: each is serialized, counted and parsed again, and no socket is opened."""
+
+from torch import Tensor
+
+from halfpass.cut import CutBatch
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire import messages
+from halfpass.wire.meter import Meter
+
+
+class Loopback:
+    """One client's wire. What comes out of each method is what the other process would have read."""
+
+    def __init__(self, codec: str) -> None:
+        self.codec = codec
+        self.meter = Meter()
+
+    def up(self, message: pb.ClientMessage) -> pb.ClientMessage:
+        data = message.SerializeToString()
+        self.meter.count_up(message, len(data))
+        return pb.ClientMessage.FromString(data)
+
+    def down(self, message: pb.ServerMessage) -> pb.ServerMessage:
+        data = message.SerializeToString()
+        self.meter.count_down(message, len(data))
+        return pb.ServerMessage.FromString(data)
+
+    def batch(self, batch: CutBatch, *, test: bool = False) -> CutBatch:
+        """Up: a batch at the cut."""
+        return messages.read_batch(self.up(messages.write_batch(batch, self.codec, test=test)).batch)
+
+    def ack(self, batch: CutBatch) -> None:
+        """Down: the server is done with this batch."""
+        self.down(pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step)))
+
+    def gradients(self, batch: CutBatch, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Down: conventional training's gradients, which acknowledge the batch too."""
+        message = self.down(messages.write_gradients(batch, gradients, self.codec))
+        return messages.read_gradients(message.gradients, batch)

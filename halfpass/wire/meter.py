@@ -1,0 +1,55 @@
+"""Counts the bytes of messages as they are written, by what they are for."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from halfpass.wire import halfpass_pb2 as pb
+
+
+@dataclass
+class Meter:
+    """Bytes of serialized messages, framing not included.
+
+    `up` has activations, labels, weights and other, `down` has gradients, weights and other; a tensor counts with its
+    shape and dtype, some 30 bytes. Evaluation's messages are kept apart, so that what is reported is the cost of
+    training.
+    """
+
+    up: Counter[str] = field(default_factory=Counter)
+    down: Counter[str] = field(default_factory=Counter)
+    evaluation_up: int = 0
+    evaluation_down: int = 0
+    _testing: bool = False  # acknowledgements belong to the evaluation while one goes on
+
+    def count_up(self, message: pb.ClientMessage, size: int) -> None:
+        """`size` is the length of the serialized message."""
+        kind = message.WhichOneof("kind")
+        if kind == "test_end" or (kind == "batch" and message.batch.test):
+            self.evaluation_up += size
+            return
+        parts = {
+            "activations": _size(message.batch.tensors) if kind == "batch" else 0,
+            "labels": pb.Batch(labels=message.batch.labels).ByteSize() if kind == "batch" else 0,
+            "weights": _size(message.epoch_end.weights) if kind == "epoch_end" else 0,
+        }
+        self.up.update(parts | {"other": size - sum(parts.values())})
+
+    def count_down(self, message: pb.ServerMessage, size: int) -> None:
+        kind = message.WhichOneof("kind")
+        if kind in ("test", "begin", "finish"):
+            self._testing = kind == "test"
+        if self._testing and kind in ("test", "ack"):
+            weights = _size(message.test.weights) if kind == "test" else 0
+            self.evaluation_down += size - weights
+            self.down["weights"] += weights  # a hand-over is training's cost, whenever it happens
+            return
+        parts = {
+            "gradients": _size(message.gradients.tensors) if kind == "gradients" else 0,
+            "weights": sum(_size(m.weights) for m in (message.begin, message.finish)) if kind != "gradients" else 0,
+        }
+        self.down.update(parts | {"other": size - sum(parts.values())})
+
+
+def _size(tensors: Iterable[pb.Tensor]) -> int:
+    return sum(tensor.ByteSize() for tensor in tensors)  # reading `data` to take its length would copy it

@@ -1,0 +1,23 @@
+"""Shape annotations of halfpass.learn are checked while the tests run; one thread, so that sums repeat exactly.
+
+Not those of networks, which torch.fx calls with stand-ins for tensors.
+"""
+
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+LEARN = Path(__file__).parent.parent / "halfpass" / "learn"
+CHECKED = [f"halfpass.learn.{file.stem}" for file in LEARN.glob("*.py") if file.stem not in ("models", "trace", "split")]
+hook = install_import_hook(CHECKED, "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,47 @@
+"""The plain way of doing the same, for the tests to compare with: ordinary PyTorch, nothing of halfpass's steps.
+
+`whole_model` is not cut by torch.fx: its forward is written out in two parts by hand.
+"""
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+
+class HandCut(nn.Module):
+    """A small network with BatchNorm and dropout-free layers whose cut, after `below`, is written by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.below = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.above = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.classifier = nn.Linear(8 * 3 * 3, 10)
+
+    def forward(self, x):  # (B, 1, 8, 8)
+        return self.classifier(self.above(self.below(x)))
+
+
+def hand_cut(sample_shape, classes):
+    """For `model.name`; the process-wide seed is set by whoever builds it."""
+    return HandCut()
+
+
+def train_decoupled(model, head, batches, lr_of_step, settings):
+    """One ordinary module, `detach()` at the cut, one optimizer over everything, the sum of both losses."""
+    optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1, fused=True, **settings)
+    for step, (x, y) in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = lr_of_step(step)
+        z = model.below(x)
+        loss = cross_entropy(head(z), y) + cross_entropy(model.classifier(model.above(z.detach())), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def train_end_to_end(model, batches, lr_of_step, settings):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True, **settings)
+    for step, (x, y) in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = lr_of_step(step)
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()

@@ -1,0 +1,62 @@
+"""The house: imports go one way, files are where the design says, and nothing from outside is ever unpickled."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import halfpass
+
+ROOT = Path(halfpass.__file__).parent
+COMMON = {"cut", "errors"}
+ALLOWED = {  # a folder may import the common files, itself, and these
+    "learn": set(),
+    "wire": set(),
+    "run": {"learn", "wire", "config"},
+    "flower": {"learn", "wire", "config"},
+}
+ABOVE = {"cut": {"errors"}, "errors": set(), "config": {"errors"}}
+
+
+def imported_rooms(file):
+    """First names under halfpass that the file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        if isinstance(node, ast.ImportFrom) and node.module == "halfpass":
+            names = [f"halfpass.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "halfpass" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_go_one_way(file):
+    room = file.relative_to(ROOT).parts[0]
+    if room in ("__init__.py", "__main__.py"):
+        return
+    name = room.removesuffix(".py")
+    allowed = ABOVE[name] if name in ABOVE else COMMON | ALLOWED[name] | {name}
+    assert set(imported_rooms(file)) <= allowed
+
+
+def test_the_reader_of_imports_sees_them(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text("import halfpass.run.cli\ndef f():\n    from halfpass.wire import codec\n    from halfpass import cut\n")
+    assert set(imported_rooms(file)) == {"run", "wire", "cut"}
+
+
+@pytest.mark.parametrize("room", ["learn", "wire"])
+def test_learn_has_no_processes_clocks_or_sockets_and_wire_no_training(room):
+    forbidden = {"learn": {"socket", "time", "subprocess", "threading", "grpc"}, "wire": {"torch.optim", "subprocess"}}
+    for file in (ROOT / room).glob("*.py"):
+        found = {alias.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import)
+                 for alias in node.names}  # fmt: skip
+        assert not found & forbidden[room], file
+
+
+def test_public_names_exist_once():
+    assert len(set(halfpass.__all__)) == len(halfpass.__all__)
+    assert all(hasattr(halfpass, name) for name in halfpass.__all__)

@@ -1,0 +1,157 @@
+"""The command line: every kind of bad input gets one line, its exit status, and leaves nothing behind."""
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from halfpass.config import Config, as_dict, from_dict
+from halfpass.errors import InputError
+from halfpass.run.cli import main
+from halfpass.wire import service
+
+QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fails(capsys, words, status, pattern):
+    assert main(words) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(rf"halfpass: {pattern}\n", said.err), said.err
+
+
+CHOICES = "decoupled, conventional, centralized"
+
+
+@pytest.mark.parametrize(("words", "pattern"), [
+    (["tran"], r"command: expected one of train, compare, .*, found 'tran'; did you mean 'train'\?"),
+    ([], "command: expected one of train, .*, found none; see halfpass --help"),
+    (["train", "--train.epoch", "3"], r"arguments: .* found --train.epoch; did you mean '--train.epochs'\?"),
+    (["train", "--method", "decopled"], rf"method: expected one of {CHOICES}, found 'decopled'; did you mean 'decoupled'\?"),
+    (["train", "--train.epochs", "many"], "train.epochs: expected a whole number, found 'many'; change it"),
+    (["train", "--train.epochs", "0"], "train.epochs: expected a number of at least 1, found 0; change it"),
+    (["train", "--train.lr", "nan"], "train.lr: expected a number, found 'nan'; change it"),
+    (["train", "--train.lr"], "--train.lr: expected a value, found none; write it behind the option"),
+    (["train", "--config", "none.yaml"], "config: expected a YAML file, found none at .*none.yaml; check the path"),
+    (["train", "--config", "bad.yaml"], "config: expected valid YAML, found .*; correct the file"),
+    (["train", "--config", "unknown.yaml"], r"configuration: .* found 'train.epoch'; did you mean 'train.epochs'\?"),
+    (["train", "more"], "arguments: expected options only, found 'more'; see --help"),
+    (["compare", "--methods", "decoupled,centralised"], rf"methods: expected one of {CHOICES}, .* 'centralized'\?"),
+    (["compare", "--seeds", "0,a"], "seeds: expected numbers separated by commas, found '0,a'; for example 0,1,2"),
+    (["train", "--data.name", "cifr10"], r"data.name: expected .*, found 'cifr10'; did you mean 'cifar10'\?"),
+    (["train", "--data.name", "cifar10"], "data.path: expected the place of cifar-10-batches-py or .*, found none; give the folder that holds it"),
+    (["train", "--data.name", "cifar10", "--data.path", "nowhere"], "nowhere: expected cifar-10-batches-py or .*, found no such file or folder; .*"),
+    (["train", "--model.name", "resnet21"], r"model.name: expected one of resnet20, .*, found 'resnet21'; did you mean 'resnet32'\?"),
+    (["train", "--model.cut", "blok_2"], r"model.cut 'blok_2': expected the name of a layer, found no such layer; did you mean 'block_2'\?"),
+    (["train", "--model.head", "linaer"], r"model.head: expected .* did you mean 'linear'\?"),
+    (["train", "--model.head", "conv", "--model.cut", "pool"], r"model.head 'conv': expected a cut of shape .*, found .*"),
+    (["train", "--wire.codec", "gzip"], "wire.codec: expected one of none, fp16, bf16, found 'gzip'; use one of those"),
+    (["train", "--wire.window", "1000"], "wire.window: expected at least .* bytes, one batch at this cut, found 1000; .*"),
+    (["train", "--clients.count", "5000"], "clients.count: expected 1 to 1437, because there are 1437 samples, found 5000; ask for fewer .*"),
+    (["train", "--train.batch_size", "2000"], "train.batch_size: expected at most .*, the samples of client 0, found 2000; .*"),
+    (["train", "--train.device", "tpu"], "train.device: expected a device of this machine, found 'tpu' .*; use cpu"),
+    (["train", "--train.momentum", "0"], "train.nesterov: expected a momentum above 0, .*"),
+    (["serve", "--bind", "0.0.0.0:1"], "server address: expected a loopback host .*, found '0.0.0.0'; this version has no TLS.*"),
+    (["join", "example.org:1"], "server address: expected a loopback host .*"),
+    (["join"], "arguments: expected join.address, found none; see --help"),
+    (["join", "127.0.0.1:1", "--client", "1"], "client: expected a number from 0 to 0, found 1; .*"),
+    (["report", "nothing"], "nothing: expected .*"),
+    (["cuts", "--model.name", "resnet21"], "model.name: expected one of .*"),
+])  # fmt: skip
+def test_wrong_arguments_get_one_line_and_exit_2(capsys, tmp_path, words, pattern):
+    (tmp_path / "bad.yaml").write_text("train: [")
+    (tmp_path / "unknown.yaml").write_text("train: {epoch: 3}")
+    fails(capsys, words, 2, pattern)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "unknown.yaml"]
+
+
+def test_a_good_run_after_all_that(capsys, tmp_path):
+    assert main(["train", *QUICK, "--out", "run"]) == 0
+    said = capsys.readouterr()
+    assert "report: run/report.html" in said.out
+    assert "epoch 1/1" in said.err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "client-0.safetensors", "config.yaml", "metrics.jsonl", "report.html", "result.json", "server.safetensors",
+    ]  # fmt: skip
+    fails(capsys, ["train", *QUICK, "--out", "run"], 2, "out: expected a folder without a run, found metrics.jsonl in run; .*")
+    assert main(["export", "run"]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert main(["report", "run", "--out", "again.html"]) == 0
+    assert (tmp_path / "again.html").stat().st_size > 10_000
+
+
+def test_nan_names_side_epoch_and_step_and_exits_with_1(capsys, tmp_path):
+    words = ["train", *QUICK, "--train.lr", "1e30", "--train.schedule", "constant", "--out", "run"]
+    fails(capsys, words, 1, r"(client 0, auxiliary loss|server, batch of client 0), epoch 1, step 2: "
+                            r"expected a finite loss, found (nan|inf); lower train.lr")  # fmt: skip
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_port_in_use_and_no_server(capsys, monkeypatch):
+    monkeypatch.setattr(service, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        fails(capsys, ["serve", "--bind", address], 2, f"server address: expected a free port, found {address}, which .*")
+    fails(capsys, ["join", address], 2, f"server address: expected a halfpass server within .*, found none at {address}; .*")
+
+
+def test_debug_adds_the_traceback(capsys):
+    assert main(["train", "--debug", "--wire.codec", "gzip"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.splitlines()[-1].startswith("halfpass: wire.codec: expected")
+
+
+def test_print_config_is_a_config(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--train.lr", "0.25", "--clients.topology", "relay", "--print_config"])
+    assert ended.value.code == 0
+    read = from_dict({k: v for k, v in yaml.safe_load(capsys.readouterr().out).items() if k in as_dict(Config())})
+    assert read.train.lr == 0.25
+    assert read.clients.topology == "relay"
+    with pytest.raises(InputError, match=r"found 'train.epoch'; did you mean 'train.epochs'\?"):
+        from_dict({"train": {"epoch": 3}})
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "report", "export", "cuts"])
+def test_help_describes_every_option(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    if command in ("train", "compare", "serve", "join"):
+        for sentence in ("auxiliary head", "Samples per batch", "Bytes that a client may have sent", "client half visits"):
+            assert re.search(sentence.replace(" ", r"\s+"), text), sentence
+
+
+def test_cuts_lists_what_crosses(capsys):
+    assert main(["cuts", "--model.name", "resnet20", "--data.name", "cifar10"]) == 0
+    said = capsys.readouterr().out
+    row = next(line for line in said.splitlines() if ", stage_2.2," in line)
+    assert "32×16×16" in row
+    assert "32.8" in row  # kB per sample: 32·16·16 floats
+
+
+def test_export_gives_the_accuracy_that_the_run_reported(capsys):
+    """Also where all clients hold a half of their own, and for the centralized network."""
+    for name, extra in [
+        ("relay", ["--clients.count", "2", "--clients.topology", "relay", "--train.batch_size", "32"]),
+        ("central", ["--method", "centralized"]),
+        ("bf16", ["--train.precision", "bf16", "--method", "conventional"]),
+    ]:
+        assert main(["train", *QUICK, *extra, "--out", name]) == 0
+        reported = json.loads(Path(name, "result.json").read_text())["test_accuracy"]
+        capsys.readouterr()
+        assert main(["export", name]) == 0
+        percent = f"{100 * reported:.2f} %"
+        assert f"test accuracy {percent}, the run reported {percent}" in capsys.readouterr().out
+    Path("relay/server.safetensors").unlink()
+    fails(capsys, ["export", "relay"], 2, "relay/server.safetensors: expected weights that the run saved, found none; .*")

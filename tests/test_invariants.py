@@ -1,0 +1,321 @@
+"""What must always hold (the invariants of the design), each against the plain way, each with a case that differs."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from plain import HandCut, train_decoupled, train_end_to_end
+from torch import nn
+
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
+from halfpass.learn import client as client_side
+from halfpass.learn import server as server_side
+from halfpass.learn.batches import train_batches
+from halfpass.learn.data import Dataset, Samples
+from halfpass.run import setup
+from halfpass.run.local import LocalRun
+
+RECIPE = TrainConfig(epochs=2, batch_size=16, lr=0.05, threads=1)
+SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+@pytest.fixture
+def data():
+    """96 noisy pictures of 10 classes with a shifted mean, so that BatchNorm and biases have work to do."""
+    draws = torch.Generator().manual_seed(7)
+    labels = torch.randint(0, 10, (96,), generator=draws)
+    pictures = torch.randn(96, 1, 8, 8, generator=draws) + 3 + labels[:, None, None, None] / 4
+    train, test = Samples(pictures[:64], labels[:64]), Samples(pictures[64:], labels[64:])
+    return Dataset("noise", train, test, 10, (), (), augment=False)
+
+
+def config(method="decoupled", clients=1, topology="splitfed", codec="none", model="plain:hand_cut", cut="below", **recipe):
+    return Config(
+        method=method,
+        data=DataConfig("noise"),
+        model=ModelConfig(model, cut, "linear"),
+        clients=ClientsConfig(clients, topology),
+        train=dataclasses.replace(RECIPE, **recipe),
+        wire=WireConfig(codec=codec),
+    )
+
+
+def shards(data, counts):
+    parts = torch.arange(sum(counts)).split(counts)
+    return [data.train.take(part) for part in parts]
+
+
+def run(settings, data, counts=(64,)):
+    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    local = LocalRun(settings, data, shards(data, list(counts)), network)
+    for epoch in range(settings.train.epochs):
+        local.train(epoch, lambda: None)
+        local.test(epoch)
+    local.finish()
+    return local
+
+
+def joined(local, client=0):
+    """Weights and buffers of client half and server half, by the names of the whole network."""
+    return local.clients[client].half.state_dict() | local.server.half.state_dict()
+
+
+def plain_start(settings, data):
+    """The same initial network and head as ordinary modules."""
+    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    model = HandCut()
+    model.load_state_dict(network.halves.client.state_dict() | network.halves.server.state_dict())
+    place = setup.build_server(settings, network).arithmetic.place
+    return place(model).train(), None if network.head is None else place(copy.deepcopy(network.head)).train()
+
+
+def plain_batches(data, epochs=2):
+    for epoch in range(epochs):
+        yield from train_batches(data, data.train, 16, seed=0, client=0, epoch=epoch)
+
+
+def one_cycle(step, total=8, peak=0.05):
+    """The oracle: PyTorch's own scheduler, asked for every step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=total, cycle_momentum=False)
+    for _ in range(step):
+        optimizer.step()
+        schedule.step()
+    return optimizer.param_groups[0]["lr"]
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def close(one, other):
+    return all(torch.allclose(one[name].double(), other[name].double(), rtol=1e-5, atol=1e-7) for name in one)
+
+
+# ------------------------------------------------------------------------------------------- 1. split equals whole
+
+
+def test_decoupled_is_one_module_with_detach_at_the_cut(data):
+    settings = config(schedule="constant")
+    local = run(settings, data)
+    model, head = plain_start(settings, data)
+    train_decoupled(model, head, plain_batches(data), lambda step: 0.05, SGD)
+    assert equal(joined(local), model.state_dict())
+    assert equal(local.clients[0].head.state_dict(), head.state_dict())
+
+
+def test_conventional_is_plain_end_to_end_training(data):
+    settings = config("conventional", schedule="constant")
+    local = run(settings, data)
+    model, _ = plain_start(settings, data)
+    train_end_to_end(model, plain_batches(data), lambda step: 0.05, SGD)
+    assert equal(joined(local), model.state_dict())
+
+
+def test_the_methods_differ_from_each_other(data):
+    assert not equal(joined(run(config(), data)), joined(run(config("conventional"), data)))
+
+
+def test_a_lossy_codec_differs(data):
+    exact, lossy = run(config(), data), run(config(codec="bf16"), data)
+    assert equal(exact.clients[0].half.state_dict(), lossy.clients[0].half.state_dict())  # nothing comes back to it
+    assert not equal(exact.server.half.state_dict(), lossy.server.half.state_dict())
+
+
+@pytest.mark.parametrize(("schedule", "oracle"), [
+    ("one-cycle", one_cycle),
+    ("cosine", lambda step: 0.05 * (1 + math.cos(math.pi * step / 8)) / 2),
+])  # fmt: skip
+def test_schedules_are_those_of_the_whole(data, schedule, oracle):
+    settings = config("conventional", schedule=schedule)
+    local = run(settings, data)
+    model, _ = plain_start(settings, data)
+    train_end_to_end(model, plain_batches(data), oracle, SGD)
+    assert close(joined(local), model.state_dict())
+    assert not close(joined(run(config("conventional", schedule="constant"), data)), model.state_dict())
+
+
+def test_adamw_is_the_whole_s(data):
+    settings = config("conventional", schedule="constant", optimizer="adamw", lr=0.01)
+    local = run(settings, data)
+    model, _ = plain_start(settings, data)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=5e-4, fused=True)
+    for x, y in plain_batches(data):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert equal(joined(local), model.state_dict())
+
+
+# ------------------------------------------------------------------------- 2. and 3. who learns from what, and how often
+
+
+def built(settings, data):
+    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    return setup.build_client(settings, network, 0), setup.build_server(settings, network)
+
+
+def snapshot(*modules):
+    return [copy.deepcopy(module.state_dict()) for module in modules]
+
+
+def changed(before, *modules):
+    return [not equal(old, module.state_dict()) for old, module in zip(before, modules, strict=True)]
+
+
+def test_each_side_s_step_leaves_the_other_side_untouched(data):
+    client, server = built(config(), data)
+    modules = client.half, client.head, server.half
+    before = snapshot(*modules)
+    batch, _ = client_side.decoupled_step(client, data.train.inputs[:16], data.train.labels[:16], 0, 0)
+    assert changed(before, *modules) == [True, True, False]
+    before = snapshot(*modules)
+    server_side.decoupled_step(server, batch)
+    assert changed(before, *modules) == [False, False, True]
+    assert all(tensor.grad is None and not tensor.requires_grad for tensor in batch.tensors)
+
+
+def test_conventional_halves_learn_only_when_their_gradient_is_there(data):
+    client, server = built(config("conventional"), data)
+    before = {name: p.detach().clone() for name, p in client.half.named_parameters()}
+    pending = client_side.conventional_forward(client, data.train.inputs[:16], data.train.labels[:16], 0, 0)
+    gradients, _ = server_side.conventional_step(server, pending.batch)
+    assert all(torch.equal(before[name], p) for name, p in client.half.named_parameters())
+    client_side.conventional_backward(client, pending, gradients)
+    assert not any(torch.equal(before[name], p) for name, p in client.half.named_parameters())
+
+
+def test_client_half_is_stepped_once_per_batch_and_every_parameter_moves(data):
+    """The authors' scripts stepped it twice, the second time with a stale gradient (paper notes)."""
+    client, _ = built(config(schedule="constant"), data)
+    steps = []
+    client.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    before = [p.detach().clone() for group in client.optimizer.param_groups for p in group["params"]]
+    client_side.decoupled_step(client, data.train.inputs[:16], data.train.labels[:16], 0, 0)
+    after = [p for group in client.optimizer.param_groups for p in group["params"]]
+    assert len(steps) == 1
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("head", ["linear", "pooled-linear", "mlp", "conv"])
+def test_the_optimizer_holds_every_parameter_of_client_half_and_head_once(data, head):
+    """The authors replaced the head's first layer after building the optimizer, so it was never trained."""
+    settings = dataclasses.replace(config(), model=ModelConfig("plain:hand_cut", "below", head))
+    client, _ = built(settings, data)
+    held = [id(p) for group in client.optimizer.param_groups for p in group["params"]]
+    owned = [id(p) for module in (client.half, client.head) for p in module.parameters()]
+    assert sorted(held) == sorted(owned)
+    before = {id(p): p.detach().clone() for module in (client.half, client.head) for p in module.parameters()}
+    client_side.decoupled_step(client, data.train.inputs[:16], data.train.labels[:16], 0, 0)
+    for module in (client.half, client.head):
+        still = [name for name, p in module.named_parameters() if torch.equal(before[id(p)], p)]
+        assert still == []
+
+
+# ------------------------------------------------------------------------------------------------- 4. what crosses
+
+
+def test_decoupled_sends_no_tensor_down_and_conventional_does(data):
+    decoupled, conventional = run(config(), data).wires[0].meter, run(config("conventional"), data).wires[0].meter
+    assert decoupled.down["gradients"] == decoupled.down["weights"] == 0
+    assert conventional.down["gradients"] >= 2 * 64 * 6 * 8 * 8 * 4  # epochs, samples, the cut, float32
+    assert conventional.down["gradients"] < 1.01 * 2 * 64 * 6 * 8 * 8 * 4
+    assert decoupled.up["activations"] == conventional.up["activations"] == conventional.down["gradients"]
+
+
+def test_labels_and_hand_overs_are_counted(data):
+    """The authors left labels out, and handing the module from client to client cost nothing."""
+    alone, relay = run(config(), data), run(config(clients=2, topology="relay"), data, (32, 32))
+    assert 64 * 2 <= alone.wires[0].meter.up["labels"] <= 64 * 2 * 1.5
+    assert alone.wires[0].meter.up["weights"] == 0
+    size = sum(t.numel() * t.element_size() for m in (relay.clients[0].half, relay.clients[0].head)
+               for t in m.state_dict().values())  # fmt: skip
+    for wire in relay.wires:
+        assert wire.meter.up["weights"] >= 2 * size
+        assert wire.meter.down["weights"] >= size
+
+
+# ---------------------------------------------------------------------------------------------------- topologies
+
+
+def test_relay_is_one_client_that_sees_the_shards_in_turn(data):
+    """The client half travels with its optimizer's momentum: two clients in relay are one module trained in that order."""
+    settings = config(clients=2, topology="relay", schedule="constant")
+    local = run(settings, data, (40, 24))
+    model, head = plain_start(settings, data)
+    batches = [
+        batch for epoch in range(2) for k, shard in enumerate(shards(data, [40, 24]))
+        for batch in train_batches(data, shard, 16, seed=0, client=k, epoch=epoch)
+    ]  # fmt: skip
+    train_decoupled(model, head, batches, lambda step: 0.05, SGD)
+    for client in range(2):
+        assert equal(joined(local, client), model.state_dict())
+
+
+def test_splitfed_averages_weights_and_buffers_by_samples(data):
+    settings = config(clients=2, schedule="constant", epochs=1)
+    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    local = LocalRun(settings, data, shards(data, [48, 16]), network)
+    seen = {}
+    take = local.handover.take
+    local.handover.take = lambda states: (seen.update(states), take(states))
+    local.train(0, lambda: None)
+    local.finish()
+    assert not equal(seen[0], seen[1])
+    for name in seen[0]:
+        expected = (0.75 * seen[0][name].double() + 0.25 * seen[1][name].double())
+        part, key = name.split(".", 1)
+        for client in local.clients:
+            value = (client.half if part == "half" else client.head).state_dict()[key]
+            wanted = expected if value.is_floating_point() else expected.round()
+            assert torch.allclose(value.double(), wanted, rtol=1e-6, atol=1e-8), name
+
+
+def test_independent_clients_keep_their_own_halves_and_send_no_weights(data):
+    local = run(config(clients=2, topology="independent"), data, (32, 32))
+    assert not equal(local.clients[0].half.state_dict(), local.clients[1].half.state_dict())
+    assert all(wire.meter.up["weights"] == wire.meter.down["weights"] == 0 for wire in local.wires)
+
+
+def test_independent_client_learns_as_if_it_were_alone(data):
+    """Decoupled and not averaged, another client's data cannot reach this one's half."""
+    both = run(config(clients=2, topology="independent"), data, (32, 32))
+    alone = run(config(), data, (32, 32)[:1])
+    assert equal(both.clients[0].half.state_dict(), alone.clients[0].half.state_dict())
+
+
+# ------------------------------------------------------------------------------------------------- seeds and modes
+
+
+def test_same_seed_same_weights_other_seed_other_weights(data):
+    first, again, other = run(config(), data), run(config(), data), run(config(seed=1), data)
+    assert equal(joined(first), joined(again))
+    assert not equal(joined(first), joined(other))
+
+
+def test_evaluation_changes_nothing(data):
+    local = run(config(), data)
+    before = snapshot(local.clients[0].half, local.clients[0].head, local.server.half)
+    accuracy = local.test(0)
+    assert changed(before, local.clients[0].half, local.clients[0].head, local.server.half) == [False] * 3
+    assert local.test(0) == accuracy
+    assert local.clients[0].half.training
+    assert local.server.half.training
+
+
+def test_evaluation_passes_through_the_codec(data):
+    local = run(config(), data)
+    exact = local.test(0)[0]
+    local.wires[0].codec = "bf16"
+    seen = []
+    evaluate = server_side.evaluate
+    try:
+        server_side.evaluate = lambda server, batch: (seen.append(batch.tensors[0]), evaluate(server, batch))[1]
+        local.test(0)
+    finally:
+        server_side.evaluate = evaluate
+    assert torch.equal(seen[0], seen[0].bfloat16().float())
+    assert 0 <= exact <= 1

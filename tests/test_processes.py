@@ -1,0 +1,249 @@
+"""Real processes: equal to one process, orderly when a part of them fails, and gone when they are told to."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from halfpass.config import ClientsConfig, Config, TrainConfig, WireConfig, as_dict
+from halfpass.errors import RunError
+from halfpass.run import server_process
+from halfpass.run.train import train
+
+HALFPASS = [sys.executable, "-m", "halfpass"]
+
+
+def config(out, runtime="processes", method="decoupled", clients=2, topology="splitfed", codec="none", **recipe):
+    recipe = {"epochs": 2, "batch_size": 64, "threads": 1} | recipe
+    return Config(
+        method=method, runtime=runtime, out=str(out), clients=ClientsConfig(clients, topology, "dirichlet", 1.0),
+        train=TrainConfig(**recipe), wire=WireConfig(codec=codec, timeout=20),
+    )  # fmt: skip
+
+
+def weights(folder, names):
+    return {name: load_file(Path(folder) / f"{name}.safetensors") for name in names}
+
+
+def same(one, other):
+    return all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
+
+
+@pytest.mark.parametrize(("method", "topology", "codec"), [
+    ("decoupled", "splitfed", "none"), ("conventional", "relay", "none"), ("decoupled", "independent", "bf16"),
+])  # fmt: skip
+def test_local_and_processes_give_equal_weights_and_equal_bytes(tmp_path, method, topology, codec):
+    """Unequal shards (Dirichlet), so that the clients' numbers of steps differ too."""
+    runs = {}
+    for runtime in ("local", "processes"):
+        settings = config(tmp_path / runtime, runtime, method, topology=topology, codec=codec)
+        runs[runtime] = train(settings)
+    names = ["client-0", "client-1", "server"]
+    local, processes = weights(tmp_path / "local", names), weights(tmp_path / "processes", names)
+    assert same(local, processes)
+    assert not same(local, {name: {k: v + 1 for k, v in part.items()} for name, part in processes.items()})
+    one, other = runs["local"], runs["processes"]
+    for key in ("test_accuracy", "aux_test_accuracy"):
+        assert one[key] == other[key]
+    for direction, kinds in (("up", ("activations", "labels", "weights")), ("down", ("gradients", "weights"))):
+        for kind in kinds:
+            assert one["bytes"][direction][kind] == other["bytes"][direction][kind], kind
+    socket_up, socket_down = other["bytes"]["socket_up"], other["bytes"]["socket_down"]
+    if sys.platform == "linux":
+        assert 1 < socket_up / sum(other["bytes"]["up"].values()) < 1.03
+        assert socket_down / sum(other["bytes"]["down"].values()) > 1
+    assert len(other["peak_memory_bytes"]["client"]) == 2
+    assert other["peak_memory_bytes"]["server"] > 0
+    assert one["peak_memory_bytes"]["colocated"] > 0
+    check_rows(tmp_path / "processes", other, topology)
+
+
+def check_rows(folder, outcome, topology):
+    """A row per epoch per process; the accuracy reported is the last epoch's, and seconds add up."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["process"]) for r in rows] == [
+        (epoch, name) for epoch in (1, 2) for name in ("client-0", "client-1", "server")
+    ]
+    assert outcome["test_accuracy"] == rows[-1]["test_accuracy"]
+    server = [r for r in rows if r["process"] == "server"]
+    assert outcome["train_seconds"] == pytest.approx(sum(r["busy_seconds"] + r["waiting_seconds"] for r in server))
+    assert sum(r["samples"] for r in server) == sum(r["samples"] for r in rows if r["process"] != "server")
+    tested = [r for r in rows if r["epoch"] == 2 and r["aux_test_accuracy"] is not None]
+    expected = {"relay": 0, "splitfed": 1, "independent": 2}[topology]  # conventional (relay here) has no head
+    assert len(tested) == expected
+
+
+def test_accuracy_is_the_last_epoch_s_even_when_an_earlier_one_was_better(tmp_path):
+    """The authors took the best epoch on the test set."""
+    outcome = train(config(tmp_path / "run", "local", clients=1, lr=2.0, schedule="constant", epochs=6))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    accuracies = [r["test_accuracy"] for r in rows if r["process"] == "server"]
+    assert max(accuracies) > accuracies[-1]
+    assert outcome["test_accuracy"] == accuracies[-1]
+
+
+# --------------------------------------------------------------------------------- by hand, from different terminals
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+def start(arguments, folder):
+    command = [*HALFPASS, *arguments]
+    STARTED.append(subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing_running():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.wait(10)
+
+
+def write_config(folder, **changes):
+    settings = as_dict(config("unused", epochs=changes.pop("epochs", 1)))
+    settings["out"] = None
+    for key, value in changes.items():
+        group, name = key.split("_", 1)
+        settings[group][name] = value
+    path = folder / f"{'-'.join(['config', *map(str, changes.values())])}.yaml".replace("/", "-")
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+def serve(folder, *more, **changes):
+    settings = write_config(folder, **changes)
+    server = start(["serve", "--config", settings, "--bind", "127.0.0.1:0", "--out", "server", *more], folder)
+    line = server.stdout.readline()
+    assert line.startswith("listening on 127.0.0.1:"), server.stderr.read()
+    return server, line.split()[2], settings
+
+
+def finish(process, seconds=60):
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path):
+    server, address, settings = serve(tmp_path)
+    wrong = write_config(tmp_path, model_head="mlp", model_cut="block_1")
+    for arguments, text in [
+        (["--config", wrong, "--client", "0"],
+         r"client 0 at joining: expected model.cut None \(the server's\), found 'block_1'; start both sides with .*"),
+        (["--config", settings, "--train.lr", "0.5", "--client", "1"],
+         r"client 1 at joining: expected train.lr 0.1 \(the server's\), found 0.5; start both sides with the same .*"),
+    ]:  # fmt: skip
+        status, out, err = finish(start(["join", address, *arguments, "--out", "refused"], tmp_path))
+        assert (status, out) == (2, "")
+        assert re.fullmatch(rf"halfpass: {text}\n", err), err
+    assert not (tmp_path / "refused").exists()
+    clients = [start(["join", address, "--config", settings, "--client", str(k), "--out", f"site-{k}"], tmp_path)
+               for k in range(2)]  # fmt: skip
+    assert [finish(client)[0] for client in clients] == [0, 0]
+    status, out, err = finish(server)
+    assert status == 0, err
+    assert "report: server/report.html" in out
+    assert sorted(p.name for p in (tmp_path / "server").iterdir()) == [
+        "config.yaml", "metrics.jsonl", "report.html", "result.json", "server.safetensors",
+    ]  # fmt: skip
+    assert [p.name for p in (tmp_path / "site-1").iterdir()] == ["client-1.safetensors"]  # each half at its owner
+
+
+def test_a_killed_client_ends_the_run_and_is_named(tmp_path):
+    server, address, settings = serve(tmp_path, epochs=200)
+    clients = [start(["join", address, "--config", settings, "--client", str(k), "--out", f"site-{k}"], tmp_path)
+               for k in range(2)]  # fmt: skip
+    wait_for_rows(tmp_path / "server")
+    clients[1].kill()
+    began = time.monotonic()
+    status, _, err = finish(server, 20)
+    assert status == 1
+    assert err.splitlines()[-1] == (
+        "halfpass: client 1: expected its end message, found a stream that ended without it; "
+        "look at what that client printed"
+    )
+    status, _, err = finish(clients[0], 20)
+    assert (status, err.splitlines()[-1]) == (1, "halfpass: client 1: expected its end message, found a stream that "
+                                                 "ended without it; look at what that client printed")  # fmt: skip
+    assert time.monotonic() - began < 15
+    assert not (tmp_path / "server" / "result.json").exists()
+
+
+def wait_for_rows(folder, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not (folder / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_server_ends_the_clients(tmp_path):
+    server, address, settings = serve(tmp_path, epochs=200, clients_count=1)
+    client = start(["join", address, "--config", settings, "--out", "site"], tmp_path)
+    wait_for_rows(tmp_path / "server")
+    server.kill()
+    server.wait()
+    status, _, err = finish(client, 20)
+    assert status == 1
+    assert re.fullmatch(rf"halfpass: server at {address}: expected a connection until the end, found .*\n", err), err
+
+
+def processes_of(folder):
+    """Command lines of live processes that name the folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if any(str(folder) in word for word in words):
+            found.append(words)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes through /proc")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopping_the_command_stops_every_process_within_5_seconds(tmp_path, stop):
+    out = tmp_path / "run"
+    words = ["train", "--runtime", "processes", "--clients.count", "2", "--train.epochs", "500", "--out", str(out)]
+    command = start(words, tmp_path)
+    wait_for_rows(out)
+    assert len(processes_of(out)) == 4  # the command, the server, two clients
+    began = time.monotonic()
+    os.kill(command.pid, stop)
+    command.wait(5)
+    while processes_of(out):
+        assert time.monotonic() - began < 5
+        time.sleep(0.05)
+    err = command.stderr.read()
+    if stop != signal.SIGKILL:
+        assert command.returncode == 1
+        assert err.splitlines()[-1] == "halfpass: interrupted"
+
+
+def test_a_failing_client_of_a_command_is_said_once(tmp_path):
+    """NaN in a client process: one line, from the command, with the side and the step."""
+    words = ["train", "--runtime", "processes", "--train.lr", "1e30", "--train.schedule", "constant", "--out", "run"]
+    status, out, err = finish(start(words, tmp_path))
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"halfpass: (client 0: client 0, auxiliary loss|server, batch of client 0), epoch 1, step 2: "
+                        r"expected a finite loss, found (nan|inf); lower train.lr\n", err), err  # fmt: skip
+
+
+def test_a_client_that_never_comes_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(server_process, "JOIN_SECONDS", 0.5)
+    with pytest.raises(RunError, match=r"expected 2 clients within 0.5 s, found none with number 0, 1; start them"):
+        server_process.serve(config(tmp_path / "run"), "127.0.0.1:0", lambda port: None)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,477 @@
+"""The wire: codecs within their bounds, every message's round trip, what is counted, and what a bad message gets."""
+
+import contextlib
+import queue
+import socket
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+
+from halfpass.cut import CutBatch
+from halfpass.errors import InputError, RunError
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire import messages, service
+from halfpass.wire.codec import CODECS
+from halfpass.wire.loopback import Loopback
+from halfpass.wire.service import Connection, Hub
+
+SHAPE = (3, 4, 2)  # of the cut, per sample
+
+
+def batch(client=0, epoch=0, step=0, samples=5, channels_last=False, dtype=torch.float32):
+    draws = torch.Generator().manual_seed(step + 1)
+    values = (torch.randn(samples, *SHAPE, generator=draws) + 2).to(dtype)
+    if channels_last:
+        values = values.contiguous(memory_format=torch.channels_last)
+    return CutBatch(client, epoch, step, (values,), torch.arange(samples) % 10)
+
+
+# ------------------------------------------------------------------------------------------------------- codecs
+
+
+AWKWARD = {
+    "shifted mean": torch.randn(1000, generator=torch.Generator().manual_seed(0)) + 100,
+    "small": torch.randn(1000, generator=torch.Generator().manual_seed(1)) * 1e-6,
+    "constant": torch.full((7,), -3.3),
+    "one element": torch.tensor([0.1]),
+    "empty": torch.empty(0),
+    "zeros": torch.zeros(5),
+    "largest of fp16": torch.tensor([65504.0, -65504.0]),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("case", AWKWARD)
+def test_codecs_keep_their_bound(name, case):
+    codec, values = CODECS[name], AWKWARD[case]
+    decoded = codec.decode(codec.encode(values), torch.float32)
+    assert decoded.shape == values.shape
+    assert decoded.dtype == torch.float32
+    assert ((decoded - values).abs() <= codec.relative * values.abs() + codec.absolute).all()
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "none"])
+def test_lossy_codecs_do_lose_and_are_smaller(name):
+    values = AWKWARD["shifted mean"]
+    assert not torch.equal(CODECS[name].decode(CODECS[name].encode(values), torch.float32), values)
+    assert len(CODECS[name].encode(values)) == 2 * len(values)
+
+
+@pytest.mark.parametrize("dtype", messages.DTYPES.values())
+def test_none_is_exact_for_every_dtype(dtype):
+    values = (torch.randn(33, generator=torch.Generator().manual_seed(3)) * 50).abs().to(dtype)
+    assert torch.equal(CODECS["none"].decode(CODECS["none"].encode(values), dtype), values)
+
+
+@pytest.mark.parametrize(("name", "value", "found"), [
+    ("fp16", float("nan"), "nan"), ("fp16", 7e4, "70000"), ("bf16", float("inf"), "inf"),
+])  # fmt: skip
+def test_lossy_codecs_refuse_what_they_cannot_hold(name, value, found):
+    values = torch.ones(10)
+    values[4] = value
+    with pytest.raises(RunError, match=rf"codec {name}, value 4: expected finite values within .*, found {found};"):
+        CODECS[name].encode(values)
+    assert torch.equal(CODECS[name].decode(CODECS[name].encode(torch.ones(10)), torch.float32), torch.ones(10))
+
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_come_back_with_values_order_and_memory_of_their_own(dtype, channels_last):
+    sent = batch(client=3, epoch=4, step=5, channels_last=channels_last, dtype=dtype)
+    data = messages.write_batch(sent, "none", test=True).SerializeToString()
+    parsed = pb.ClientMessage.FromString(data)
+    received = messages.read_batch(parsed.batch)
+    assert parsed.batch.test
+    assert (received.client, received.epoch, received.step) == (3, 4, 5)
+    assert torch.equal(received.labels, sent.labels)
+    assert torch.equal(received.tensors[0], sent.tensors[0])
+    assert received.tensors[0].stride() == sent.tensors[0].stride()
+    received.tensors[0].zero_()  # writable, and nobody else's
+    assert torch.equal(messages.read_batch(parsed.batch).tensors[0], sent.tensors[0])
+
+
+def test_several_tensors_and_a_view_that_is_not_dense_cross():
+    wide = torch.randn(5, 6, 8)[:, ::2, 1:5]
+    sent = CutBatch(0, 0, 0, (wide, torch.randn(5, 2)), torch.arange(5))
+    received = messages.read_batch(messages.write_batch(sent, "none").batch)
+    assert all(torch.equal(a, b) for a, b in zip(sent.tensors, received.tensors, strict=True))
+
+
+def test_weights_and_gradients_round_trip_exactly():
+    state = {"half.w": torch.randn(2, 3), "half.count": torch.tensor(7), "half.on": torch.tensor([True, False])}
+    read = messages.read_weights(pb.Begin(weights=messages.write_weights(state)).weights)
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], state[name]) and read[name].dtype == state[name].dtype for name in state)
+    sent, gradient = batch(), torch.randn(5, *SHAPE)
+    message = messages.write_gradients(sent, (gradient,), "none").gradients
+    assert torch.equal(messages.read_gradients(message, sent)[0], gradient)
+    with pytest.raises(InputError, match="expected the gradients of that batch, found epoch 0, step 0;"):
+        messages.read_gradients(message, batch(step=1))
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    (lambda m: m.tensors[0].__setattr__("codec", "gzip"), "expected a codec of none, fp16, bf16, found 'gzip'"),
+    (lambda m: m.tensors[0].__setattr__("dtype", "object"), "expected a dtype of float32, .*, found 'object'"),
+    (lambda m: m.tensors[0].__setattr__("data", b"123"), "expected the values of shape .*, found 3 bytes"),
+    (lambda m: m.tensors[0].__setattr__("data", b"1234" * 7), "expected the values of shape .*, found 28 bytes"),
+    (lambda m: m.tensors[0].shape.append(2**31), "expected the values of shape"),
+    (lambda m: m.tensors[0].ClearField("shape"), r"expected the values of shape \(\), float32, found 480 bytes"),
+    (lambda m: m.labels.pop(), "expected floating point values of 4 samples, found"),
+    (lambda m: m.ClearField("labels"), r"expected labels \(B,\) of int64 with B > 0"),
+    (lambda m: m.ClearField("tensors"), "expected at least one tensor, found none"),
+])  # fmt: skip
+def test_what_does_not_fit_together_is_refused(change, text):
+    message = messages.write_batch(batch(), "none").batch
+    change(message)
+    with pytest.raises(InputError, match=text):
+        messages.read_batch(message)
+
+
+@pytest.mark.parametrize(("sent", "text"), [
+    (batch(client=1), "expected client 0, found client 1"),
+    (CutBatch(0, 0, 0, (torch.zeros(2, 3),), torch.zeros(2, dtype=torch.int64)), r"expected tensors of .* found \[\(3,\)"),
+    (CutBatch(0, 0, 0, (torch.zeros(1, *SHAPE),), torch.tensor([10])), "expected labels from 0 to 9, found 10"),
+])  # fmt: skip
+def test_a_batch_must_fit_the_cut(sent, text):
+    with pytest.raises(InputError, match=text):
+        messages.check_batch(sent, 0, [SHAPE], 10)
+    messages.check_batch(batch(), 0, [SHAPE], 10)
+
+
+def test_the_generated_code_is_that_of_the_proto_file(tmp_path):
+    from grpc_tools import protoc
+
+    folder = Path(service.__file__).parent
+    assert protoc.main(["", f"-I{folder}", f"--python_out={tmp_path}", str(folder / "halfpass.proto")]) == 0
+    assert (tmp_path / "halfpass_pb2.py").read_text() == (folder / "halfpass_pb2.py").read_text(), "run make proto"
+
+
+# ---------------------------------------------------------------------------------------------------- counting
+
+
+def test_meter_counts_every_byte_of_every_message_once():
+    wire = Loopback("none")
+    sent = batch(samples=7)
+    ups = [
+        pb.ClientMessage(join=pb.Join(client=1, settings="{}")),
+        messages.write_batch(sent, "none"),
+        messages.write_batch(sent, "none", test=True),
+        pb.ClientMessage(epoch_end=pb.EpochEnd(weights=messages.write_weights({"half.w": torch.zeros(100)}))),
+        pb.ClientMessage(finished=pb.Finished()),
+    ]
+    downs = [
+        messages.write_gradients(sent, sent.tensors, "none"),
+        pb.ServerMessage(ack=pb.Ack(step=3)),
+        pb.ServerMessage(test=pb.Test(epoch=1)),
+        pb.ServerMessage(ack=pb.Ack(step=9)),
+        pb.ServerMessage(begin=pb.Begin(weights=messages.write_weights({"half.w": torch.zeros(50)}))),
+    ]
+    for up in ups:
+        assert wire.up(up) == up
+    for down in downs:
+        assert wire.down(down) == down
+    meter = wire.meter
+    assert meter.up.total() + meter.evaluation_up == sum(len(m.SerializeToString()) for m in ups)
+    assert meter.down.total() + meter.evaluation_down == sum(len(m.SerializeToString()) for m in downs)
+    values = 7 * 24 * 4
+    assert values <= meter.up["activations"] <= values + 40
+    assert meter.up["activations"] == meter.down["gradients"]
+    assert 400 <= meter.up["weights"] <= 440
+    assert 200 <= meter.down["weights"] <= 240
+    assert meter.up["labels"] == 7 + 2
+    assert meter.evaluation_up == len(ups[2].SerializeToString())
+    assert meter.evaluation_down == sum(len(m.SerializeToString()) for m in downs[2:4])
+
+
+# ------------------------------------------------------------------------------------------------ real connections
+
+
+class Served:
+    """A hub on a free port, with clients on threads of this process."""
+
+    def __init__(self, clients=1, window=2**20, timeout=20.0, admit=lambda join: None):
+        self.hub = Hub(
+            "127.0.0.1:0", clients=clients, window_bytes=window, timeout=timeout, admit=admit,
+            check=lambda client, b: messages.check_batch(b, client, [SHAPE], 10),
+        )  # fmt: skip
+        self.address = f"127.0.0.1:{self.hub.port}"
+
+    def connect(self, client=0, window=2**20, timeout=20.0):
+        connection = Connection(self.address, client=client, window_bytes=window, timeout=timeout)
+        connection.send(pb.ClientMessage(join=pb.Join(client=client, settings="{}")))
+        connection.receive("joined")
+        return connection
+
+
+@pytest.fixture
+def served():
+    made = []
+
+    def make(**options):
+        made.append(Served(**options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.hub.fail(RunError("test", "nothing", "its end", "stop"))
+        one.hub.stop()
+
+
+def ack(hub, client, sent):
+    hub.send(client, pb.ServerMessage(ack=pb.Ack(epoch=sent.epoch, step=sent.step)))
+
+
+def test_batches_arrive_whole_and_acknowledgements_open_the_window(served):
+    one = served()
+    size = messages.write_batch(batch(), "none").ByteSize()
+    connection = one.connect(window=2 * size + 10)
+    for step in range(2):
+        connection.send_batch(messages.write_batch(batch(step=step), "none"))
+    third = threading.Thread(target=connection.send_batch, args=(messages.write_batch(batch(step=2), "none"),))
+    third.start()
+    third.join(0.5)
+    assert third.is_alive()  # the window is full
+    for step in range(3):
+        client, received = one.hub.take([0], "batch")
+        assert (client, received.batch.step) == (0, step)
+        assert torch.equal(received.batch.tensors[0], batch(step=step).tensors[0])
+        ack(one.hub, 0, received.batch)
+    third.join(5)
+    connection.drain()
+    connection.send(pb.ClientMessage(finished=pb.Finished()))
+    one.hub.take([0], "finished")
+
+
+def test_arrival_order_starves_nobody(served):
+    """Both have many batches waiting; each must be served in turn, although the first client's came first."""
+    one = served(clients=2)
+    connections = [one.connect(client=k) for k in range(2)]
+    for k, connection in enumerate(connections):
+        for step in range(4):
+            connection.send_batch(messages.write_batch(batch(client=k, step=step), "none"))
+    wait_until(lambda: all(len(stream.incoming) == 4 for stream in one.hub._streams.values()))
+    assert [one.hub.take([0, 1], "batch")[0] for _ in range(8)] == [0, 1] * 4
+    for connection in connections:
+        connection.close()
+
+
+def wait_until(ready, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def raw_stream(address, limit=2**26):
+    """A client without halfpass's checks: bytes in, bytes out."""
+    channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", limit)])
+    outgoing: queue.SimpleQueue = queue.SimpleQueue()
+    replies = channel.stream_stream(f"/{service.SERVICE}/{service.METHOD}")(iter(outgoing.get, None))
+    return channel, outgoing, replies
+
+
+def next_reply(replies):
+    while True:
+        message = pb.ServerMessage.FromString(next(replies))
+        if message.WhichOneof("kind") != "alive":
+            return message
+
+
+JOIN = pb.ClientMessage(join=pb.Join(client=0, settings="{}")).SerializeToString()
+CORRUPT = b"\xff\xff\xff garbage"
+
+
+def test_corrupt_message_is_rejected_and_the_next_good_one_is_served(served):
+    one = served()
+    channel, outgoing, replies = raw_stream(one.address)
+    outgoing.put(JOIN)
+    assert next_reply(replies).WhichOneof("kind") == "joined"
+    bad_labels = CutBatch(0, 0, 0, (torch.zeros(1, *SHAPE),), torch.tensor([12]))
+    for data, text in [
+        (CORRUPT, f"message of client 0: expected a ClientMessage, found {len(CORRUPT)} bytes that are none"),
+        (messages.write_batch(batch(client=1), "none").SerializeToString(), "expected client 0, found client 1"),
+        (messages.write_batch(bad_labels, "none").SerializeToString(), "expected labels from 0 to 9, found 12"),
+    ]:
+        outgoing.put(data)
+        assert text in next_reply(replies).rejected.reason
+    outgoing.put(messages.write_batch(batch(), "none").SerializeToString())
+    assert torch.equal(one.hub.take([0], "batch")[1].batch.tensors[0], batch().tensors[0])
+    channel.close()
+
+
+def test_oversized_message_ends_that_stream_and_a_good_client_is_still_served(served):
+    one = served(window=2**16)
+    channel, outgoing, replies = raw_stream(one.address)
+    outgoing.put(b"x" * (2**16 + 2**20 + 1))
+    with pytest.raises(grpc.RpcError) as refused:
+        next(replies)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    channel.close()
+    raw = socket.create_connection(("127.0.0.1", one.hub.port))  # no gRPC at all
+    raw.sendall(b"GET / HTTP/1.1\r\n\r\n" + struct.pack("<I", 2**31))
+    raw.close()
+    connection = one.connect(window=2**16)
+    connection.send_batch(messages.write_batch(batch(), "none"))
+    assert one.hub.take([0], "batch")[1].batch.step == 0
+    connection.close()
+
+
+def test_first_message_must_be_join_and_numbers_are_taken_once(served):
+    one = served()
+    channel, outgoing, replies = raw_stream(one.address)
+    outgoing.put(CORRUPT)
+    failed = next_reply(replies).failed
+    assert failed.reason.startswith("first message of a client: expected Join")
+    assert failed.exit_status == 2
+    channel.close()
+    first = one.connect()
+    for number, text in [(0, "expected a number that is free, found one that has joined already"),
+                         (5, "expected a number from 0 to 0, found 5")]:  # fmt: skip
+        with pytest.raises(RunError, match=text) as refused:
+            one.connect(client=number)
+        assert refused.value.exit_status == 2
+    first.close()
+
+
+def test_refusal_carries_its_reason(served):
+    def admit(join):
+        raise InputError("client 0 at joining", "model.cut 'a' (the server's)", "'b'", "start both alike")
+
+    with pytest.raises(RunError, match=r"^client 0 at joining: expected model.cut 'a' \(the server's\), found 'b'; start"):
+        served(admit=admit).connect()
+
+
+def test_a_stream_without_end_message_is_an_abort(served):
+    one = served()
+    connection = one.connect()
+    connection.close()
+    with pytest.raises(RunError, match="client 0: expected its end message, found a stream that ended without it"):
+        one.hub.take([0], "batch")
+
+
+def test_a_client_s_reason_reaches_the_server_and_back(served):
+    one = served(clients=2)
+    first, second = one.connect(client=0), one.connect(client=1)
+    first.fail(RunError("client 0, step 3", "a finite loss", "nan", "lower train.lr"))
+    with pytest.raises(RunError, match="client 0: client 0, step 3: expected a finite loss, found nan") as raised:
+        one.hub.take([1], "batch")
+    one.hub.fail(raised.value)
+    with pytest.raises(RunError, match="expected a finite loss, found nan"):
+        second.receive("begin")
+
+
+def test_every_wait_has_a_deadline_and_names_whom_it_waited_for(served):
+    one = served(clients=2, timeout=20)
+    began = time.monotonic()
+    with pytest.raises(RunError, match=r"expected 2 clients within 0.3 s, found none with number 0, 1; start them"):
+        one.hub.wait_for_clients(0.3)
+    frozen = served(timeout=0.6)
+    channel, outgoing, replies = raw_stream(frozen.address)
+    outgoing.put(JOIN)
+    next_reply(replies)
+    with pytest.raises(RunError, match=r"client 0: expected batch or a sign of life within 0.6 s, found none"):
+        frozen.hub.take([0], "batch")
+    channel.close()
+    assert time.monotonic() - began < 10
+
+
+def test_a_frozen_server_frees_a_sender_whose_window_is_full():
+    """A listener that accepts and then says nothing, as a stopped process does."""
+    handler = grpc.stream_stream_rpc_method_handler(say_joined_and_freeze)
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.SERVICE, {service.METHOD: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        size = messages.write_batch(batch(), "none").ByteSize()
+        connection = Connection(f"127.0.0.1:{port}", client=0, window_bytes=size, timeout=0.8)
+        connection.send(pb.ClientMessage(join=pb.Join()))
+        connection.receive("joined")
+        connection.send_batch(messages.write_batch(batch(), "none"))
+        with pytest.raises(RunError, match=rf"server at 127.0.0.1:{port}: expected an acknowledgement or a sign of life"):
+            connection.send_batch(messages.write_batch(batch(step=1), "none"))
+        connection.close()
+    finally:
+        server.stop(0)
+
+
+def say_joined_and_freeze(requests, context):
+    next(requests)
+    yield pb.ServerMessage(joined=pb.Joined()).SerializeToString()
+    time.sleep(5)
+
+
+def test_no_server_is_said_in_time(monkeypatch):
+    monkeypatch.setattr(service, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match=rf"expected a halfpass server within 0.5 s, found none at 127.0.0.1:{port};"):
+        Connection(f"127.0.0.1:{port}", client=0, window_bytes=2**20, timeout=5)
+
+
+def test_port_in_use_is_said(served):
+    one = served()
+    with pytest.raises(InputError, match=rf"expected a free port, found 127.0.0.1:{one.hub.port}, which is in use; choose"):
+        Hub(one.address, clients=1, window_bytes=1, timeout=1, admit=lambda j: None, check=lambda c, b: None)
+    one.connect().close()
+
+
+@pytest.mark.parametrize(("address", "text"), [
+    ("0.0.0.0:0", "expected a loopback host .*, found '0.0.0.0'; this version has no TLS"),
+    ("10.1.2.3:7465", "expected a loopback host"),
+    ("example.org:80", "expected a loopback host"),
+    ("127.0.0.1", "expected HOST:PORT, found '127.0.0.1'"),
+    ("127.0.0.1:http", "expected HOST:PORT"),
+    ("127.0.0.1:99999", "expected HOST:PORT"),
+])  # fmt: skip
+def test_only_loopback_may_be_bound_or_joined(address, text):
+    with pytest.raises(InputError, match=text):
+        Hub(address, clients=1, window_bytes=1, timeout=1, admit=lambda j: None, check=lambda c, b: None)
+    with pytest.raises(InputError, match=text):
+        Connection(address, client=0, window_bytes=1, timeout=1)
+
+
+def test_socket_bytes_are_those_that_passed_the_wire(served):
+    """The kernel's count against a relay in between that counts what it forwards."""
+    one = served()
+    counted = {"up": 0, "down": 0}
+    relay = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=forward, args=(relay, one.hub.port, counted), daemon=True).start()
+    connection = Connection(f"127.0.0.1:{relay.getsockname()[1]}", client=0, window_bytes=2**22, timeout=10)
+    connection.send(pb.ClientMessage(join=pb.Join(client=0, settings="{}")))
+    connection.receive("joined")
+    for step in range(20):
+        connection.send_batch(messages.write_batch(batch(step=step, samples=2000), "none"))
+        ack(one.hub, 0, one.hub.take([0], "batch")[1].batch)
+    connection.drain()
+    time.sleep(0.3)
+    up, down = one.hub.socket_traffic(0)
+    meter = one.hub.meter(0)
+    assert up == counted["up"]
+    assert down == counted["down"]
+    assert 1 < up / meter.up.total() < 1.01
+    connection.close()
+    relay.close()
+
+
+def forward(listener, port, counted):
+    client, _ = listener.accept()
+    server = socket.create_connection(("127.0.0.1", port))
+
+    def pump(source, target, direction):
+        with contextlib.suppress(OSError):  # the end of the test closes both
+            while data := source.recv(65536):
+                counted[direction] += len(data)
+                target.sendall(data)
+
+    threading.Thread(target=pump, args=(client, server, "up"), daemon=True).start()
+    threading.Thread(target=pump, args=(server, client, "down"), daemon=True).start()
