@@ -13,7 +13,7 @@ from halfpass.run.children import Child, ChildFailedError, stopping
 from halfpass.run.records import read_result
 
 START_SECONDS = 120.0  # for the server to listen; PyTorch can take long to load from a cold disk
-LAST_WORD_SECONDS = 5.0  # for the server to say why a client failed
+LAST_WORD_SECONDS = 20.0  # for the server, which knows why a client failed, to say so and end
 SAVE_SECONDS = 60.0  # for the clients to end after the server
 
 

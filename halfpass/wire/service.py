@@ -275,8 +275,7 @@ class Hub:
             return
         with self._changed:
             if received.kind == "failed" and received.message is not None:
-                failed = received.message.failed
-                stream.failure = PeerFailedError(f"client {stream.client}: {failed.reason}", failed.exit_status)
+                stream.failure = _failure_of(stream.client, received.message.failed)
             else:
                 stream.finished = received.kind == "finished"
                 while stream.incoming_bytes > self._window_bytes and stream.failure is None:
@@ -307,6 +306,12 @@ def _parse(data: bytes) -> pb.ClientMessage | None:
     except DecodeError:
         return None
     return message if message.WhichOneof("kind") else None
+
+
+def _failure_of(client: int, failed: pb.Failed) -> PeerFailedError:
+    """A client's own words, with its number where they do not begin with it."""
+    named = failed.reason.startswith(f"client {client}")
+    return PeerFailedError(failed.reason if named else f"client {client}: {failed.reason}", failed.exit_status)
 
 
 def _of_kind(received: Received, kinds: tuple[str, ...], client: int) -> Received:

@@ -1,0 +1,41 @@
+"""What the README says a newcomer can type: the demo, the library example, the tables."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_library_example_runs_and_trains_both_halves():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    assert len(names["batch"]) == 8
+    assert torch.isfinite(torch.tensor([names["local_loss"], names["loss"]])).all()
+    for side in ("client", "server"):
+        assert all(p.grad is not None for group in names[side].optimizer.param_groups for p in group["params"])
+
+
+def test_make_demo_compares_three_methods_within_a_minute(tmp_path):
+    """The command of `make demo`, as the Makefile has it, but for its folder."""
+    command = re.search(r"\$\(BIN\)/halfpass (compare .*)", (ROOT / "Makefile").read_text())[1].split()
+    done = subprocess.run(
+        [sys.executable, "-m", "halfpass", *command, "--out", str(tmp_path / "demo")],
+        cwd=ROOT, text=True, capture_output=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "demo" / "compare.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["decoupled", "conventional", "centralized"]
+    decoupled, conventional, _ = rows
+    assert all(row["test_accuracy"] >= 0.97 for row in rows), [row["test_accuracy"] for row in rows]
+    assert decoupled["clients"] == 2
+    assert decoupled["bytes"]["down"]["gradients"] == 0
+    assert conventional["bytes"]["down"]["gradients"] == conventional["bytes"]["up"]["activations"]
+    for method in ("decoupled", "conventional", "centralized"):
+        assert method in done.stdout
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 50_000
