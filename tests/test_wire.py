@@ -362,7 +362,7 @@ def test_a_client_s_reason_reaches_the_server_and_back(served):
     one = served(clients=2)
     first, second = one.connect(client=0), one.connect(client=1)
     first.fail(RunError("client 0, step 3", "a finite loss", "nan", "lower train.lr"))
-    with pytest.raises(RunError, match="^client 0, step 3: expected a finite loss, found nan") as raised:
+    with pytest.raises(RunError, match=r"^client 0, step 3: expected a finite loss, found nan") as raised:
         one.hub.take([1], "batch")
     one.hub.fail(raised.value)
     with pytest.raises(RunError, match="expected a finite loss, found nan"):
