@@ -241,18 +241,43 @@ def test_labels_and_hand_overs_are_counted(data):
 # ---------------------------------------------------------------------------------------------------- topologies
 
 
-def test_relay_is_one_client_that_sees_the_shards_in_turn(data):
-    """The client half travels with its optimizer's momentum: two clients in relay are one module trained in that order."""
-    settings = config(clients=2, topology="relay", schedule="constant")
-    local = run(settings, data, (40, 24))
-    model, head = plain_start(settings, data)
-    batches = [
+def relay_batches(data):
+    return [
         batch for epoch in range(2) for k, shard in enumerate(shards(data, [40, 24]))
         for batch in train_batches(data, shard, 16, seed=0, client=k, epoch=epoch)
     ]  # fmt: skip
-    train_decoupled(model, head, batches, lambda step: 0.05, SGD)
+
+
+def test_relay_is_one_client_that_sees_the_shards_in_turn(data):
+    """The client half travels with its optimizer's momentum: two in relay are one module trained in that order."""
+    settings = config(clients=2, topology="relay", schedule="constant")
+    local = run(settings, data, (40, 24))
+    model, head = plain_start(settings, data)
+    train_decoupled(model, head, relay_batches(data), lambda step: 0.05, SGD)
     for client in range(2):
         assert equal(joined(local, client), model.state_dict())
+
+
+def test_the_schedule_goes_on_from_client_to_client_in_a_relay(data):
+    settings = config(clients=2, topology="relay")
+    local = run(settings, data, (40, 24))
+    model, head = plain_start(settings, data)
+    train_decoupled(model, head, relay_batches(data), lambda step: one_cycle(step, total=10), SGD)
+    assert close(joined(local), model.state_dict())
+
+
+def test_adamw_s_memory_travels_too(data):
+    settings = config(clients=2, topology="relay", schedule="constant", optimizer="adamw", lr=0.01)
+    local = run(settings, data, (40, 24))
+    model, head = plain_start(settings, data)
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=0.01, weight_decay=5e-4, fused=True)
+    for x, y in relay_batches(data):
+        z = model.below(x)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy
+        (loss(head(z), y) + loss(model.classifier(model.above(z.detach())), y)).backward()
+        optimizer.step()
+    assert equal(joined(local), model.state_dict())
 
 
 def test_splitfed_averages_weights_and_buffers_by_samples(data):

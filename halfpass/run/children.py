@@ -116,9 +116,9 @@ def run_alone(name: str, arguments: Sequence[str]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """One line for the user."""
+    """One line for the user; empty where there is nothing to say."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return "" if is_child() else "interrupted"  # the parent says it
     if isinstance(error, HalfpassError):
         return str(error)
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"
