@@ -79,7 +79,7 @@ class ClientsConfig:
     epoch. independent: every client keeps its own half."""
     partition: Partition = "iid"
     """How the training set is dealt out: iid, dirichlet (label skew), or own: every client trains on the whole data
-    set that it was given."""
+    set that it was given. The test set is that of the client that brings it (the first; in a relay the last)."""
     alpha: float = 0.5
     """Concentration of the Dirichlet partition; small is skewed."""
 
@@ -136,7 +136,7 @@ class WireConfig:
     window: int = 32 * 2**20
     """Bytes that a client may have sent and not yet had acknowledged: how far it runs ahead of the server."""
     timeout: float = 60.0
-    """Seconds without a sign of life after which a peer counts as lost."""
+    """Seconds without a sign of life after which a peer counts as lost; the same on both sides."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "wire.")
@@ -196,8 +196,8 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# What may differ between a server and its clients: each one's own device, folders and patience.
-_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads", "wire.timeout"}
+# What may differ between a server and its clients: each one's own device and folders.
+_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads"}
 
 
 def shared_settings(config: Config) -> dict[str, Any]:

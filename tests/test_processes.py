@@ -115,7 +115,7 @@ def _leave_nothing_running():
 
 def write_config(folder, **changes):
     settings = as_dict(config("unused", epochs=changes.pop("epochs", 1)))
-    settings["out"] = None
+    settings |= {"out": None, "runtime": "local"}
     for key, value in changes.items():
         group, name = key.split("_", 1)
         settings[group][name] = value
@@ -138,7 +138,8 @@ def finish(process, seconds=60):
 
 
 def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path):
-    server, address, settings = serve(tmp_path)
+    """In arrival order too, and without saying `runtime`."""
+    server, address, settings = serve(tmp_path, wire_order="arrival")
     wrong = write_config(tmp_path, model_head="mlp", model_cut="block_1")
     for arguments, text in [
         (["--config", wrong, "--client", "0"],
@@ -160,6 +161,12 @@ def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path):
         "config.yaml", "metrics.jsonl", "report.html", "result.json", "server.safetensors",
     ]  # fmt: skip
     assert [p.name for p in (tmp_path / "site-1").iterdir()] == ["client-1.safetensors"]  # each half at its owner
+    outcome = json.loads((tmp_path / "server" / "result.json").read_text())
+    assert outcome["runtime"] == "processes"
+    assert len(outcome["peak_memory_bytes"]["client"]) == 2
+    status, _, err = finish(start(["join", address, "--config", settings, "--client", "1", "--out", "site-1"], tmp_path))
+    assert (status, err) == (2, "halfpass: out: expected a folder without a run, found client-1.safetensors in site-1; "
+                                "choose another folder\n")  # fmt: skip
 
 
 def test_a_killed_client_ends_the_run_and_is_named(tmp_path):
@@ -201,15 +208,15 @@ def test_a_killed_server_ends_the_clients(tmp_path):
 
 
 def processes_of(folder):
-    """Command lines of live processes that name the folder."""
-    found = []
+    """Command lines of live processes that name the folder, by process id."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = entry.read_bytes().decode().split("\0")
         except OSError:
             continue
         if any(str(folder) in word for word in words):
-            found.append(words)
+            found[int(entry.parent.name)] = words
     return found
 
 
@@ -231,6 +238,46 @@ def test_stopping_the_command_stops_every_process_within_5_seconds(tmp_path, sto
     if stop != signal.SIGKILL:
         assert command.returncode == 1
         assert err.splitlines()[-1] == "halfpass: interrupted"
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes through /proc")
+def test_a_killed_server_of_a_command_is_said_and_leaves_nothing(tmp_path):
+    out = tmp_path / "run"
+    command = start(["train", "--runtime", "processes", "--train.epochs", "500", "--out", str(out)], tmp_path)
+    wait_for_rows(out)
+    (server,) = [pid for pid, words in processes_of(out).items() if "serve" in words]
+    os.kill(server, signal.SIGKILL)
+    status, _, err = finish(command, 20)
+    assert status == 1
+    assert err.splitlines()[-1] == (
+        "halfpass: server: expected its orderly end, found killed by SIGKILL; is memory short?"
+    )
+    assert processes_of(out) == {}
+
+
+def test_a_network_that_prints_a_lot_does_not_stop_the_server(tmp_path):
+    (tmp_path / "loud.py").write_text(LOUD)
+    words = ["train", "--runtime", "processes", "--model.name", "loud:network", "--train.epochs", "2", "--out", "run"]
+    status, out, err = finish(start(words, tmp_path))
+    assert status == 0, err
+    assert out.count("x" * 5000) >= 20
+
+
+LOUD = """
+from torch import nn
+
+class Loud(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.layer = nn.Linear(64, classes)
+
+    def forward(self, z):
+        print("x" * 5000)
+        return self.layer(z)
+
+def network(sample_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU()), Loud(classes)
+"""
 
 
 def test_a_failing_client_of_a_command_is_said_once(tmp_path):

@@ -124,6 +124,8 @@ def test_weights_and_gradients_round_trip_exactly():
     (lambda m: m.tensors[0].__setattr__("data", b"123"), "expected the values of shape .*, found 3 bytes"),
     (lambda m: m.tensors[0].__setattr__("data", b"1234" * 7), "expected the values of shape .*, found 28 bytes"),
     (lambda m: m.tensors[0].shape.append(2**31), "expected the values of shape"),
+    (lambda m: m.MergeFrom(pb.Batch(tensors=[pb.Tensor(dtype="float32", codec="none", shape=[0, *[2**32 - 1] * 3])])),
+     "tensor 1: expected the values of shape"),
     (lambda m: m.tensors[0].ClearField("shape"), r"expected the values of shape \(\), float32, found 480 bytes"),
     (lambda m: m.labels.pop(), "expected floating point values of 4 samples, found"),
     (lambda m: m.ClearField("labels"), r"expected labels \(B,\) of int64 with B > 0"),
@@ -138,13 +140,15 @@ def test_what_does_not_fit_together_is_refused(change, text):
 
 @pytest.mark.parametrize(("sent", "text"), [
     (batch(client=1), "expected client 0, found client 1"),
+    (batch(samples=9), "expected at most 8 samples, found 9"),
+    (batch(dtype=torch.float64), "expected float32, bfloat16 or float16, found torch.float64"),
     (CutBatch(0, 0, 0, (torch.zeros(2, 3),), torch.zeros(2, dtype=torch.int64)), r"expected tensors of .* found \[\(3,\)"),
     (CutBatch(0, 0, 0, (torch.zeros(1, *SHAPE),), torch.tensor([10])), "expected labels from 0 to 9, found 10"),
 ])  # fmt: skip
 def test_a_batch_must_fit_the_cut(sent, text):
     with pytest.raises(InputError, match=text):
-        messages.check_batch(sent, 0, [SHAPE], 10)
-    messages.check_batch(batch(), 0, [SHAPE], 10)
+        messages.check_batch(sent, 0, [SHAPE], 10, 8)
+    messages.check_batch(batch(), 0, [SHAPE], 10, 8)
 
 
 def test_the_generated_code_is_that_of_the_proto_file(tmp_path):
@@ -201,7 +205,7 @@ class Served:
     def __init__(self, clients=1, window=2**20, timeout=20.0, admit=lambda join: None):
         self.hub = Hub(
             "127.0.0.1:0", clients=clients, window_bytes=window, timeout=timeout, admit=admit,
-            check=lambda client, b: messages.check_batch(b, client, [SHAPE], 10),
+            check=lambda client, b: messages.check_batch(b, client, [SHAPE], 10, 2000),
         )  # fmt: skip
         self.address = f"127.0.0.1:{self.hub.port}"
 
@@ -222,7 +226,7 @@ def served():
 
     yield make
     for one in made:
-        one.hub.fail(RunError("test", "nothing", "its end", "stop"))
+        one.hub.fail("the test is over")
         one.hub.stop()
 
 
@@ -350,6 +354,32 @@ def test_refusal_carries_its_reason(served):
         served(admit=admit).connect()
 
 
+def test_a_defect_while_reading_ends_the_run_at_once(served, monkeypatch):
+    one = served()
+    connection = one.connect()
+    monkeypatch.setattr(messages, "read_batch", lambda message: 1 / 0)
+    connection.send_batch(messages.write_batch(batch(), "none"))
+    with pytest.raises(RunError, match="client 0: expected a message that can be read, found ZeroDivisionError"):
+        one.hub.take([0], "batch")
+    connection.close()
+
+
+def test_a_proxy_in_the_environment_is_not_asked(served, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    one = served()
+    one.connect().close()
+
+
+def test_a_sender_is_told_of_the_server_s_end_before_its_window_is_full(served):
+    one = served()
+    connection = one.connect()
+    one.hub.fail("the server was stopped")
+    wait_until(lambda: connection._failure is not None)
+    with pytest.raises(RunError, match="the server was stopped"):
+        connection.send_batch(messages.write_batch(batch(), "none"))
+
+
 def test_a_stream_without_end_message_is_an_abort(served):
     one = served()
     connection = one.connect()
@@ -361,10 +391,10 @@ def test_a_stream_without_end_message_is_an_abort(served):
 def test_a_client_s_reason_reaches_the_server_and_back(served):
     one = served(clients=2)
     first, second = one.connect(client=0), one.connect(client=1)
-    first.fail(RunError("client 0, step 3", "a finite loss", "nan", "lower train.lr"))
+    first.fail("client 0, step 3: expected a finite loss, found nan; lower train.lr")
     with pytest.raises(RunError, match=r"^client 0, step 3: expected a finite loss, found nan") as raised:
         one.hub.take([1], "batch")
-    one.hub.fail(raised.value)
+    one.hub.fail(str(raised.value))
     with pytest.raises(RunError, match="expected a finite loss, found nan"):
         second.receive("begin")
 

@@ -7,6 +7,7 @@ closes and the child stops itself.
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -19,12 +20,14 @@ from typing import IO
 
 from halfpass.errors import HalfpassError, RunError
 
-CHILD_VARIABLE = "HALFPASS_CHILD"
+_VARIABLE = "HALFPASS_CHILD"
+IS_CHILD = os.environ.pop(_VARIABLE, None) is not None  # taken away, so that what this process starts is not one
 STOP_SECONDS = 2.0
+INTERRUPTED = 130  # exit status of an interrupted child, which says nothing itself
 
 
 class ChildFailedError(RunError):
-    """A child stopped with an error; `said` is what it wrote, empty where the user has read it already."""
+    """A child stopped with an error; `said` is its line, empty where the user has read it already."""
 
     def __init__(self, said: str, exit_status: int) -> None:
         Exception.__init__(self, said)
@@ -40,25 +43,41 @@ class Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "halfpass", *arguments], stdin=subprocess.PIPE, text=True,
             stdout=subprocess.PIPE if pipe else None, stderr=self._errors, start_new_session=True,
-            env=os.environ | {CHILD_VARIABLE: "1"},
+            env=os.environ | {_VARIABLE: "1"},
         )  # fmt: skip
+        self._first: queue.SimpleQueue[str] = queue.SimpleQueue()
+        if pipe:
+            threading.Thread(target=self._read_output, daemon=True).start()
 
     def status(self) -> int | None:
         """Exit status, or None while it runs."""
         return self.process.poll()
 
     def first_line(self, seconds: float) -> str:
-        """The first line it writes to standard output; empty when it ends first, or after `seconds`."""
-        lines: list[str] = []
+        """The first line that it writes to standard output; empty when it ends first, or after `seconds`."""
+        try:
+            return self._first.get(timeout=seconds).strip()
+        except queue.Empty:
+            return ""
+
+    def _read_output(self) -> None:
+        """Passes on what a network of the user's prints: a pipe that nobody reads would stop the child when full."""
         output = self.process.stdout
         assert output is not None
-        reader = threading.Thread(target=lambda: lines.append(output.readline()), daemon=True)
-        reader.start()
-        reader.join(seconds)
-        return lines[0].strip() if lines else ""
+        self._first.put(output.readline())
+        for line in output:
+            sys.stdout.write(line)
 
-    def said(self) -> str:
-        """The last line that a quiet child wrote to standard error, without the program's name."""
+    def failure(self) -> ChildFailedError:
+        """Why it failed, in a line that the user has not read yet."""
+        status = self.process.returncode
+        if status in (1, 2):  # it has said so itself
+            return ChildFailedError(self._last_line(), status)
+        found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return ChildFailedError(f"{self.name}: expected its orderly end, found {found}; is memory short?", 1)
+
+    def _last_line(self) -> str:
+        """What a quiet child said; nothing of one whose words are shown as they come."""
         if self._errors is None:
             return ""
         self._errors.seek(0)
@@ -75,7 +94,7 @@ def stopping(children: list[Child]) -> Iterator[None]:
         for child in children:
             if child.status() is None:
                 child.process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS + 0.5 * (len(children) == 1)  # one child may have its own to stop
+        deadline = time.monotonic() + STOP_SECONDS
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.0, deadline - time.monotonic()))
@@ -91,12 +110,8 @@ def be_interruptible() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    if is_child():
+    if IS_CHILD:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def is_child() -> bool:
-    return CHILD_VARIABLE in os.environ
 
 
 def _end_with_parent() -> None:
@@ -108,17 +123,24 @@ def _end_with_parent() -> None:
 
 def run_alone(name: str, arguments: Sequence[str]) -> None:
     """Runs one child to its end, what it writes shown; raises ChildFailedError with its exit status."""
-    children = [Child(name, arguments)]
-    with stopping(children):
-        status = children[0].process.wait()
-    if status != 0:
-        raise ChildFailedError("", status)
+    child = Child(name, arguments)
+    with stopping([child]):
+        child.process.wait()
+    if child.status() != 0:
+        raise child.failure()
+
+
+def for_peer(who: str, error: BaseException) -> tuple[str, int]:
+    """(reason, exit status) for the other side of the wire."""
+    if isinstance(error, HalfpassError):
+        return str(error), error.exit_status
+    return f"{who}: expected it to go on, found {describe(error)}; look at what it printed", 1
 
 
 def describe(error: BaseException) -> str:
-    """One line for the user; empty where there is nothing to say."""
+    """One line for the user."""
     if isinstance(error, KeyboardInterrupt):
-        return "" if is_child() else "interrupted"  # the parent says it
+        return "interrupted"
     if isinstance(error, HalfpassError):
         return str(error)
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from halfpass.config import Config, DataConfig, ModelConfig, from_dict
 from halfpass.errors import HalfpassError, InputError, choice_error, near_miss
-from halfpass.run.children import be_interruptible, describe, is_child
+from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 
 DEFAULT_BIND = "127.0.0.1:7465"
 
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in words:
             traceback.print_exc()
+        if IS_CHILD and isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED  # its parent says what there is to say
         if line := describe(error):
             print(f"halfpass: {line}", file=sys.stderr)
         return error.exit_status if isinstance(error, HalfpassError) else 1
@@ -61,9 +63,9 @@ def _compare(options: Namespace) -> None:
 
 def _serve(options: Namespace) -> None:
     from halfpass.run.server_process import serve
-    from halfpass.run.train import with_folder
+    from halfpass.run.train import between_processes, with_folder
 
-    config = with_folder(options.config_object)
+    config = between_processes(with_folder(options.config_object))
     host = options.bind.rpartition(":")[0]
 
     def announce(port: int) -> None:
@@ -76,11 +78,11 @@ def _serve(options: Namespace) -> None:
 
 def _join(options: Namespace) -> None:
     from halfpass.run.client_process import join
-    from halfpass.run.train import with_folder
+    from halfpass.run.train import between_processes, with_folder
 
-    config = with_folder(options.config_object)
+    config = between_processes(with_folder(options.config_object))
     folder = join(config, options.address, options.client)
-    if not is_child():
+    if not IS_CHILD:
         print(f"saved {folder / f'client-{options.client}.safetensors'}")
 
 
@@ -90,7 +92,7 @@ def _report(options: Namespace) -> None:
 
 def _report_own(runs: list[Path]) -> None:
     """Of the runs that this command made; a child leaves it to its parent."""
-    if not is_child():
+    if not IS_CHILD:
         folder = runs[0] if len(runs) == 1 else runs[0].parent
         _report_on(runs, folder / "report.html")
 
@@ -111,9 +113,9 @@ def _report_on(runs: list[Path], out: Path) -> None:
 def _export(options: Namespace) -> None:
     from halfpass.run.export import export
 
-    exported = export(Path(options.run), options.client, Path(options.out) if options.out else None)
-    print(f"wrote {exported.file}: test accuracy {100 * exported.accuracy:.2f} %, the run reported "
-          f"{100 * exported.reported:.2f} %{exported.remark}")  # fmt: skip
+    out = Path(options.out) if options.out else None
+    exported = export(Path(options.run), options.client, out, data_path=options.data_path)
+    print(f"wrote {exported.file}: {exported.remark}")
 
 
 def _cuts(options: Namespace) -> None:
@@ -164,6 +166,7 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="Folder of a finished run, with all halves in it.")
     parser.add_argument("--client", type=int, default=0, help="Whose client half to join (independent clients differ).")
     parser.add_argument("--out", type=str, default=None, help="File to write. Default: RUN/model.safetensors.")
+    parser.add_argument("--data_path", type=str, default=None, help="The test set's place, where it is not the run's.")
 
 
 def _add_cuts(parser: ArgumentParser) -> None:

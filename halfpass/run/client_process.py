@@ -5,7 +5,6 @@ for its window.
 """
 
 import json
-import math
 from pathlib import Path
 
 from halfpass.config import Config, shared_settings
@@ -13,6 +12,7 @@ from halfpass.learn.batches import batch_count, test_batches, train_batches
 from halfpass.learn.client import Client
 from halfpass.learn.data import Dataset, Samples
 from halfpass.run import setup
+from halfpass.run.children import for_peer
 from halfpass.run.epoch import ClientEpoch, handed_over, take_over, test_epoch
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import RunFolder
@@ -67,7 +67,7 @@ class ClientRun:
         weights = write_weights(handed_over(self.config, self.client)) if begin.return_weights else []
         end = pb.EpochEnd(
             epoch=begin.epoch, loss=tally.mean_loss, samples=tally.samples, busy_seconds=tally.busy_seconds,
-            learning_rate=tally.learning_rate or math.nan, peak_memory_bytes=self.memory.peak_bytes(), weights=weights,
+            learning_rate=tally.learning_rate, peak_memory_bytes=self.memory.peak_bytes(), weights=weights,
         )  # fmt: skip
         self.connection.send(pb.ClientMessage(epoch_end=end))
 
@@ -88,9 +88,11 @@ class ClientRun:
 def join(config: Config, address: str, index: int) -> Path:
     """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`."""
     setup.check_index(config, index)
+    folder = RunFolder.for_client(Path(str(config.out)), index)
     setup.use_threads(config)
-    data, shards = setup.load_shards(config)
-    shard = shards[index]
+    setup.check_names(config)
+    data = setup.load_data(config.data)
+    shard = setup.make_shards(config, data)[index]
     network = setup.build_network(config, data.train.sample_shape, data.classes)
     client = setup.build_client(config, network, index)
     connection = Connection(
@@ -100,11 +102,10 @@ def join(config: Config, address: str, index: int) -> Path:
         connection.send(pb.ClientMessage(join=_join_message(config, network, data, shard, index)))
         connection.receive("joined")
         ClientRun(config, connection, client, data, shard).follow()
-        folder = RunFolder.open(Path(str(config.out)))
         folder.save_client(client, config)
         connection.finish()
     except BaseException as error:
-        connection.fail(error)
+        connection.fail(*for_peer(f"client {index}", error))
         raise
     return folder.path
 

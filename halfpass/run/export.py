@@ -1,15 +1,17 @@
 """Joins the saved halves of a run into one network for inference."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from halfpass.config import Config, from_dict
 from halfpass.errors import InputError
+from halfpass.learn.data import Dataset
 from halfpass.learn.split import join_state, whole
 from halfpass.run import setup
 from halfpass.run.local import test_whole
@@ -19,39 +21,40 @@ from halfpass.run.records import read_result
 @dataclass(frozen=True)
 class Exported:
     file: Path
-    accuracy: float  # of the joined network, on the run's test set
+    accuracy: float | None  # of the joined network, on the run's test set; None where that is not here
     reported: float  # by the run
     remark: str
 
 
-def export(run: Path, client: int = 0, out: Path | None = None) -> Exported:
-    """Writes the joined weights, named as in the uncut network, and tests them on the run's own test set.
+def export(run: Path, client: int = 0, out: Path | None = None, data_path: str | None = None) -> Exported:
+    """Writes the joined weights, named as in the uncut network, and tests them on the CPU, on the run's test set.
 
     Raises InputError where the folder does not hold a finished run with the halves that are asked for.
     """
-    result = read_result(run)
+    if not (run / "config.yaml").is_file() or not (run / "result.json").is_file():
+        raise InputError(str(run), "a finished run's folder", "no config.yaml and result.json in it", "check the path")
     config = from_dict(yaml.safe_load((run / "config.yaml").read_text()))
-    prepared = setup.prepare(config)
-    trained = setup.build_whole(config, prepared.data.train.sample_shape, prepared.data.classes)
-    if prepared.network is None:
-        state = _part(run / "whole.safetensors", "whole")
-        trained.model.load_state_dict(state)
-    else:
-        setup.check_index(config, client)
-        client_half = _part(run / f"client-{client}.safetensors", "client_half")
-        state = join_state(client_half, _part(run / "server.safetensors", "server_half"))
-        trained.model = trained.arithmetic.place(_joined(prepared.network, state))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path or config.data.path))
+    state = _joined_state(run, config, client)
     file = out or run / "model.safetensors"
     save_file(state, file, metadata={"model": config.model.name})
-    trained.model.eval()
-    accuracy = test_whole(config, trained, prepared.data)
-    return Exported(file, accuracy, float(result["test_accuracy"]), _remark(config))
+    reported = float(read_result(run)["test_accuracy"])
+    try:
+        data = setup.load_data(config.data)
+    except InputError as error:
+        return Exported(file, None, reported, f"not tested, because the test set is not here ({error})")
+    accuracy = _test(config, data, state)
+    remark = f"test accuracy {100 * accuracy:.2f} %, the run reported {100 * reported:.2f} %{_difference(config)}"
+    return Exported(file, accuracy, reported, remark)
 
 
-def _joined(network: setup.Network, state: dict[str, Tensor]) -> nn.Module:
-    model = whole(network.halves)
-    model.load_state_dict(state)
-    return model
+def _joined_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:
+    if config.method == "centralized":
+        return _part(run / "whole.safetensors", "whole")
+    setup.check_index(config, client)
+    client_half = _part(run / f"client-{client}.safetensors", "client_half")
+    return join_state(client_half, _part(run / "server.safetensors", "server_half"))
 
 
 def _part(file: Path, part: str) -> dict[str, Tensor]:
@@ -65,7 +68,17 @@ def _part(file: Path, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
-def _remark(config: Config) -> str:
+def _test(config: Config, data: Dataset, state: dict[str, Tensor]) -> float:
+    trained = setup.build_whole(config, data.train.sample_shape, data.classes)
+    if config.method != "centralized":
+        network = setup.build_network(config, data.train.sample_shape, data.classes)
+        trained.model = trained.arithmetic.place(whole(network.halves))
+    trained.model.load_state_dict(state)
+    trained.model.eval()
+    return test_whole(config, trained, data)
+
+
+def _difference(config: Config) -> str:
     """Why the two accuracies may differ, where they may."""
     if config.method == "centralized":
         return ""

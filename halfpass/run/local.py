@@ -139,7 +139,8 @@ def train_local(
     for client in run.clients:
         folder.save_client(client, config)
     folder.save_server(run.server, config)
-    return folder.finish(result(config, network.cut, rows, Wires([wire.meter for wire in run.wires], None)))
+    wires = Wires([wire.meter for wire in run.wires], None)
+    return folder.finish(result(config, network.cut, rows, wires, folder.environment))
 
 
 def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
             rows += folder.add_rows([new])
             progress.epoch(new)
     folder.save_whole(whole, config)
-    return folder.finish(result(config, None, rows, Wires([], None)))
+    return folder.finish(result(config, None, rows, Wires([], None), folder.environment))
 
 
 def test_whole(config: Config, whole: whole_side.Whole, data: Dataset) -> float:

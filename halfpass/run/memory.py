@@ -1,6 +1,8 @@
 """A process's own peak memory above what it held before its first batch."""
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -11,9 +13,8 @@ import torch
 class PeakMemory:
     """Start it after everything is loaded and built; `peak_bytes()` then gives the peak since, above the start.
 
-    On a GPU the allocator's peak is added to nothing: it is the figure. On the CPU it is the resident set: on Linux
-    the kernel's own high-water mark, reset at the start; elsewhere the process's peak of all time, which is an upper
-    bound only once training exceeds what loading took.
+    On a GPU it is the allocator's. On the CPU it is the resident set: on Linux the kernel's own high-water mark, reset
+    at the start; elsewhere the process's peak of all time, which misses what stays below the peak of loading.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,6 +23,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._start = torch.cuda.memory_allocated(device)
         else:
+            _give_back_freed_memory()
             _reset_high_water_mark()
             self._start = _status_bytes("VmRSS") or _peak_of_all_time()
 
@@ -29,6 +31,13 @@ class PeakMemory:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - self._start
         return max(0, (_status_bytes("VmHWM") or _peak_of_all_time()) - self._start)
+
+
+def _give_back_freed_memory() -> None:
+    """Else what loading freed is still resident, and training fills it without a trace."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc has it, others may not
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_high_water_mark() -> None:

@@ -3,6 +3,8 @@
 They are `halfpass serve` and `halfpass join`, just as one would type them on different machines.
 """
 
+import contextlib
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from halfpass.run.children import Child, ChildFailedError, stopping
 from halfpass.run.records import read_result
 
 START_SECONDS = 120.0  # for the server to listen; PyTorch can take long to load from a cold disk
-LAST_WORD_SECONDS = 20.0  # for the server, which knows why a client failed, to say so and end
+LAST_WORD_SECONDS = 3.0  # for the server, which knows why a client that had joined failed, to say so and end
 SAVE_SECONDS = 60.0  # for the clients to end after the server
 
 
@@ -38,7 +40,7 @@ def _address(server: Child) -> str:
     if words[:2] == ["listening", "on"]:
         return words[2]
     if server.status() is not None:
-        raise ChildFailedError("", server.process.returncode)
+        raise server.failure()
     raise RunError("server process", f"a line that says its address within {START_SECONDS:g} s", "none", "try again")
 
 
@@ -49,11 +51,9 @@ def _watch(children: list[Child]) -> None:
     while any(child.status() is None for child in children):
         failed = [client for client in clients if client.status()]
         if failed:
-            _wait_for(server, LAST_WORD_SECONDS)  # it knows the reason, where the client could still say it
+            raise _failure(server, failed[0])
         if server.status():
-            raise ChildFailedError("", server.process.returncode)
-        if failed:
-            raise ChildFailedError(failed[0].said(), failed[0].process.returncode)
+            raise server.failure()
         if server.status() == 0:
             ended = ended or time.monotonic()
             if time.monotonic() - ended > SAVE_SECONDS:
@@ -61,12 +61,17 @@ def _watch(children: list[Child]) -> None:
                 expected = f"its end within {SAVE_SECONDS:g} s of the server's"
                 raise RunError(slow, expected, "none", "look at what it does")
         time.sleep(0.05)
-    for child in reversed(children):
+    for child in children:
         if child.status():
-            raise ChildFailedError(child.said(), child.process.returncode)
+            raise child.failure()
 
 
-def _wait_for(child: Child, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while child.status() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+def _failure(server: Child, client: Child) -> ChildFailedError:
+    """Of a failed client: the server's line, where the client could still tell it why, and else the client's own."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.process.wait(LAST_WORD_SECONDS)
+        return server.failure() if server.status() else client.failure()
+    server.process.terminate()  # it still waits for the client to join, or is about to end
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.process.wait(LAST_WORD_SECONDS)
+    return server.failure() if server.status() in (1, 2) else client.failure()

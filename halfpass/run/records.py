@@ -104,7 +104,9 @@ class Wires:
         }
 
 
-def result(config: Config, cut: str | None, rows: Sequence[Row], wires: Wires) -> dict[str, Any]:
+def result(
+    config: Config, cut: str | None, rows: Sequence[Row], wires: Wires, environment: dict[str, Any]
+) -> dict[str, Any]:
     """`result.json`, from the rows of all epochs. Accuracy is the last epoch's on the test set, never the best's."""
     last = config.train.epochs
     clients = [f"client-{k}" for k in range(config.clients.count)]
@@ -138,11 +140,11 @@ def result(config: Config, cut: str | None, rows: Sequence[Row], wires: Wires) -
         },
         "seconds": {
             "client_busy": _mean_seconds(rows, clients, "busy_seconds") if split else None,
-            "client_waiting": _mean_seconds(rows, clients, "waiting_seconds") if split else None,
+            "client_waiting": _mean_seconds(rows, clients, "waiting_seconds") if separate else None,
             "server_busy": sum(r["busy_seconds"] for r in owner),
-            "server_waiting": sum(r["waiting_seconds"] for r in owner),
+            "server_waiting": sum(r["waiting_seconds"] for r in owner) if separate else None,
         },
-        "environment": environment(),
+        "environment": environment,
     }
 
 
@@ -181,6 +183,11 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _hardware() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -188,7 +195,7 @@ def _hardware() -> str:
         models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {os.cpu_count()} cores{gpu}"
+    return f"{name}, {available_cores()} cores{gpu}"
 
 
 class RunFolder:
@@ -196,6 +203,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.environment = environment()  # as it is when the run begins: the tree may change meanwhile
 
     @classmethod
     def create(cls, path: Path, config: Config) -> "RunFolder":
@@ -207,14 +215,14 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
-        """A folder that this process only adds its own weights to."""
-        path.mkdir(parents=True, exist_ok=True)
+    def for_client(cls, path: Path, index: int) -> "RunFolder":
+        """A folder that this process only adds its own weights to; refuses one that holds that client's already."""
+        _refuse_folder(path, [f"client-{index}.safetensors"])
         return cls(path)
 
     def add_rows(self, rows: list[Row]) -> list[Row]:
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in rows)
+            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
         return rows
 
     def save_client(self, client: Client, config: Config) -> None:
@@ -235,6 +243,7 @@ class RunFolder:
             for part, state in parts.items()
             for key, value in state.items()
         }
+        self.path.mkdir(parents=True, exist_ok=True)
         save_file(tensors, self.path / f"{name}.safetensors", metadata={"config": json.dumps(as_dict(config))})
 
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +254,7 @@ class RunFolder:
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Whole or not at all: a reader never sees half of it."""
     partial = file.with_suffix(".part")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     partial.replace(file)
 
 
@@ -257,7 +266,11 @@ def default_folder(config: Config) -> str:
 
 def refuse_run(path: Path) -> None:
     """Raises InputError when the folder cannot take a run: it holds one, or is no folder."""
-    held = [name for name in ("metrics.jsonl", "result.json") if (path / name).exists()]
+    _refuse_folder(path, ["metrics.jsonl", "result.json", "compare.json"])
+
+
+def _refuse_folder(path: Path, files: Sequence[str]) -> None:
+    held = [name for name in files if (path / name).exists()]
     if held:
         raise InputError("out", "a folder without a run", f"{held[0]} in {path}", "choose another folder")
     if path.exists() and not path.is_dir():

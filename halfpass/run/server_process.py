@@ -4,16 +4,23 @@ It needs no data: sample shape and number of classes come with the first client 
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from halfpass.config import Config, shared_settings
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
 from halfpass.learn import server as server_side
+from halfpass.learn.batches import batch_count
+from halfpass.learn.handover import client_weights
 from halfpass.run import setup
+from halfpass.run.children import for_peer
 from halfpass.run.epoch import Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
@@ -24,6 +31,7 @@ from halfpass.wire.messages import PROTOCOL, check_batch, read_weights, write_gr
 from halfpass.wire.service import Hub
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
+MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
 
 
 class Admission:
@@ -32,30 +40,50 @@ class Admission:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.joins: dict[int, pb.Join] = {}
-        self.network: setup.Network | None = None
-        self._classes = 0
+        self.network: setup.Network | None = None  # only once a client has been admitted
 
     def admit(self, join: pb.Join) -> None:
         """Raises InputError, both values in it, where a client differs from the server or from an earlier client."""
         place = f"client {join.client} at joining"
         _agree(place, "protocol", PROTOCOL, join.protocol)
-        theirs, ours = json.loads(join.settings), shared_settings(self.config)
+        theirs, ours = _settings(place, join), shared_settings(self.config)
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
-        if self.network is None:
-            self.network = setup.build_network(self.config, tuple(join.sample_shape), join.classes)
+        _check_sizes(place, join, self.config.train.batch_size)
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
         _agree(place, "number of classes", first.classes, join.classes)
-        _agree(place, "parameters of the network", self.network.parameters, join.parameters)
-        _agree(place, "network (fingerprint of names and shapes)", self.network.fingerprint, join.fingerprint)
-        self.joins[join.client] = join
-        self._classes = join.classes
+        network = self.network or setup.build_network(self.config, tuple(join.sample_shape), join.classes)
+        _agree(place, "parameters of the network", network.parameters, join.parameters)
+        _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
+        self.network, self.joins[join.client] = network, join
 
     def check(self, client: int, batch: CutBatch) -> None:
         """Raises InputError where a batch does not fit the cut."""
         assert self.network is not None
-        check_batch(batch, client, self.network.cut_shapes, self._classes)
+        classes = self.joins[client].classes
+        check_batch(batch, client, self.network.cut_shapes, classes, self.config.train.batch_size)
+
+
+def _settings(place: str, join: pb.Join) -> dict[str, Any]:
+    try:
+        settings = json.loads(join.settings)
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(place, "settings as a JSON object", repr(join.settings[:40]), "use halfpass join")
+    return settings
+
+
+def _check_sizes(place: str, join: pb.Join, batch_size: int) -> None:
+    """What a client says of its data, before anything of that size is built."""
+    values = math.prod(join.sample_shape)
+    if not (join.sample_shape and 0 < values <= MOST_VALUES and 0 < join.classes <= MOST_CLASSES):
+        raise InputError(
+            place, f"samples of 1 to {MOST_VALUES} values in 1 to {MOST_CLASSES} classes",
+            f"shape {tuple(join.sample_shape)} in {join.classes} classes", "check the data set",
+        )  # fmt: skip
+    _agree(place, "steps per epoch", batch_count(join.samples, batch_size), join.steps)
 
 
 def _agree(place: str, what: str, expected: object, found: object) -> None:
@@ -76,6 +104,8 @@ class ServerRun:
         self.steps = [join.steps for join in joins]
         self.handover = Handover(config.clients.topology, [join.samples for join in joins])
         self.steps_done = 0
+        template = client_weights(setup.build_client(config, self.network, 0))
+        self._weight_shapes = {name: (value.shape, value.dtype) for name, value in template.items()}
         self._evaluation_sockets = [(0, 0)] * len(joins)  # (up, down) so far, to be left out
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
@@ -129,7 +159,22 @@ class ServerRun:
     def _end(self, k: int, epoch: int) -> pb.EpochEnd:
         _, received = self.hub.take([k], "epoch_end")
         assert received.message is not None
-        return received.message.epoch_end
+        end = received.message.epoch_end
+        if end.epoch != epoch or not all(map(math.isfinite, (end.busy_seconds, end.learning_rate))):
+            raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
+        if self.handover.needed:
+            self._check_weights(k, read_weights(end.weights))
+        return end
+
+    def _check_weights(self, k: int, weights: dict[str, Tensor]) -> None:
+        """A client half that is handed on must be one: of the network's names and shapes, and finite."""
+        found = {name: value for name, value in weights.items() if not name.startswith("optimizer.")}
+        if {name: (v.shape, v.dtype) for name, v in found.items()} != self._weight_shapes:
+            expected = f"the {len(self._weight_shapes)} weights of client half and head"
+            raise RunError(f"client {k}", expected, f"{len(found)} others", "both sides must run the same halfpass")
+        for name, value in weights.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise RunError(f"client {k}, {name}", "finite weights", "NaN or infinity", "lower train.lr")
 
     def _client_tally(self, k: int, end: pb.EpochEnd) -> Tally:
         """What the client says of its epoch."""
@@ -147,26 +192,31 @@ class ServerRun:
             before = self.hub.socket_traffic(k)
             weights = write_weights(self.handover.give(k))
             self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch, weights=weights)))
-            right, end = self._test_client(k, epoch)
-            correct, samples = correct + right, samples + end.samples
+            right, count, end = self._test_client(k, epoch)
+            if (end.samples, end.epoch) != (count, epoch) or end.aux_correct > count:
+                raise RunError(f"client {k}", f"the end of a test of {count} samples", str(end.samples), "see there")
+            correct, samples = correct + right, samples + count
             if end.has_head:
                 auxiliary[k] = end.aux_correct / end.samples
             self._leave_out(k, before, sum(tensor.ByteSize() for tensor in weights))
         self.server.half.train()
         return correct / samples, auxiliary
 
-    def _test_client(self, k: int, epoch: int) -> tuple[int, pb.TestEnd]:
-        correct, step = 0, 0
+    def _test_client(self, k: int, epoch: int) -> tuple[int, int, pb.TestEnd]:
+        """(samples that the server half got right, samples, what the client says at the end)."""
+        correct, samples, step = 0, 0, 0
         while True:
             _, received = self.hub.take([k], "batch", "test_end")
             if received.message is not None:
-                return correct, received.message.test_end
+                if samples == 0:
+                    raise RunError(f"client {k}", "a test set", "none", "see there")
+                return correct, samples, received.message.test_end
             assert received.batch is not None
             batch = received.batch
             _in_sequence(k, (epoch, step, True), (batch.epoch, batch.step, received.test))
             correct += server_side.evaluate(self.server, batch)
             self.hub.send(k, _ack(batch))
-            step += 1
+            samples, step = samples + len(batch), step + 1
 
     def _leave_out(self, k: int, before: tuple[int, int] | None, weights: int) -> None:
         """Evaluation's bytes at the socket are not training's; weights that were handed over with it are."""
@@ -218,6 +268,7 @@ def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[st
     """
     out = Path(str(config.out))
     refuse_run(out)
+    setup.check_names(config)
     setup.use_threads(config)
     admission = Admission(config)
     hub = Hub(
@@ -229,7 +280,7 @@ def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[st
         hub.wait_for_clients(JOIN_SECONDS)
         return _run(config, RunFolder.create(out, config), ServerRun(config, hub, admission))
     except BaseException as error:
-        hub.fail(error)
+        hub.fail(*for_peer("server", error))
         raise
     finally:
         hub.stop()
@@ -253,4 +304,4 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
             progress.epoch(new[-1])
     wires = run.finish()
     folder.save_server(run.server, config)
-    return folder.finish(result(config, run.network.cut, rows, wires))
+    return folder.finish(result(config, run.network.cut, rows, wires, folder.environment))

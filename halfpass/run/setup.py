@@ -3,25 +3,25 @@ the arguments is found here, before anything is written."""
 
 import copy
 import hashlib
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from halfpass.config import Config
+from halfpass.config import Config, DataConfig
 from halfpass.errors import InputError, choice_error
 from halfpass.learn.batches import batch_count
 from halfpass.learn.client import Client, unreached_parameters
 from halfpass.learn.data import Dataset, Samples, load
-from halfpass.learn.heads import build_head
-from halfpass.learn.models import MIDDLE_CUTS, Pair, build_model
+from halfpass.learn.heads import HEADS, build_head
+from halfpass.learn.models import MIDDLE_CUTS, MODELS, Pair, build_model
 from halfpass.learn.optimizers import build_optimizer
 from halfpass.learn.partition import partition
 from halfpass.learn.precision import Arithmetic, arithmetic
 from halfpass.learn.server import Server
 from halfpass.learn.split import Halves, cut_shapes, split
 from halfpass.learn.whole import Whole
+from halfpass.run.records import available_cores
 from halfpass.wire.codec import CODECS
 
 
@@ -46,10 +46,11 @@ class Prepared:
     network: Network | None
 
 
-def prepare(config: Config) -> Prepared:
-    """Loads, partitions, builds and cuts; raises InputError for whatever cannot be used."""
+def prepare(config: Config, data: Dataset | None = None) -> Prepared:
+    """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used."""
     arithmetic(config.train.device, config.train.precision)
-    data, shards = load_shards(config)
+    data = data or load_data(config.data)
+    shards = make_shards(config, data)
     if config.method == "centralized":
         build_whole(config, data.train.sample_shape, data.classes)
         return Prepared(data, shards, None)
@@ -65,12 +66,14 @@ def check_index(config: Config, index: int) -> None:
         )  # fmt: skip
 
 
-def load_shards(config: Config) -> tuple[Dataset, list[Samples]]:
-    """The data set and each client's training samples."""
-    data = load(
-        config.data.name, config.data.path, limit=config.data.limit, download=config.data.download,
-        image_size=config.data.image_size,
-    )  # fmt: skip
+def load_data(config: DataConfig) -> Dataset:
+    return load(
+        config.name, config.path, limit=config.limit, download=config.download, image_size=config.image_size
+    )
+
+
+def make_shards(config: Config, data: Dataset) -> list[Samples]:
+    """Each client's training samples; raises InputError where a batch is larger than a shard."""
     settings = config.clients
     parts = partition(
         settings.partition, data.train.labels, settings.count, alpha=settings.alpha, seed=config.train.seed
@@ -82,11 +85,12 @@ def load_shards(config: Config) -> tuple[Dataset, list[Samples]]:
             "train.batch_size", f"at most {len(shards[smallest])}, the samples of client {smallest}",
             str(config.train.batch_size), "choose smaller batches or fewer clients",
         )  # fmt: skip
-    return data, shards
+    return shards
 
 
 def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -> Network:
     """Builds and cuts the network; the same settings give the same weights in every process."""
+    check_names(config)
     model = build_model(config.model.name, sample_shape, classes, config.train.seed)
     cut = _cut_name(config, model)
     halves = split(model, cut)
@@ -95,7 +99,7 @@ def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -
     if config.method == "decoupled":
         head = build_head(config.model.head, shapes[0], classes, config.train.seed)
         _check_reached(config, halves.client, head, sample_shape)
-    _check_wire(config, shapes)
+    _check_window(config, shapes, halves.client, head)
     state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
     described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, classes])
@@ -124,16 +128,36 @@ def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shap
         )  # fmt: skip
 
 
-def _check_wire(config: Config, shapes: tuple[tuple[int, ...], ...]) -> None:
-    if config.wire.codec not in CODECS:
-        raise choice_error("wire.codec", CODECS, config.wire.codec)
+def _check_window(
+    config: Config, shapes: tuple[tuple[int, ...], ...], half: nn.Module, head: nn.Module | None
+) -> None:
+    """The window is also what bounds a message: a batch must fit into it, and the weights that are handed over."""
     batch_bytes = 4 * config.train.batch_size * sum(torch.Size(shape).numel() for shape in shapes)
-    if config.method != "centralized" and config.wire.window < batch_bytes:
+    if config.wire.window < batch_bytes:
         raise InputError(
             "wire.window", f"at least {batch_bytes} bytes, one batch at this cut", str(config.wire.window),
             "widen it or choose smaller batches",
         )  # fmt: skip
+    tensors = [*half.state_dict().values(), *({} if head is None else head.state_dict()).values()]
+    copies = 1 if config.clients.topology == "splitfed" else 2 + (config.train.optimizer == "adamw")
+    weight_bytes = copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if config.clients.count > 1 and config.clients.topology != "independent" and config.wire.window < weight_bytes:
+        raise InputError(
+            "wire.window", f"at least {weight_bytes} bytes, the client half that is handed over",
+            str(config.wire.window), "widen it or choose an earlier cut",
+        )  # fmt: skip
 
+
+def check_names(config: Config) -> None:
+    """What a server can check of its settings before the first client says what the data looks like."""
+    if config.method == "centralized":
+        raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
+    arithmetic(config.train.device, config.train.precision)
+    if config.wire.codec not in CODECS:
+        raise choice_error("wire.codec", CODECS, config.wire.codec)
+    for place, name, table in (("model.name", config.model.name, MODELS), ("model.head", config.model.head, HEADS)):
+        if ":" not in name and name not in table:
+            raise choice_error(place, [*table, "module:function"], name)
 
 def use_threads(config: Config, processes: int = 1) -> None:
     """Sets this process's CPU threads: as configured, or an even share of the cores."""
@@ -141,7 +165,7 @@ def use_threads(config: Config, processes: int = 1) -> None:
 
 
 def threads_each(config: Config, processes: int) -> int:
-    return config.train.threads or max(1, (os.cpu_count() or 1) // processes)
+    return config.train.threads or max(1, available_cores() // processes)
 
 
 def build_client(config: Config, network: Network, index: int) -> Client:

@@ -16,7 +16,7 @@ from halfpass.run import setup
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_centralized, train_local
 from halfpass.run.processes import train_processes
-from halfpass.run.records import RunFolder, default_folder, environment, read_result, refuse_run, write_json
+from halfpass.run.records import RunFolder, default_folder, read_result, refuse_run, write_json
 
 
 def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
@@ -33,7 +33,9 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
         RunFolder.create(out, config)
         return train_processes(config, out, debug=debug)
     setup.use_threads(config)
-    with torch.random.fork_rng():  # every step seeds the global generators; the caller's come back
+    device = torch.device(config.train.device)
+    # Every step seeds the global generators; the caller's come back.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if prepared.network is None:
             return train_centralized(config, RunFolder.create(out, config), prepared.data)
         return train_local(config, RunFolder.create(out, config), prepared.data, prepared.shards, prepared.network)
@@ -44,6 +46,11 @@ def with_folder(config: Config) -> Config:
     return dataclasses.replace(config, out=config.out or default_folder(config))
 
 
+def between_processes(config: Config) -> Config:
+    """The same settings for a server or client that was started by hand; results must say how they were made."""
+    return dataclasses.replace(config, runtime="processes")
+
+
 def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, debug: bool = False) -> list[Path]:
     """Every method with every seed, each in a fresh process, so that no run's memory is another's.
 
@@ -52,17 +59,19 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
     """
     out = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-compare")
     runs = [_member(config, out, method, seed) for seed in seeds for method in methods]
+    for folder in [out, *(Path(str(run.out)) for run in runs)]:
+        refuse_run(folder)
+    data = setup.load_data(config.data)
     for run in runs:
-        refuse_run(Path(str(run.out)))
-    for method in dict.fromkeys(methods):
-        setup.prepare(_member(config, out, method, seeds[0]))
+        setup.prepare(run, data)
+    del data
     for number, run in enumerate(runs, 1):
         print(f"run {number} of {len(runs)}: {run.method}, seed {run.train.seed}", file=sys.stderr, flush=True)
         _run_fresh(run, debug)
     folders = [Path(str(run.out)) for run in runs]
     rows = [read_result(folder) for folder in folders]
     command = shlex.join(["halfpass", *sys.argv[1:]])
-    write_json(out / "compare.json", {"environment": environment(), "command": command, "rows": rows})
+    write_json(out / "compare.json", {"environment": rows[0]["environment"], "command": command, "rows": rows})
     return folders
 
 

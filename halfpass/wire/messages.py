@@ -1,6 +1,5 @@
 """CutBatch, gradients and weights ↔ protobuf. What arrives is checked here before anyone uses it."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -48,14 +47,14 @@ def read_tensor(message: pb.Tensor, place: str) -> Tensor:
     data = message.data
     try:
         values = codec.decode(data, dtype)
-    except (ValueError, RuntimeError):  # what torch raises where the bytes are no whole number of values
-        values = None
-    if values is None or values.numel() != math.prod(shape):
-        raise InputError(place, f"the values of shape {shape}, {message.dtype}", f"{len(data)} bytes", remedy)
-    if message.channels_last:
-        batch, channels, height, width = shape
-        return values.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    return values.view(shape)
+        if message.channels_last:
+            batch, channels, height, width = shape
+            return values.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return values.view(shape)
+    except (ValueError, RuntimeError):  # what torch raises where bytes and shape do not agree
+        raise InputError(
+            place, f"the values of shape {shape}, {message.dtype}", f"{len(data)} bytes", remedy
+        ) from None
 
 
 def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.ClientMessage:
@@ -74,11 +73,18 @@ def read_batch(message: pb.Batch) -> CutBatch:
     return CutBatch(message.client, message.epoch, message.step, tensors, labels)
 
 
-def check_batch(batch: CutBatch, client: int, cut_shapes: Sequence[Sequence[int]], classes: int) -> None:
+def check_batch(
+    batch: CutBatch, client: int, cut_shapes: Sequence[Sequence[int]], classes: int, batch_size: int
+) -> None:
     """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and classes."""
     place = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}"
     if batch.client != client:
         raise InputError(place, f"client {client}", f"client {batch.client}", "send with the number you joined with")
+    if len(batch) > batch_size:
+        raise InputError(place, f"at most {batch_size} samples", str(len(batch)), "send configured batches")
+    for tensor in batch.tensors:
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(place, "float32, bfloat16 or float16", str(tensor.dtype), "cut where values are so")
     found = [tuple(tensor.shape[1:]) for tensor in batch.tensors]
     expected = [tuple(shape) for shape in cut_shapes]
     if found != expected:

@@ -20,12 +20,12 @@ class Meter:
     down: Counter[str] = field(default_factory=Counter)
     evaluation_up: int = 0
     evaluation_down: int = 0
-    _testing: bool = False  # acknowledgements belong to the evaluation while one goes on
+    _testing: bool = False  # acknowledgements and signs of life belong to the evaluation while one goes on
 
     def count_up(self, message: pb.ClientMessage, size: int) -> None:
         """`size` is the length of the serialized message."""
         kind = message.WhichOneof("kind")
-        if kind == "test_end" or (kind == "batch" and message.batch.test):
+        if kind == "test_end" or (kind == "batch" and message.batch.test) or (kind == "alive" and self._testing):
             self.evaluation_up += size
             return
         parts = {
@@ -39,7 +39,7 @@ class Meter:
         kind = message.WhichOneof("kind")
         if kind in ("test", "begin", "finish"):
             self._testing = kind == "test"
-        if self._testing and kind in ("test", "ack"):
+        if self._testing and kind in ("test", "ack", "alive"):
             weights = _size(message.test.weights) if kind == "test" else 0
             self.evaluation_down += size - weights
             self.down["weights"] += weights  # a hand-over is training's cost, whenever it happens

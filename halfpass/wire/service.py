@@ -57,6 +57,7 @@ def _options(limit_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limit_bytes),
         ("grpc.max_send_message_length", limit_bytes),
+        ("grpc.enable_http_proxy", 0),  # what is meant for loopback stays there, whatever http_proxy says
         ("grpc.so_reuseport", 0),  # or a second server would share the port instead of being told that it is in use
     ]
 
@@ -168,11 +169,10 @@ class Hub:
         """Ends a client's stream in good order, once it has said Finished."""
         self._streams[client].outgoing.put(None)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, reason: str, exit_status: int = 1) -> None:
         """Tells every client why the run ends."""
-        status = error.exit_status if isinstance(error, HalfpassError) else 1
         for stream in list(self._streams.values()):
-            stream.outgoing.put(pb.ServerMessage(failed=pb.Failed(reason=str(error), exit_status=status)))
+            stream.outgoing.put(pb.ServerMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
             stream.outgoing.put(None)
 
     def stop(self) -> None:
@@ -250,12 +250,17 @@ class Hub:
             yield data
 
     def _read(self, stream: _Stream, requests: Iterator[bytes]) -> None:
+        failure: RunError | None = None
         try:
             for data in requests:
                 self._accept(stream, data)
         except grpc.RpcError:
             pass  # the connection is gone; said below
+        except Exception as error:  # a defect of ours must not look like a silent client
+            failure = RunError(f"client {stream.client}", "a message that can be read", repr(error), "report this")
         with self._changed:
+            if failure is not None:
+                stream.failure = failure
             if not stream.finished and stream.failure is None:
                 stream.failure = RunError(
                     f"client {stream.client}", "its end message", "a stream that ended without it",
@@ -377,6 +382,8 @@ class Connection:
         """Sends a batch once the window has room for it; returns the seconds that it was blocked."""
         size, began = message.ByteSize(), time.perf_counter()
         with self._changed:
+            if self._failure is not None:
+                raise self._failure
             self._wait(lambda: self._in_flight() + size <= self._window_bytes or not self._unacknowledged,
                        "an acknowledgement")  # fmt: skip
             self._unacknowledged.append((message.batch.epoch, message.batch.step, size))
@@ -405,10 +412,9 @@ class Connection:
             self._wait(lambda: self._ended, "the end of the stream")
         self.close()
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, reason: str, exit_status: int = 1) -> None:
         """Tells the server why this client stops, as far as it still listens."""
-        status = error.exit_status if isinstance(error, HalfpassError) else 1
-        self.send(pb.ClientMessage(failed=pb.Failed(reason=str(error), exit_status=status)))
+        self.send(pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
         self._outgoing.put(None)
         with self._changed:
             self._changed.wait_for(lambda: self._ended, timeout=STOP_SECONDS)
@@ -454,8 +460,9 @@ class Connection:
                 self._who, "a connection until the end", f"{error.code().name.lower()}: {error.details()}",
                 "look at what the server printed",
             )  # fmt: skip
-        except DecodeError:
-            failure = RunError(self._who, "a ServerMessage", "something else", "both sides must run the same halfpass")
+        except Exception as error:
+            expected = "a message that can be read"
+            failure = RunError(self._who, expected, repr(error), "both sides must run the same halfpass")
         with self._changed:
             self._failure = self._failure or failure
             self._ended = True
