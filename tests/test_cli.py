@@ -11,7 +11,7 @@ import yaml
 from halfpass.config import Config, as_dict, from_dict
 from halfpass.errors import InputError
 from halfpass.run.cli import main
-from halfpass.wire import service
+from halfpass.wire import connection
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
 
@@ -96,7 +96,7 @@ def test_nan_names_side_epoch_and_step_and_exits_with_1(capsys, tmp_path):
 
 
 def test_port_in_use_and_no_server(capsys, monkeypatch):
-    monkeypatch.setattr(service, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         fails(capsys, ["serve", "--bind", address], 2, f"server address: expected a free port, found {address}, which .*")

@@ -15,11 +15,13 @@ import torch
 
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
+from halfpass.wire import connection as connection_end
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import messages, service
 from halfpass.wire.codec import CODECS
+from halfpass.wire.connection import Connection
+from halfpass.wire.hub import Hub
 from halfpass.wire.loopback import Loopback
-from halfpass.wire.service import Connection, Hub
 
 SHAPE = (3, 4, 2)  # of the cut, per sample
 
@@ -441,7 +443,7 @@ def say_joined_and_freeze(requests, context):
 
 
 def test_no_server_is_said_in_time(monkeypatch):
-    monkeypatch.setattr(service, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(connection_end, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(InputError, match=rf"expected a halfpass server within 0.5 s, found none at 127.0.0.1:{port};"):

@@ -6,7 +6,6 @@ adds the traceback.
 
 import argparse
 import dataclasses
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,7 +16,8 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
 from halfpass.config import Config, DataConfig, ModelConfig, from_dict
-from halfpass.errors import HalfpassError, InputError, choice_error, near_miss
+from halfpass.errors import HalfpassError
+from halfpass.run.arguments import Known, reworded
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 
 DEFAULT_BIND = "127.0.0.1:7465"
@@ -208,7 +208,7 @@ def _parse(words: list[str]) -> Namespace:
         options = parser.parse_args(words)
     except argparse.ArgumentError as error:
         name = next((word for word in words if word in children), None)
-        raise _reworded(str(error), _option_names(children[name]) if name else []) from error
+        raise reworded(str(error), Known(list(COMMANDS), _option_names(children[name]) if name else [])) from error
     chosen = options[options.subcommand]
     if "method" in chosen:
         values = chosen.as_dict()
@@ -218,71 +218,3 @@ def _parse(words: list[str]) -> Namespace:
 
 def _option_names(parser: ArgumentParser) -> list[str]:
     return [name for action in parser._actions for name in action.option_strings]
-
-
-# -------------------------------------------------------------------- argument errors: place, expected, found, remedy
-
-
-def _reworded(message: str, options: list[str]) -> HalfpassError:
-    """The parsing library's message as one of ours; its versions are pinned together with these patterns."""
-    for pattern, reword in _PATTERNS:
-        if match := re.search(pattern, message, re.DOTALL):
-            return reword(match, options)
-    return InputError("arguments", "valid ones", " ".join(message.split()), "see halfpass --help")
-
-
-def _unknown(match: re.Match[str], options: list[str]) -> HalfpassError:
-    name = match["name"].split("=")[0]
-    if not name.startswith("-"):
-        keys = [option.removeprefix("--") for option in options]
-        if "." in name or match.re.pattern.startswith("Subcommand"):
-            return InputError("configuration", "a known key", repr(name), near_miss(name, keys, "see --help"))
-        return InputError("arguments", "options only", repr(name), "see --help")
-    return InputError("arguments", "a known option", name, near_miss(name, options, "see --help"))
-
-
-def _wrong_value(match: re.Match[str], options: list[str]) -> HalfpassError:
-    key, expected, found = match["key"], match["expected"].strip(), match["found"].strip()
-    literal = re.search(r"Literal\[(.*)\]", expected)
-    if literal:
-        return choice_error(key, re.findall(r"'([^']*)'", literal[1]), found)
-    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-    named = re.findall(r"\b(int|float|bool|str)\b", expected)
-    return InputError(key, kinds[named[0]] if named else expected, repr(found), "change it")
-
-
-def _wrong_command(match: re.Match[str], options: list[str]) -> HalfpassError:
-    return choice_error("command", COMMANDS, match["name"])
-
-
-def _no_command(match: re.Match[str], options: list[str]) -> HalfpassError:
-    return InputError("command", f"one of {', '.join(COMMANDS)}", "none", "see halfpass --help")
-
-
-def _no_file(match: re.Match[str], options: list[str]) -> HalfpassError:
-    return InputError("config", "a YAML file", f"none at {match['name']}", "check the path")
-
-
-def _bad_yaml(match: re.Match[str], options: list[str]) -> HalfpassError:
-    return InputError("config", "valid YAML", " ".join(match["reason"].split()), "correct the file")
-
-
-def _no_value(match: re.Match[str], options: list[str]) -> HalfpassError:
-    return InputError(match["name"], "a value", "none", "write it behind the option")
-
-
-def _missing(match: re.Match[str], options: list[str]) -> HalfpassError:
-    return InputError("arguments", match["name"], "none", "see --help")
-
-
-_PATTERNS: list[tuple[str, Callable[[re.Match[str], list[str]], HalfpassError]]] = [
-    (r"unrecognized arguments: (?P<name>\S+)", _unknown),
-    (r"Subcommand '\w+' does not accept option '(?P<name>[^']+)'", _unknown),
-    (r"invalid choice: '(?P<name>[^']*)' \(choose", _wrong_command),
-    (r'expected "subcommand" to be', _no_command),
-    (r"File does not exist: '?(?P<name>[^']+)'?", _no_file),
-    (r"Problems parsing config: (?P<reason>.*)", _bad_yaml),
-    (r'Parser key "(?P<key>[^"]+)":\s+(?:Expected an? )?(?P<expected>.*?)\. Got value: (?P<found>.*)', _wrong_value),
-    (r"argument (?P<name>\S+): expected (?:one|at least one) argument", _no_value),
-    (r"the following arguments are required: (?P<name>.*)", _missing),
-]

@@ -17,8 +17,8 @@ from halfpass.run.epoch import ClientEpoch, handed_over, take_over, test_epoch
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import RunFolder
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
-from halfpass.wire.service import Connection
 
 
 class ClientRun:

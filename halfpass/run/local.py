@@ -16,13 +16,15 @@ from halfpass.learn.data import Dataset, Samples
 from halfpass.learn.optimizers import learning_rate, set_learning_rate
 from halfpass.run import setup
 from halfpass.run.epoch import ClientEpoch, Tally, check_finite, handed_over, server_step, take_over, test_epoch
+from halfpass.run.epochs import run_epochs
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, result, row
+from halfpass.run.records import Row, RunFolder, Wires, result, row
 from halfpass.run.rounds import Handover, round_robin, schedule_position, testers, turns
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
 from halfpass.wire.messages import read_weights, write_weights
+from halfpass.wire.meter import Meter
 
 
 class LocalRun:
@@ -107,6 +109,12 @@ class LocalRun:
         self.server.half.train()
         return correct / samples, auxiliary
 
+    def meters(self) -> dict[int, Meter]:
+        return {k: wire.meter for k, wire in enumerate(self.wires)}
+
+    def sockets(self) -> dict[int, None]:
+        return dict.fromkeys(range(len(self.wires)))
+
     def finish(self) -> None:
         """Every client takes the final client half, where it is shared."""
         for k, client in enumerate(self.clients):
@@ -120,26 +128,12 @@ def train_local(
 ) -> dict[str, Any]:
     """Trains by a split method in this process and writes the run folder; returns what `result.json` holds."""
     run = LocalRun(config, data, shards, network)
-    memory = PeakMemory(run.server.arithmetic.device)
-    rows: list[Row] = []
-    with EpochProgress(config.method, config.train.epochs, sum(run.steps)) as progress:
-        for epoch in range(config.train.epochs):
-            began = time.perf_counter()
-            clients, server = run.train(epoch, progress.step)
-            seconds = time.perf_counter() - began
-            server.peak_memory_bytes = memory.peak_bytes()
-            accuracy, auxiliary = run.test(epoch)
-            new = epoch_rows(
-                epoch, seconds, server, clients, accuracy, auxiliary,
-                meters={k: wire.meter for k, wire in enumerate(run.wires)}, before=rows,
-            )  # fmt: skip
-            rows += folder.add_rows(new)
-            progress.epoch(new[-1])
+    rows = run_epochs(config, run, folder)
     run.finish()
     for client in run.clients:
         folder.save_client(client, config)
     folder.save_server(run.server, config)
-    wires = Wires([wire.meter for wire in run.wires], None)
+    wires = Wires(list(run.meters().values()), None)
     return folder.finish(result(config, network.cut, rows, wires, folder.environment))
 
 

@@ -56,8 +56,8 @@ def epoch_rows(
     accuracy: float,
     auxiliary: Mapping[int, float],
     meters: Mapping[int, Meter],
+    sockets: Mapping[int, tuple[int, int] | None],
     before: Sequence[Row],
-    sockets: Mapping[int, tuple[int, int] | None] | None = None,
 ) -> list[Row]:
     """The rows of one epoch of a split run: the clients' and, last, the server's.
 
@@ -65,7 +65,7 @@ def epoch_rows(
     """
     rows = []
     for k, tally in sorted(clients.items()):
-        counted = dict(zip(("socket_up", "socket_down"), (sockets or {}).get(k) or (None, None), strict=True))
+        counted = dict(zip(("socket_up", "socket_down"), sockets[k] or (None, None), strict=True))
         counted |= {"bytes_up": meters[k].up.total(), "bytes_down": meters[k].down.total()}
         earlier = [r for r in before if r["process"] == f"client-{k}"]
         new = {key: None if n is None else n - sum(r[key] for r in earlier) for key, n in counted.items()}

@@ -5,7 +5,6 @@ It needs no data: sample shape and number of classes come with the first client 
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ from halfpass.learn.handover import client_weights
 from halfpass.run import setup
 from halfpass.run.children import for_peer
 from halfpass.run.epoch import Tally, server_step
-from halfpass.run.memory import PeakMemory
-from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, refuse_run, result
+from halfpass.run.epochs import run_epochs
+from halfpass.run.records import RunFolder, Wires, refuse_run, result
 from halfpass.run.rounds import Handover, round_robin, schedule_position, testers, turns
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.hub import Hub
 from halfpass.wire.messages import PROTOCOL, check_batch, read_weights, write_gradients, write_weights
-from halfpass.wire.service import Hub
+from halfpass.wire.meter import Meter
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
@@ -225,6 +224,9 @@ class ServerRun:
             up, down = self._evaluation_sockets[k]
             self._evaluation_sockets[k] = (up + after[0] - before[0], down + after[1] - before[1] - weights)
 
+    def meters(self) -> dict[int, Meter]:
+        return {k: self.hub.meter(k) for k in range(len(self.steps))}
+
     def sockets(self) -> dict[int, tuple[int, int] | None]:
         """(up, down) bytes at each client's socket so far, evaluation left out; None where the system does not say."""
         return {k: self._socket(k) for k in range(len(self.steps))}
@@ -240,7 +242,7 @@ class ServerRun:
             self.hub.send(k, pb.ServerMessage(finish=finish))
         for k in range(len(self.steps)):
             self.hub.take([k], "finished")
-        meters = [self.hub.meter(k) for k in range(len(self.steps))]
+        meters = list(self.meters().values())
         known = [traffic for traffic in self.sockets().values() if traffic is not None]
         for k in range(len(self.steps)):
             self.hub.release(k)
@@ -287,21 +289,7 @@ def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[st
 
 
 def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
-    memory = PeakMemory(run.server.arithmetic.device)
-    rows: list[Row] = []
-    with EpochProgress(config.method, config.train.epochs, sum(run.steps)) as progress:
-        for epoch in range(config.train.epochs):
-            began = time.perf_counter()
-            clients, server = run.train(epoch, progress.step)
-            seconds = time.perf_counter() - began
-            server.peak_memory_bytes = memory.peak_bytes()
-            accuracy, auxiliary = run.test(epoch)
-            new = epoch_rows(
-                epoch, seconds, server, clients, accuracy, auxiliary,
-                meters={k: run.hub.meter(k) for k in clients}, before=rows, sockets=run.sockets(),
-            )  # fmt: skip
-            rows += folder.add_rows(new)
-            progress.epoch(new[-1])
+    rows = run_epochs(config, run, folder)
     wires = run.finish()
     folder.save_server(run.server, config)
     return folder.finish(result(config, run.network.cut, rows, wires, folder.environment))

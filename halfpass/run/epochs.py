@@ -1,0 +1,51 @@
+"""The epochs of a split run: train, test, write the rows. The same for either runtime."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from halfpass.config import Config
+from halfpass.learn.server import Server
+from halfpass.run.epoch import Tally
+from halfpass.run.memory import PeakMemory
+from halfpass.run.progress import EpochProgress
+from halfpass.run.records import Row, RunFolder, epoch_rows
+from halfpass.wire.meter import Meter
+
+
+class SplitRun(Protocol):
+    """`local.LocalRun` or `server_process.ServerRun`."""
+
+    server: Server
+    steps: list[int]  # per epoch, by client
+
+    def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
+        """Trains one epoch of every client; returns the clients' tallies and the server's."""
+
+    def test(self, epoch: int) -> tuple[float, dict[int, float]]:
+        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
+
+    def meters(self) -> dict[int, Meter]:
+        """By client."""
+
+    def sockets(self) -> Mapping[int, tuple[int, int] | None]:
+        """(up, down) bytes at each client's socket so far, evaluation left out; None where there is no telling."""
+
+
+def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
+    """All epochs; returns their rows, which are in the folder by then."""
+    memory = PeakMemory(run.server.arithmetic.device)
+    rows: list[Row] = []
+    with EpochProgress(config.method, config.train.epochs, sum(run.steps)) as progress:
+        for epoch in range(config.train.epochs):
+            began = time.perf_counter()
+            clients, server = run.train(epoch, progress.step)
+            seconds = time.perf_counter() - began
+            server.peak_memory_bytes = memory.peak_bytes()
+            accuracy, auxiliary = run.test(epoch)
+            new = epoch_rows(
+                epoch, seconds, server, clients, accuracy, auxiliary, run.meters(), run.sockets(), before=rows
+            )
+            rows += folder.add_rows(new)
+            progress.epoch(new[-1])
+    return rows

@@ -1,0 +1,168 @@
+"""A client's end of its stream to the server (`service.py` says what a stream is)."""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.service import (
+    METHOD,
+    OVERHEAD_BYTES,
+    SERVICE,
+    STOP_SECONDS,
+    PeerFailedError,
+    channel_options,
+    check_loopback,
+    heartbeat_seconds,
+)
+
+CONNECT_SECONDS = 10.0  # to reach a server
+
+
+class Connection:
+    """A client's stream to the server. Sending never waits but for the window; reading goes on beside it."""
+
+    def __init__(self, address: str, *, client: int, window_bytes: int, timeout: float) -> None:
+        check_loopback(address, "server address")
+        self._who, self._timeout, self._window_bytes = f"server at {address}", timeout, window_bytes
+        self._client = client
+        self._outgoing: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
+        self._unacknowledged: deque[tuple[int, int, int]] = deque()  # (epoch, step, bytes), oldest first
+        self._incoming: deque[pb.ServerMessage] = deque()
+        self._changed = threading.Condition()
+        self._heard = time.monotonic()
+        self._failure: HalfpassError | None = None
+        self._ended = False
+        self._channel = grpc.insecure_channel(address, options=channel_options(window_bytes + OVERHEAD_BYTES))
+        self._connect(address)
+        self._call = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")(self._requests())
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _connect(self, address: str) -> None:
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            self._channel.close()
+            raise InputError(
+                "server address", f"a halfpass server within {CONNECT_SECONDS:g} s", f"none at {address}",
+                "start one with halfpass serve",
+            ) from None  # fmt: skip
+
+    def send(self, message: pb.ClientMessage) -> None:
+        self._outgoing.put(message)
+
+    def send_batch(self, message: pb.ClientMessage) -> float:
+        """Sends a batch once the window has room for it; returns the seconds that it was blocked."""
+        size, began = message.ByteSize(), time.perf_counter()
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            self._wait(lambda: self._in_flight() + size <= self._window_bytes or not self._unacknowledged,
+                       "an acknowledgement")  # fmt: skip
+            self._unacknowledged.append((message.batch.epoch, message.batch.step, size))
+        self._outgoing.put(message)
+        return time.perf_counter() - began
+
+    def drain(self) -> None:
+        """Until everything sent has been acknowledged."""
+        with self._changed:
+            self._wait(lambda: not self._unacknowledged, "an acknowledgement")
+
+    def receive(self, *kinds: str) -> pb.ServerMessage:
+        """The next message other than an acknowledgement, which must be of one of `kinds`."""
+        with self._changed:
+            self._wait(lambda: bool(self._incoming), " or ".join(kinds))
+            message = self._incoming.popleft()
+        found = message.WhichOneof("kind")
+        if found not in kinds:
+            raise RunError(self._who, " or ".join(kinds), str(found), "both sides must run the same halfpass")
+        return message
+
+    def finish(self) -> None:
+        """Says Finished and waits for the server to end the stream."""
+        self.send(pb.ClientMessage(finished=pb.Finished()))
+        with self._changed:
+            self._wait(lambda: self._ended, "the end of the stream")
+        self.close()
+
+    def fail(self, reason: str, exit_status: int = 1) -> None:
+        """Tells the server why this client stops, as far as it still listens."""
+        self.send(pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
+        self._outgoing.put(None)
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended, timeout=STOP_SECONDS)
+        self.close()
+
+    def close(self) -> None:
+        self._outgoing.put(None)
+        self._channel.close()
+
+    def _in_flight(self) -> int:
+        return sum(size for _, _, size in self._unacknowledged)
+
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        while not ready():
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                raise RunError(self._who, what, "the end of the stream", "look at what the server printed")
+            if time.monotonic() - self._heard > self._timeout:
+                raise RunError(
+                    self._who, f"{what} or a sign of life within {self._timeout:g} s", "none",
+                    "see whether it still runs, or raise wire.timeout",
+                )  # fmt: skip
+            self._changed.wait(min(0.2, self._timeout))
+
+    def _requests(self) -> Iterator[bytes]:
+        while True:
+            try:
+                message = self._outgoing.get(timeout=heartbeat_seconds(self._timeout))
+            except queue.Empty:
+                message = pb.ClientMessage(alive=pb.Alive())
+            if message is None:
+                return
+            yield message.SerializeToString()
+
+    def _read(self) -> None:
+        failure: HalfpassError | None = None
+        try:
+            for data in self._call:
+                self._accept(pb.ServerMessage.FromString(data))
+        except grpc.RpcError as error:
+            failure = RunError(
+                self._who, "a connection until the end", f"{error.code().name.lower()}: {error.details()}",
+                "look at what the server printed",
+            )  # fmt: skip
+        except Exception as error:
+            expected = "a message that can be read"
+            failure = RunError(self._who, expected, repr(error), "both sides must run the same halfpass")
+        with self._changed:
+            self._failure = self._failure or failure
+            self._ended = True
+            self._changed.notify_all()
+
+    def _accept(self, message: pb.ServerMessage) -> None:
+        kind = message.WhichOneof("kind")
+        with self._changed:
+            self._heard = time.monotonic()
+            if kind == "ack":
+                self._acknowledge(message.ack.epoch, message.ack.step)
+            elif kind == "failed":
+                self._failure = PeerFailedError(message.failed.reason, message.failed.exit_status)
+            elif kind == "rejected":
+                self._failure = PeerFailedError(f"{self._who} rejected a message: {message.rejected.reason}")
+            elif kind != "alive":
+                if kind == "gradients":
+                    self._acknowledge(message.gradients.epoch, message.gradients.step)
+                self._incoming.append(message)
+            self._changed.notify_all()
+
+    def _acknowledge(self, epoch: int, step: int) -> None:
+        """Everything up to and including (epoch, step) is done with."""
+        while self._unacknowledged and self._unacknowledged[0][:2] <= (epoch, step):
+            self._unacknowledged.popleft()

@@ -1,0 +1,306 @@
+"""The server's end of all clients' streams (`service.py` says what a stream is)."""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from halfpass.cut import CutBatch
+from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire import messages
+from halfpass.wire.meter import Meter
+from halfpass.wire.service import (
+    METHOD,
+    OVERHEAD_BYTES,
+    SERVICE,
+    STOP_SECONDS,
+    PeerFailedError,
+    channel_options,
+    check_loopback,
+    heartbeat_seconds,
+)
+from halfpass.wire.sockets import connection_traffic
+
+JOIN_SECONDS = 10.0  # for a newcomer to say Join
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message from a client; of a batch only the decoded form is kept."""
+
+    kind: str
+    size: int
+    message: pb.ClientMessage | None = None
+    batch: CutBatch | None = None
+    test: bool = False
+
+
+@dataclass
+class _Stream:
+    """One client's stream at the server."""
+
+    client: int
+    remote_port: int
+    meter: Meter = field(default_factory=Meter)
+    incoming: deque[Received] = field(default_factory=deque)
+    incoming_bytes: int = 0
+    outgoing: "queue.SimpleQueue[pb.ServerMessage | None]" = field(default_factory=queue.SimpleQueue)
+    heard: float = field(default_factory=time.monotonic)
+    failure: HalfpassError | None = None
+    finished: bool = False
+
+
+class Hub:
+    """All clients' streams, at the server.
+
+    `admit(join)` raises the reason for refusing a newcomer; it runs on the newcomer's thread. `check(client, batch)`
+    raises the reason for rejecting a batch.
+    """
+
+    def __init__(
+        self,
+        bind: str,
+        *,
+        clients: int,
+        window_bytes: int,
+        timeout: float,
+        admit: Callable[[pb.Join], None],
+        check: Callable[[int, CutBatch], None],
+    ) -> None:
+        self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
+        self._admit, self._check = admit, check
+        self._streams: dict[int, _Stream] = {}
+        self._changed = threading.Condition()
+        self._turn = 0
+        self._grpc, self.port = _listen(bind, window_bytes + OVERHEAD_BYTES, clients, self._session)
+
+    # -- what the training loop calls
+
+    def wait_for_clients(self, seconds: float) -> None:
+        """Until every client has joined; raises RunError naming those that have not."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while len(self._streams) < self._clients:
+                self._raise_failures()
+                if time.monotonic() > deadline:
+                    missing = sorted(set(range(self._clients)) - set(self._streams))
+                    raise RunError(
+                        f"server on port {self.port}", f"{self._clients} clients within {seconds:g} s",
+                        f"none with number {', '.join(map(str, missing))}", "start them with halfpass join",
+                    )  # fmt: skip
+                self._changed.wait(0.2)
+
+    def take(self, clients: Collection[int], *kinds: str) -> tuple[int, Received]:
+        """The next message of any of `clients`, which must be of one of `kinds`; taken in turn where several wait.
+
+        Raises RunError when any client of the run is lost, or one of these is silent for longer than the timeout.
+        """
+        with self._changed:
+            while True:
+                for client in sorted(clients, key=lambda c: (c - self._turn) % self._clients):
+                    stream = self._streams[client]
+                    if stream.incoming:
+                        self._turn = client + 1
+                        received = stream.incoming.popleft()
+                        stream.incoming_bytes -= received.size
+                        self._changed.notify_all()
+                        return client, _of_kind(received, kinds, client)
+                self._raise_failures()
+                self._raise_silence(clients, " or ".join(kinds))
+                self._changed.wait(min(0.2, self._timeout))
+
+    def send(self, client: int, message: pb.ServerMessage) -> None:
+        self._streams[client].outgoing.put(message)
+
+    def meter(self, client: int) -> Meter:
+        return self._streams[client].meter
+
+    def socket_traffic(self, client: int) -> tuple[int, int] | None:
+        """(up, down) bytes on the client's connection so far, or None where the system does not say."""
+        traffic = connection_traffic(self.port, self._streams[client].remote_port)
+        return None if traffic is None else (traffic[1], traffic[0])
+
+    def release(self, client: int) -> None:
+        """Ends a client's stream in good order, once it has said Finished."""
+        self._streams[client].outgoing.put(None)
+
+    def fail(self, reason: str, exit_status: int = 1) -> None:
+        """Tells every client why the run ends."""
+        for stream in list(self._streams.values()):
+            stream.outgoing.put(pb.ServerMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
+            stream.outgoing.put(None)
+
+    def stop(self) -> None:
+        self._grpc.stop(STOP_SECONDS).wait(2 * STOP_SECONDS)
+
+    def _raise_failures(self) -> None:
+        for stream in self._streams.values():
+            if stream.failure is not None:
+                raise stream.failure
+
+    def _raise_silence(self, clients: Collection[int], what: str) -> None:
+        for client in clients:
+            if time.monotonic() - self._streams[client].heard > self._timeout:
+                raise RunError(
+                    f"client {client}", f"{what} or a sign of life within {self._timeout:g} s",
+                    "none", "see whether it still runs, or raise wire.timeout",
+                )  # fmt: skip
+
+    # -- one client's stream, on gRPC's threads
+
+    def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        guard = threading.Timer(JOIN_SECONDS, context.cancel)  # whoever connects and says nothing
+        guard.daemon = True
+        guard.start()
+        try:
+            stream = self._join(next(requests, b""), context)
+        except HalfpassError as error:
+            failed = pb.Failed(reason=str(error), exit_status=error.exit_status)
+            yield pb.ServerMessage(failed=failed).SerializeToString()
+            return
+        except grpc.RpcError:
+            return
+        finally:
+            guard.cancel()
+        threading.Thread(target=self._read, args=(stream, requests), daemon=True).start()
+        yield from self._replies(stream)
+
+    def _join(self, data: bytes, context: grpc.ServicerContext) -> _Stream:
+        message = _parse(data)
+        if message is None or message.WhichOneof("kind") != "join":
+            raise InputError("first message of a client", "Join", "something else", "use halfpass join")
+        join = message.join
+        with self._changed:
+            self._refuse_number(join.client)
+            self._admit(join)
+            stream = _Stream(join.client, int(context.peer().rpartition(":")[2]))
+            stream.meter.count_up(message, len(data))
+            stream.outgoing.put(pb.ServerMessage(joined=pb.Joined()))
+            self._streams[join.client] = stream
+            self._changed.notify_all()
+        return stream
+
+    def _refuse_number(self, client: int) -> None:
+        if client >= self._clients:
+            raise InputError(
+                f"client {client} at joining", f"a number from 0 to {self._clients - 1}", str(client),
+                "choose another with --client",
+            )  # fmt: skip
+        if client in self._streams:
+            raise InputError(
+                f"client {client} at joining", "a number that is free", "one that has joined already",
+                "choose another with --client",
+            )  # fmt: skip
+
+    def _replies(self, stream: _Stream) -> Iterator[bytes]:
+        while True:
+            try:
+                message = stream.outgoing.get(timeout=heartbeat_seconds(self._timeout))
+            except queue.Empty:
+                message = pb.ServerMessage(alive=pb.Alive())
+            if message is None:
+                return
+            data = message.SerializeToString()
+            stream.meter.count_down(message, len(data))
+            yield data
+
+    def _read(self, stream: _Stream, requests: Iterator[bytes]) -> None:
+        failure: RunError | None = None
+        try:
+            for data in requests:
+                self._accept(stream, data)
+        except grpc.RpcError:
+            pass  # the connection is gone; said below
+        except Exception as error:  # a defect of ours must not look like a silent client
+            failure = RunError(f"client {stream.client}", "a message that can be read", repr(error), "report this")
+        with self._changed:
+            if failure is not None:
+                stream.failure = failure
+            if not stream.finished and stream.failure is None:
+                stream.failure = RunError(
+                    f"client {stream.client}", "its end message", "a stream that ended without it",
+                    "look at what that client printed",
+                )  # fmt: skip
+            self._changed.notify_all()
+
+    def _accept(self, stream: _Stream, data: bytes) -> None:
+        """Takes in one message; what cannot be used is rejected with the reason, and the stream goes on."""
+        stream.heard = time.monotonic()
+        try:
+            received = self._decode(stream, data)
+        except HalfpassError as error:
+            stream.outgoing.put(pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
+            return
+        if received.kind == "alive":
+            return
+        with self._changed:
+            if received.kind == "failed" and received.message is not None:
+                stream.failure = _failure_of(stream.client, received.message.failed)
+            else:
+                stream.finished = received.kind == "finished"
+                while stream.incoming_bytes > self._window_bytes and stream.failure is None:
+                    self._changed.wait(0.2)  # a client that ignores its window is held back by TCP
+                stream.incoming.append(received)
+                stream.incoming_bytes += received.size
+            self._changed.notify_all()
+
+    def _decode(self, stream: _Stream, data: bytes) -> Received:
+        message = _parse(data)
+        if message is None:
+            raise InputError(
+                f"message of client {stream.client}", "a ClientMessage", f"{len(data)} bytes that are none",
+                "both sides must run the same halfpass",
+            )  # fmt: skip
+        stream.meter.count_up(message, len(data))
+        kind = str(message.WhichOneof("kind"))
+        if kind != "batch":
+            return Received(kind, len(data), message)
+        batch = messages.read_batch(message.batch)
+        self._check(stream.client, batch)
+        return Received(kind, len(data), batch=batch, test=message.batch.test)
+
+
+def _parse(data: bytes) -> pb.ClientMessage | None:
+    try:
+        message = pb.ClientMessage.FromString(data)
+    except DecodeError:
+        return None
+    return message if message.WhichOneof("kind") else None
+
+
+def _failure_of(client: int, failed: pb.Failed) -> PeerFailedError:
+    """A client's own words, with its number where they do not begin with it."""
+    named = failed.reason.startswith(f"client {client}")
+    return PeerFailedError(failed.reason if named else f"client {client}: {failed.reason}", failed.exit_status)
+
+
+def _of_kind(received: Received, kinds: tuple[str, ...], client: int) -> Received:
+    if received.kind not in kinds:
+        raise RunError(f"client {client}", " or ".join(kinds), received.kind, "both sides must run the same halfpass")
+    return received
+
+
+def _listen(
+    bind: str, limit_bytes: int, clients: int, session: Callable[..., Iterator[bytes]]
+) -> tuple[grpc.Server, int]:
+    check_loopback(bind, "server address")
+    # A thread per stream, and some for newcomers that must be refused.
+    threads = ThreadPoolExecutor(clients + 8, thread_name_prefix="session")
+    server = grpc.server(threads, options=channel_options(limit_bytes))
+    handler = grpc.stream_stream_rpc_method_handler(session)  # bytes in, bytes out: parsed and counted here
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+    try:
+        port = server.add_insecure_port(bind)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise InputError("server address", "a free port", f"{bind}, which is in use", "choose another with --bind")
+    server.start()
+    return server, port
