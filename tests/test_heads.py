@@ -114,9 +114,11 @@ def test_a_head_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_flat_linear_is_nn_linear_with_a_learning_rate_divided_by_the_positions():
-    """The same function, start and steps as the plain layer; at the network's own rate the plain one would differ."""
+    """The same function and steps as the plain layer; at the network's own rate the plain one would differ."""
     torch.manual_seed(0)
     scaled = FlatLinear(32 * 16, 16, 10)
+    assert not scaled.linear.weight.any()
+    nn.init.normal_(scaled.linear.weight, std=0.1)
     z, y = torch.randn(8, 32, 4, 4).relu() + 0.3, torch.randint(0, 10, (8,))
     plain = {rate: nn.Sequential(nn.Flatten(), nn.Linear(32 * 16, 10)) for rate in (0.1 / 16, 0.1)}
     for layer in plain.values():

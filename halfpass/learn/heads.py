@@ -6,7 +6,6 @@ choices trade that against the client's work, and `halfpass cuts` prints what ea
 
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from halfpass.errors import InputError
@@ -97,18 +96,21 @@ HEADS: dict[str, Builder] = {
 class FlatLinear(nn.Module):
     """Flatten and one fully connected layer, (B, *shape) → (B, classes), conditioned like the layers below it.
 
-    The layer's weight is stored times √positions and divided by it in use: nn.Linear's function and initial
-    distribution, but an SGD step moves it by 1/positions as much. Neighbouring positions say nearly the same, so the
-    loss is about that much steeper in this layer than in a convolution. At a learning rate that trains the network,
-    an nn.Linear on 32×16×16 activations diverges and takes the client half with it (the paper's rate is 0.001).
+    The layer's weight is stored times √positions and divided by it in use: nn.Linear's function, but an SGD step moves
+    it by 1/positions as much. Neighbouring positions say nearly the same, so the loss is about that much steeper in
+    this layer than in a convolution. At a learning rate that trains the network, an nn.Linear on 32×16×16 activations
+    diverges and takes the client half with it (the paper's rate is 0.001).
+
+    It starts at zero: a random start sends the client half gradients of a random projection, whose fine-grained part
+    is unlearned slowly. ResNet-20, CIFAR-10, 6 epochs, a validation split: 82.26 % from zero, 81.62 % from random.
     """
 
     def __init__(self, features: int, positions: int, classes: int) -> None:
         super().__init__()
         self.scale = positions**-0.5
         self.linear = nn.Linear(features, classes)
-        with torch.no_grad():
-            self.linear.weight /= self.scale
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.linear(z.flatten(1) * self.scale)
