@@ -98,7 +98,7 @@ class TrainConfig:
     """Samples per batch of one client."""
     optimizer: Optimizer = "sgd"
     """sgd (with momentum) or adamw, for either half."""
-    lr: float = 0.1
+    lr: float = 0.2
     """Learning rate; the peak where the schedule varies it."""
     schedule: Schedule = "one-cycle"
     """Learning rate over the run, changed every step."""
