@@ -19,6 +19,14 @@ from halfpass.config import Config, DataConfig, ModelConfig, from_dict
 from halfpass.errors import HalfpassError
 from halfpass.run.arguments import Known, reworded
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
+from halfpass.run.client_process import join
+from halfpass.run.cuts import print_cuts
+from halfpass.run.export import export
+from halfpass.run.report import write_report
+from halfpass.run.runs import read_run, summary
+from halfpass.run.server_process import serve
+from halfpass.run.tables import rich_table
+from halfpass.run.train import between_processes, compare, read_methods, read_seeds, train, with_folder
 
 DEFAULT_BIND = "127.0.0.1:7465"
 
@@ -45,16 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: Namespace) -> None:
-    from halfpass.run.train import train, with_folder
-
     config = with_folder(options.config_object)
     train(config, debug=options.debug)
     _report_own([Path(str(config.out))])
 
 
 def _compare(options: Namespace) -> None:
-    from halfpass.run.train import compare, read_methods, read_seeds
-
     config: Config = options.config_object
     methods = read_methods(options.methods)
     seeds = [config.train.seed] if options.seeds is None else read_seeds(options.seeds)
@@ -62,9 +66,6 @@ def _compare(options: Namespace) -> None:
 
 
 def _serve(options: Namespace) -> None:
-    from halfpass.run.server_process import serve
-    from halfpass.run.train import between_processes, with_folder
-
     config = between_processes(with_folder(options.config_object))
     host = options.bind.rpartition(":")[0]
 
@@ -77,9 +78,6 @@ def _serve(options: Namespace) -> None:
 
 
 def _join(options: Namespace) -> None:
-    from halfpass.run.client_process import join
-    from halfpass.run.train import between_processes, with_folder
-
     config = between_processes(with_folder(options.config_object))
     folder = join(config, options.address, options.client)
     if not IS_CHILD:
@@ -98,10 +96,6 @@ def _report_own(runs: list[Path]) -> None:
 
 
 def _report_on(runs: list[Path], out: Path) -> None:
-    from halfpass.run.report import write_report
-    from halfpass.run.runs import read_run, summary
-    from halfpass.run.tables import rich_table
-
     file = write_report(runs, out)
     console = Console()
     if not console.is_terminal:
@@ -111,16 +105,12 @@ def _report_on(runs: list[Path], out: Path) -> None:
 
 
 def _export(options: Namespace) -> None:
-    from halfpass.run.export import export
-
     out = Path(options.out) if options.out else None
     exported = export(Path(options.run), options.client, out, data_path=options.data_path)
     print(f"wrote {exported.file}: {exported.remark}")
 
 
 def _cuts(options: Namespace) -> None:
-    from halfpass.run.cuts import print_cuts
-
     print_cuts(ModelConfig(**options.model.as_dict()), DataConfig(**options.data.as_dict()))
 
 

@@ -1,0 +1,40 @@
+"""Memory and time: the peak against an allocation of known size, the clock against known sleeps."""
+
+import sys
+import time
+
+import pytest
+import torch
+
+from halfpass.run.epoch import Tally
+from halfpass.run.memory import PeakMemory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is of all time")
+def test_a_known_allocation_shows_also_after_it_is_freed_and_after_an_earlier_larger_one():
+    earlier = torch.ones(100 * 2**20, dtype=torch.uint8)
+    del earlier
+    memory = PeakMemory(torch.device("cpu"))
+    assert memory.peak_bytes() < 8 * 2**20
+    now = torch.ones(50 * 2**20, dtype=torch.uint8)
+    del now
+    assert 48 * 2**20 <= memory.peak_bytes() < 60 * 2**20  # the kernel counts resident pages in batches
+
+
+def test_a_clock_is_read_after_the_gpu_is_done(monkeypatch):
+    """The authors' timers did not synchronize (paper notes)."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: (calls.append(device), time.sleep(0.05)))
+    tally = Tally(torch.device("cuda", 0))
+    with tally.busy():
+        pass
+    assert calls == [torch.device("cuda", 0)]
+    assert tally.busy_seconds >= 0.05
+
+
+def test_mean_loss_is_over_samples_not_over_steps():
+    tally = Tally(torch.device("cpu"))
+    tally.add(1.0, samples=30)
+    tally.add(3.0, samples=10)
+    assert tally.mean_loss == 1.5
+    assert (tally.steps, tally.samples) == (2, 40)
