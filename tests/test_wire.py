@@ -212,7 +212,7 @@ class Served:
         self.address = f"127.0.0.1:{self.hub.port}"
 
     def connect(self, client=0, window=2**20, timeout=20.0):
-        connection = Connection(self.address, client=client, window_bytes=window, timeout=timeout)
+        connection = Connection(self.address, window_bytes=window, timeout=timeout)
         connection.send(pb.ClientMessage(join=pb.Join(client=client, settings="{}")))
         connection.receive("joined")
         return connection
@@ -425,7 +425,7 @@ def test_a_frozen_server_frees_a_sender_whose_window_is_full():
     server.start()
     try:
         size = messages.write_batch(batch(), "none").ByteSize()
-        connection = Connection(f"127.0.0.1:{port}", client=0, window_bytes=size, timeout=0.8)
+        connection = Connection(f"127.0.0.1:{port}", window_bytes=size, timeout=0.8)
         connection.send(pb.ClientMessage(join=pb.Join()))
         connection.receive("joined")
         connection.send_batch(messages.write_batch(batch(), "none"))
@@ -447,7 +447,7 @@ def test_no_server_is_said_in_time(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(InputError, match=rf"expected a halfpass server within 0.5 s, found none at 127.0.0.1:{port};"):
-        Connection(f"127.0.0.1:{port}", client=0, window_bytes=2**20, timeout=5)
+        Connection(f"127.0.0.1:{port}", window_bytes=2**20, timeout=5)
 
 
 def test_port_in_use_is_said(served):
@@ -469,7 +469,7 @@ def test_only_loopback_may_be_bound_or_joined(address, text):
     with pytest.raises(InputError, match=text):
         Hub(address, clients=1, window_bytes=1, timeout=1, admit=lambda j: None, check=lambda c, b: None)
     with pytest.raises(InputError, match=text):
-        Connection(address, client=0, window_bytes=1, timeout=1)
+        Connection(address, window_bytes=1, timeout=1)
 
 
 def test_socket_bytes_are_those_that_passed_the_wire(served):
@@ -478,7 +478,7 @@ def test_socket_bytes_are_those_that_passed_the_wire(served):
     counted = {"up": 0, "down": 0}
     relay = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=forward, args=(relay, one.hub.port, counted), daemon=True).start()
-    connection = Connection(f"127.0.0.1:{relay.getsockname()[1]}", client=0, window_bytes=2**22, timeout=10)
+    connection = Connection(f"127.0.0.1:{relay.getsockname()[1]}", window_bytes=2**22, timeout=10)
     connection.send(pb.ClientMessage(join=pb.Join(client=0, settings="{}")))
     connection.receive("joined")
     for step in range(20):

@@ -101,8 +101,9 @@ class FlatLinear(nn.Module):
     this layer than in a convolution. At a learning rate that trains the network, an nn.Linear on 32×16×16 activations
     diverges and takes the client half with it (the paper's rate is 0.001).
 
-    It starts at zero: a random start sends the client half gradients of a random projection, whose fine-grained part
-    is unlearned slowly. ResNet-20, CIFAR-10, 6 epochs, a validation split: 82.26 % from zero, 81.62 % from random.
+    It starts at zero, so that the client half's first gradients are not those of a random projection. ResNet-20 on
+    CIFAR-10, one seed: 82.26 % against 81.62 % from a random start after 6 epochs (validation split), but 85.82 %
+    against 86.15 % after 12 (test set), so whether it helps is open.
     """
 
     def __init__(self, features: int, positions: int, classes: int) -> None:

@@ -96,7 +96,7 @@ def join(config: Config, address: str, index: int) -> Path:
     network = setup.build_network(config, data.train.sample_shape, data.classes)
     client = setup.build_client(config, network, index)
     connection = Connection(
-        address, client=index, window_bytes=config.wire.window, timeout=config.wire.timeout
+        address, window_bytes=config.wire.window, timeout=config.wire.timeout
     )
     try:
         connection.send(pb.ClientMessage(join=_join_message(config, network, data, shard, index)))

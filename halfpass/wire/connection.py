@@ -27,10 +27,9 @@ CONNECT_SECONDS = 10.0  # to reach a server
 class Connection:
     """A client's stream to the server. Sending never waits but for the window; reading goes on beside it."""
 
-    def __init__(self, address: str, *, client: int, window_bytes: int, timeout: float) -> None:
+    def __init__(self, address: str, *, window_bytes: int, timeout: float) -> None:
         check_loopback(address, "server address")
         self._who, self._timeout, self._window_bytes = f"server at {address}", timeout, window_bytes
-        self._client = client
         self._outgoing: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
         self._unacknowledged: deque[tuple[int, int, int]] = deque()  # (epoch, step, bytes), oldest first
         self._incoming: deque[pb.ServerMessage] = deque()
