@@ -108,6 +108,9 @@ class TrainConfig:
     """Nesterov momentum of sgd."""
     weight_decay: float = 5e-4
     """Weight decay, of all parameters."""
+    micro_batch: int | None = None
+    """Samples that either half of a decoupled run computes at a time, to save memory. A step still learns from the
+    whole batch, but BatchNorm normalizes by each micro-batch's own statistics. Default: the whole batch."""
     seed: int = 0
     """Fixes initial weights, partition, batch order, augmentation and dropout."""
     precision: Precision = "fp32"
@@ -119,7 +122,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "train.")
-        _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1)
+        _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
+                  micro_batch=2)  # fmt: skip  # BatchNorm cannot normalize a single value per channel
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise InputError("train.nesterov", "a momentum above 0", "train.momentum 0", "set train.nesterov to false")
 
@@ -129,7 +133,13 @@ class WireConfig:
     """What happens between the halves."""
 
     codec: str = "none"
-    """How activations are encoded: none (exact), fp16 or bf16. Conventional gradients come down the same way."""
+    """How activations are encoded: none (exact), fp16, bf16, int8, int4 or int2, each also with +zstd, as in int2+zstd,
+    which compresses the bytes. Conventional gradients come down the same way."""
+    every: int = 1
+    """A decoupled client uploads every so-manieth of its batches, and learns from all of them."""
+    budget: int | None = None
+    """Bytes of training batches that each decoupled client may upload in the whole run, spread evenly over it: a batch
+    that would be ahead of its share is not uploaded. Default: no limit."""
     order: Order = "round-robin"
     """Order in which the server takes the batches of parallel clients: round-robin by (step, client), which repeats
     exactly, or arrival, which waits for nobody."""
@@ -140,7 +150,24 @@ class WireConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "wire.")
-        _at_least(self, "wire.", window=1, timeout=0.1)
+        _at_least(self, "wire.", window=1, timeout=0.1, every=1, budget=1)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What the server does with the uploads. Its clients need not know."""
+
+    replay: int = 1
+    """How many times a decoupled server trains on each upload in all: once as it comes, the others from the store while
+    the next epoch's uploads come, and in epochs of its own after the last."""
+    store: str | None = None
+    """Folder that keeps uploads on disk, for replay and `halfpass retrain`. Default: store/ in the run folder where
+    server.replay needs one; otherwise no upload is kept."""
+    store_limit: int = 4 * 2**30
+    """Bytes of disk that the store may take; the oldest uploads make room for new ones."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "server.", replay=1, store_limit=2**24)
 
 
 @dataclass(frozen=True)
@@ -162,15 +189,28 @@ class Config:
     """Training recipe."""
     wire: WireConfig = field(default_factory=WireConfig)
     """Wire between the halves."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """Server's use of the uploads."""
     out: str | None = None
     """Run folder to write; it must not hold a run yet. Default: a new folder under runs/."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "")
+        if self.method == "conventional":
+            for name, value, default in (
+                ("train.micro_batch", self.train.micro_batch, None), ("wire.every", self.wire.every, 1),
+                ("wire.budget", self.wire.budget, None), ("server.replay", self.server.replay, 1),
+            ):  # fmt: skip
+                if value != default:
+                    raise InputError(
+                        name, "its default with method conventional, whose every step needs its own gradient back",
+                        str(value), "leave it out, or train decoupled",
+                    )  # fmt: skip
 
 
 _GROUPS: dict[str, Any] = {
     "data": DataConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig, "wire": WireConfig,
+    "server": ServerConfig,
 }  # fmt: skip
 
 
@@ -196,8 +236,11 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# What may differ between a server and its clients: each one's own device and folders.
-_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads"}
+# What may differ between a server and its clients: each one's own device and folders, and what only one side does.
+_PRIVATE = {
+    "runtime", "out", "data.path", "data.download", "train.device", "train.threads",
+    "server.replay", "server.store", "server.store_limit",
+}  # fmt: skip
 
 
 def shared_settings(config: Config) -> dict[str, Any]:

@@ -53,7 +53,7 @@ CHOICES = "decoupled, conventional, centralized"
     (["train", "--model.cut", "blok_2"], r"model.cut 'blok_2': expected the name of a layer, found no such layer; did you mean 'block_2'\?"),
     (["train", "--model.head", "linaer"], r"model.head: expected .* did you mean 'linear'\?"),
     (["train", "--model.head", "conv", "--model.cut", "pool"], r"model.head 'conv': expected a cut of shape .*, found .*"),
-    (["train", "--wire.codec", "gzip"], "wire.codec: expected one of none, fp16, bf16, found 'gzip'; use one of those"),
+    (["train", "--wire.codec", "gzip"], "wire.codec: expected one of none, fp16, bf16, int8, .*, found 'gzip'; use one of those"),
     (["train", "--wire.window", "1000"], "wire.window: expected at least .* bytes, one batch at this cut, found 1000; .*"),
     (["train", "--clients.count", "5000"], "clients.count: expected 1 to 1437, because there are 1437 samples, found 5000; ask for fewer .*"),
     (["train", "--train.batch_size", "2000"], "train.batch_size: expected at most .*, the samples of client 0, found 2000; .*"),

@@ -28,6 +28,14 @@ def batch_count(samples: int, batch_size: int) -> int:
     return full + (rest > 1)  # BatchNorm cannot normalize one value per channel, so a single one sits this epoch out
 
 
+def micro_batches(samples: int, size: int | None) -> list[slice]:
+    """The slices of a batch of `samples` that are computed one after the other: as few as can be, of at most `size`
+    samples, and as even as can be, so that none is left with a single sample that BatchNorm cannot normalize."""
+    count = 1 if size is None else -(-samples // size)
+    ends = [samples * (i + 1) // count for i in range(count)]
+    return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
 def train_batches(
     data: Dataset, samples: Samples, batch_size: int, *, seed: int, client: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:

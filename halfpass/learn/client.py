@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halfpass.cut import CutBatch
+from halfpass.learn.batches import micro_batches
 from halfpass.learn.precision import Arithmetic
 from halfpass.learn.seed import derive_seed
 
@@ -33,20 +34,35 @@ class Client:
 
 
 def decoupled_step(
-    client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
+    client: Client,
+    x: Float[Tensor, "b ..."],
+    labels: Int64[Tensor, " b"],
+    epoch: int,
+    step: int,
+    micro_batch: int | None = None,
 ) -> tuple[CutBatch, float]:
-    """Trains client half and head on one batch by the local loss; returns what crosses the cut, and that loss."""
+    """Trains client half and head on one batch by the local loss; returns what crosses the cut, and that loss.
+
+    No gradient is waited for, so the batch can be worked off `micro_batch` samples at a time, each part's graph freed
+    before the next is built; gradients add up to the batch's, and there is one optimizer step.
+    """
     assert client.head is not None
     _seed_step(client, epoch, step)
-    labels_here = client.arithmetic.move(labels)
-    with client.arithmetic.autocast():
-        tensors = client.half(client.arithmetic.move(x))
-        logits = client.head(tensors[0])  # (B, classes)
-    loss = cross_entropy(logits.float(), labels_here)
     client.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    crossing, total = [], 0.0
+    for part in micro_batches(len(labels), micro_batch):
+        labels_here = client.arithmetic.move(labels[part])
+        with client.arithmetic.autocast():
+            tensors = client.half(client.arithmetic.move(x[part]))
+            logits = client.head(tensors[0])  # (b, classes)
+        loss = cross_entropy(logits.float(), labels_here) * (len(labels_here) / len(labels))
+        loss.backward()
+        crossing.append([tensor.detach() for tensor in tensors])
+        total += loss.item()
+        del tensors, logits, loss
     client.optimizer.step()
-    return _cut_batch(client, tensors, labels, epoch, step), loss.item()
+    tensors = crossing[0] if len(crossing) == 1 else [torch.cat(parts) for parts in zip(*crossing, strict=True)]
+    return _cut_batch(client, tuple(tensors), labels, epoch, step), total
 
 
 @dataclass(frozen=True)

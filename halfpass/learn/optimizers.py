@@ -27,16 +27,16 @@ def learning_rate(schedule: str, peak: float, step: int, total: int) -> float:
     """Learning rate at `step` (from 0) of `total`.
 
     `cosine` falls from the peak to 0 (Loshchilov & Hutter, arXiv 1608.03983, eq. 5, one period). `one-cycle` rises
-    from peak/25 over the first 30 % and falls to peak/250 000, both along a cosine (Smith & Topin, arXiv 1708.07120,
-    with the constants of torch.optim.lr_scheduler.OneCycleLR).
+    linearly from peak/25 over the first 15 % and falls linearly to peak/250 000 (Smith & Topin, arXiv 1708.07120; it is
+    torch.optim.lr_scheduler.OneCycleLR with these constants, better for ResNet-20 in 12 epochs than its own).
     """
     if schedule == "cosine":
         return peak * (1 + math.cos(math.pi * step / total)) / 2
     if schedule == "one-cycle":
-        start, end, turn = peak / 25, peak / 25e4, 0.3 * total - 1
+        start, end, turn = peak / 25, peak / 25e4, 0.15 * total - 1
         if step <= turn:
-            return peak + (start - peak) * (1 + math.cos(math.pi * step / max(turn, 1e-9))) / 2
-        return end + (peak - end) * (1 + math.cos(math.pi * (step - turn) / max(total - 1 - turn, 1e-9))) / 2
+            return start + (peak - start) * step / turn
+        return peak + (end - peak) * (step - turn) / (total - 1 - turn)
     return peak
 
 

@@ -16,13 +16,15 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
 from halfpass.config import Config, DataConfig, ModelConfig, from_dict
-from halfpass.errors import HalfpassError
+from halfpass.errors import HalfpassError, InputError
 from halfpass.run.arguments import Known, reworded
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 from halfpass.run.client_process import join
 from halfpass.run.cuts import print_cuts
 from halfpass.run.export import export
+from halfpass.run.records import default_folder
 from halfpass.run.report import write_report
+from halfpass.run.retrain import retrain
 from halfpass.run.runs import read_run, summary
 from halfpass.run.server_process import serve
 from halfpass.run.tables import rich_table
@@ -82,6 +84,14 @@ def _join(options: Namespace) -> None:
     folder = join(config, options.address, options.client)
     if not IS_CHILD:
         print(f"saved {folder / f'client-{options.client}.safetensors'}")
+
+
+def _retrain(options: Namespace) -> None:
+    run, config = Path(options.run), options.config_object
+    if config.out is None or Path(config.out) == run:  # the run's own settings are the defaults here
+        config = dataclasses.replace(config, out=f"{default_folder(config)}-retrained")
+    retrain(run, config)
+    _report_own([Path(str(config.out))])
 
 
 def _report(options: Namespace) -> None:
@@ -147,6 +157,11 @@ def _add_join(parser: ArgumentParser) -> None:
     _add_config(parser)
 
 
+def _add_retrain(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="Folder of a run that kept its uploads (server.store).")
+    _add_config(parser)
+
+
 def _add_report(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="Run folders.")
     parser.add_argument("--out", type=str, default="report.html", help="HTML file to write.")
@@ -170,6 +185,7 @@ COMMANDS = {
     "compare": Command(_compare, "Train by several methods and seeds: one table, one report.", _add_compare),
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
+    "retrain": Command(_retrain, "Train a new server half from the uploads that a run kept; no client.", _add_retrain),
     "report": Command(_report, "Draw run folders as one HTML page.", _add_report),
     "export": Command(_export, "Join the saved halves of a run into one network, and test it.", _add_export),
     "cuts": Command(_cuts, "List every place where a network can be cut, and what each costs.", _add_cuts),
@@ -195,7 +211,7 @@ def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
     parser, children = _parser()
     try:
-        options = parser.parse_args(words)
+        options = parser.parse_args(_with_run_settings(words))
     except argparse.ArgumentError as error:
         name = next((word for word in words if word in children), None)
         raise reworded(str(error), Known(list(COMMANDS), _option_names(children[name]) if name else [])) from error
@@ -204,6 +220,16 @@ def _parse(words: list[str]) -> Namespace:
         values = chosen.as_dict()
         chosen.config_object = from_dict({field.name: values[field.name] for field in dataclasses.fields(Config)})
     return options
+
+
+def _with_run_settings(words: list[str]) -> list[str]:
+    """`retrain RUN …` starts from that run's settings."""
+    if words[:1] != ["retrain"] or len(words) < 2 or words[1].startswith("-"):
+        return words
+    settings = Path(words[1]) / "config.yaml"
+    if not settings.is_file():
+        raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")
+    return [*words[:2], "--config", str(settings), *words[2:]]
 
 
 def _option_names(parser: ArgumentParser) -> list[str]:

@@ -5,6 +5,7 @@ for its window.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 from halfpass.config import Config, shared_settings
@@ -16,6 +17,7 @@ from halfpass.run.children import for_peer
 from halfpass.run.epoch import ClientEpoch, handed_over, take_over, test_epoch
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import RunFolder
+from halfpass.run.uplink import Uplink
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
@@ -28,6 +30,8 @@ class ClientRun:
         self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples
     ) -> None:
         self.config, self.connection, self.client, self.data, self.shard = config, connection, client, data, shard
+        self.has_trained = False
+        self.uplink = Uplink(config, batch_count(len(shard), config.train.batch_size))
         self.memory = PeakMemory(client.arithmetic.device)
 
     def follow(self) -> None:
@@ -51,9 +55,8 @@ class ClientRun:
         )
         epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
         while (batch := epoch.forward()) is not None:
-            with epoch.tally.busy():
-                message = write_batch(batch, self.config.wire.codec)
-            self.connection.send_batch(message)
+            self.has_trained = True
+            self.connection.send_batch(partial(self.uplink.message, batch, epoch.tally))
             if self.config.method == "conventional":
                 reply = self.connection.receive("gradients").gradients
                 with epoch.tally.busy():
@@ -68,6 +71,7 @@ class ClientRun:
         end = pb.EpochEnd(
             epoch=begin.epoch, loss=tally.mean_loss, samples=tally.samples, busy_seconds=tally.busy_seconds,
             learning_rate=tally.learning_rate, peak_memory_bytes=self.memory.peak_bytes(), weights=weights,
+            uploads=tally.uploads, withheld=tally.withheld,
         )  # fmt: skip
         self.connection.send(pb.ClientMessage(epoch_end=end))
 
@@ -76,7 +80,7 @@ class ClientRun:
         batches = test_batches(self.data, self.data.test, self.config.train.batch_size)
         correct = 0
         for batch, right in test_epoch(self.client, batches, test.epoch):
-            self.connection.send_batch(write_batch(batch, self.config.wire.codec, test=True))
+            self.connection.send_batch(partial(write_batch, batch, self.config.wire.codec, test=True))
             correct += right
         self.connection.drain()
         end = pb.TestEnd(
@@ -101,8 +105,12 @@ def join(config: Config, address: str, index: int) -> Path:
     try:
         connection.send(pb.ClientMessage(join=_join_message(config, network, data, shard, index)))
         connection.receive("joined")
-        ClientRun(config, connection, client, data, shard).follow()
-        folder.save_client(client, config)
+        run = ClientRun(config, connection, client, data, shard)
+        try:
+            run.follow()
+        finally:  # what was trained is kept, whatever happened
+            if run.has_trained:
+                folder.save_client(client, config)
         connection.finish()
     except BaseException as error:
         connection.fail(*for_peer(f"client {index}", error))

@@ -37,6 +37,8 @@ class Tally:
     busy_seconds: float = 0.0
     learning_rate: float | None = None  # of the last step
     peak_memory_bytes: int | None = None  # so far in the run, of the side's own process
+    uploads: int = 0  # of a client: batches that went up
+    withheld: int = 0  # of a client: batches that its budget kept from going up
 
     def add(self, loss: float, samples: int, learning_rate: float | None = None) -> None:
         self.learning_rate = learning_rate
@@ -85,7 +87,9 @@ class ClientEpoch:
             lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
             set_learning_rate(self._client.optimizer, lr)
             if self._config.method == "decoupled":
-                batch, loss = client_side.decoupled_step(self._client, x, labels, self._epoch, step)
+                batch, loss = client_side.decoupled_step(
+                    self._client, x, labels, self._epoch, step, recipe.micro_batch
+                )
                 check_finite(loss, f"client {self._client.index}, auxiliary loss", self._epoch, step)
                 self.tally.add(loss, len(batch), lr)
                 return batch
@@ -110,16 +114,16 @@ def test_epoch(client: Client, batches: Batches, epoch: int) -> Iterator[tuple[C
 
 
 def server_step(
-    config: Config, server: Server, batch: CutBatch, number: int, total_steps: int, tally: Tally
+    config: Config, server: Server, batch: CutBatch, number: int, total_steps: int, tally: Tally, use: int = 0
 ) -> tuple[Tensor, ...] | None:
-    """Trains the server half on one batch, step `number` of `total_steps`; returns what goes back: gradients, or
-    nothing when decoupled."""
+    """Trains the server half on one batch, used `use` times before, as step `number` of `total_steps` of the schedule;
+    returns what goes back: gradients, or nothing when decoupled."""
     with tally.busy():
         lr = learning_rate(config.train.schedule, config.train.lr, number, total_steps)
         set_learning_rate(server.optimizer, lr)
         gradients: tuple[Tensor, ...] | None = None
         if config.method == "decoupled":
-            loss = server_side.decoupled_step(server, batch)
+            loss = server_side.decoupled_step(server, batch, config.train.micro_batch, use)
         else:
             gradients, loss = server_side.conventional_step(server, batch)
         check_finite(loss, f"server, batch of client {batch.client}", batch.epoch, batch.step)

@@ -36,7 +36,8 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
     """All epochs; returns their rows, which are in the folder by then."""
     memory = PeakMemory(run.server.arithmetic.device)
     rows: list[Row] = []
-    with EpochProgress(config.method, config.train.epochs, sum(run.steps)) as progress:
+    uploads = sum(-(-steps // config.wire.every) for steps in run.steps)
+    with EpochProgress(config.method, config.train.epochs, uploads * config.server.replay) as progress:
         for epoch in range(config.train.epochs):
             began = time.perf_counter()
             clients, server = run.train(epoch, progress.step)
@@ -48,4 +49,8 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
             )
             rows += folder.add_rows(new)
             progress.epoch(new[-1])
+            for k, tally in clients.items():
+                if tally.withheld:
+                    kept = f"{tally.withheld} of {tally.uploads + tally.withheld} batches not uploaded"
+                    progress.say(f"client {k}, epoch {epoch + 1}: {kept}, to stay within wire.budget")
     return rows

@@ -9,64 +9,76 @@ from collections.abc import Callable
 from typing import Any
 
 from halfpass.config import Config
-from halfpass.learn import server as server_side
 from halfpass.learn import whole as whole_side
 from halfpass.learn.batches import batch_count, test_batches, train_batches
 from halfpass.learn.data import Dataset, Samples
 from halfpass.learn.optimizers import learning_rate, set_learning_rate
 from halfpass.run import setup
-from halfpass.run.epoch import ClientEpoch, Tally, check_finite, handed_over, server_step, take_over, test_epoch
+from halfpass.run.epoch import ClientEpoch, Tally, check_finite, handed_over, take_over, test_epoch
 from halfpass.run.epochs import run_epochs
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import Row, RunFolder, Wires, result, row
-from halfpass.run.rounds import Handover, round_robin, schedule_position, testers, turns
+from halfpass.run.replay import Lessons
+from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
+from halfpass.run.uplink import Uplink
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
-from halfpass.wire.messages import read_weights, write_weights
+from halfpass.wire.messages import read_weights, write_batch, write_weights
 from halfpass.wire.meter import Meter
+from halfpass.wire.store import UploadStore
 
 
 class LocalRun:
     """Clients, server and the wires between them. `train` and `test` are one epoch each, `finish` comes last."""
 
-    def __init__(self, config: Config, data: Dataset, shards: list[Samples], network: setup.Network) -> None:
+    def __init__(
+        self, config: Config, data: Dataset, shards: list[Samples], network: setup.Network,
+        store: UploadStore | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.data, self.shards = config, data, shards
         self.clients = [setup.build_client(config, network, k) for k in range(config.clients.count)]
         self.server = setup.build_server(config, network)
         self.wires = [Loopback(config.wire.codec) for _ in self.clients]
         self.steps = setup.steps_per_epoch(config, shards)
+        self.uplinks = [Uplink(config, steps) for steps in self.steps]
+        self.lessons = Lessons(config, self.server, self.steps, store)
+        self.has_trained = False
         self.handover = Handover(config.clients.topology, [len(shard) for shard in shards])
-        self.steps_done = 0
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""
+        self.lessons.after_step = after_step
         clients: dict[int, Tally] = {}
         server = Tally(self.server.arithmetic.device)
         for turn in turns(self.config.clients.topology, len(self.clients)):
             epochs = {k: self._begin(k, epoch) for k in turn}
-            for k in round_robin({k: self.steps[k] for k in turn}):
-                self._step(k, epochs[k], server)
-                after_step()
+            active = set(turn)
+            for k in in_turn(turn, active):
+                if not self._upload(k, epochs[k], server):
+                    active.remove(k)
             self.handover.take({k: self._end(k, epoch) for k in turn})
             clients |= {k: epochs[k].tally for k in turn}
+        self.lessons.end_epoch(epoch, server)
         return clients, server
 
-    def _step(self, k: int, client: ClientEpoch, served: Tally) -> None:
-        """One batch: the client's step, the wire, the server's step, and what comes back."""
-        batch = client.forward()
-        assert batch is not None
-        received = self.wires[k].batch(batch)
-        gradients = server_step(self.config, self.server, received, self.steps_done, self._total_steps, served)
-        self.steps_done += 1
+    def _upload(self, k: int, client: ClientEpoch, served: Tally) -> bool:
+        """Client steps until one of its batches goes up, the wire, the server's step, and what comes back. False at the
+        end of the client's epoch."""
+        while (batch := client.forward()) is not None:
+            self.has_trained = True
+            message = self.uplinks[k].message(batch, client.tally)
+            if message is not None:
+                break
+        else:
+            return False
+        received, upload = self.wires[k].batch(message)
+        gradients = self.lessons.learn(received, upload, served)
         if gradients is None:
             self.wires[k].ack(batch)
         else:
             client.backward(self.wires[k].gradients(batch, gradients))
-
-    @property
-    def _total_steps(self) -> int:
-        return self.config.train.epochs * sum(self.steps)
+        return True
 
     def _begin(self, k: int, epoch: int) -> ClientEpoch:
         """A client takes over the newest client half, where it is another's, and starts on its shard."""
@@ -96,12 +108,13 @@ class LocalRun:
         self.server.half.eval()
         for k in testers(self.config.clients.topology, len(self.clients)):
             test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
-            received = self.wires[k].down(pb.ServerMessage(test=test)).test
-            take_over(self.config, self.clients[k], read_weights(received.weights))
+            weights = self.wires[k].down(pb.ServerMessage(test=test)).test.weights
+            take_over(self.config, self.clients[k], read_weights(weights))
             batches = test_batches(self.data, self.data.test, self.config.train.batch_size)
             right = 0
             for batch, aux_correct in test_epoch(self.clients[k], batches, epoch):
-                correct += server_side.evaluate(self.server, self.wires[k].batch(batch, test=True))
+                received, upload = self.wires[k].batch(write_batch(batch, self.config.wire.codec, test=True))
+                correct += self.lessons.test(received, upload)
                 self.wires[k].ack(batch)
                 samples, right = samples + len(batch), right + aux_correct
             if self.clients[k].head is not None:
@@ -127,12 +140,16 @@ def train_local(
     config: Config, folder: RunFolder, data: Dataset, shards: list[Samples], network: setup.Network
 ) -> dict[str, Any]:
     """Trains by a split method in this process and writes the run folder; returns what `result.json` holds."""
-    run = LocalRun(config, data, shards, network)
-    rows = run_epochs(config, run, folder)
-    run.finish()
-    for client in run.clients:
-        folder.save_client(client, config)
-    folder.save_server(run.server, config)
+    with setup.open_store(config, network) as store:
+        run = LocalRun(config, data, shards, network, store)
+        try:
+            rows = run_epochs(config, run, folder)
+            run.finish()
+        finally:  # what was trained is kept, whatever happened
+            if run.has_trained:
+                for client in run.clients:
+                    folder.save_client(client, config)
+                folder.save_server(run.server, config)
     wires = Wires(list(run.meters().values()), None)
     return folder.finish(result(config, network.cut, rows, wires, folder.environment))
 

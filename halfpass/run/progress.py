@@ -41,3 +41,7 @@ class EpochProgress:
         if not self._console.is_terminal:
             seconds = row["busy_seconds"] + row["waiting_seconds"]
             self._console.print(f"{self._title}: {latest}, {seconds:.1f} s", highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """What the user should know, above the bar."""
+        self._console.print(line, highlight=False, soft_wrap=True)

@@ -29,7 +29,7 @@ from halfpass.wire.meter import Meter
 Row = dict[str, Any]
 
 ROW_KEYS = (
-    "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "steps", "samples", "busy_seconds",
+    "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "steps", "samples", "uploads", "busy_seconds",
     "waiting_seconds", "learning_rate", "peak_memory_bytes", "bytes_up", "bytes_down", "socket_up", "socket_down",
 )  # fmt: skip
 
@@ -69,6 +69,7 @@ def epoch_rows(
         counted |= {"bytes_up": meters[k].up.total(), "bytes_down": meters[k].down.total()}
         earlier = [r for r in before if r["process"] == f"client-{k}"]
         new = {key: None if n is None else n - sum(r[key] for r in earlier) for key, n in counted.items()}
+        new["uploads"] = tally.uploads
         rows.append(row(epoch, f"client-{k}", tally, seconds, aux_test_accuracy=auxiliary.get(k), **new))
     return [*rows, row(epoch, "server", server, seconds, test_accuracy=accuracy)]
 
@@ -126,6 +127,10 @@ def result(
         "clients": config.clients.count if split else 0,
         "epochs": config.train.epochs,
         "seed": config.train.seed,
+        "micro_batch": config.train.micro_batch,
+        "every": config.wire.every if split else None,
+        "budget": config.wire.budget,
+        "replay": config.server.replay if split else None,
         "precision": config.train.precision,
         "device": config.train.device,
         "test_accuracy": next(r["test_accuracy"] for r in owner if r["epoch"] == last),

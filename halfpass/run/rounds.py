@@ -1,6 +1,6 @@
 """Who trains when, and who holds the newest client half: the three topologies, the same for either runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,9 +12,20 @@ def turns(topology: str, clients: int) -> list[list[int]]:
     return [[k] for k in range(clients)] if topology == "relay" else [list(range(clients))]
 
 
-def round_robin(steps: Mapping[int, int]) -> list[int]:
-    """The clients of one turn in the order (step, client), given each one's number of steps."""
-    return [client for step in range(max(steps.values())) for client in sorted(steps) if step < steps[client]]
+def in_turn(turn: Sequence[int], active: Collection[int]) -> Iterator[int]:
+    """The clients of a turn, round and round, as long as they are in `active`, which shrinks meanwhile."""
+    while active:
+        for client in turn:
+            if client in active:
+                yield client
+
+
+def place_in_epoch(topology: str, steps: Sequence[int], client: int, step: int) -> int:
+    """How many batches of an epoch come before a client's `step` in the order (step, client), or turn by turn in a
+    relay, given each client's number of batches."""
+    if topology == "relay":
+        return sum(steps[:client]) + step
+    return sum(min(count, step + (k < client)) for k, count in enumerate(steps))
 
 
 def testers(topology: str, clients: int) -> list[int]:

@@ -15,19 +15,20 @@ from torch import Tensor
 from halfpass.config import Config, shared_settings
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
-from halfpass.learn import server as server_side
 from halfpass.learn.batches import batch_count
 from halfpass.learn.handover import client_weights
 from halfpass.run import setup
 from halfpass.run.children import for_peer
-from halfpass.run.epoch import Tally, server_step
+from halfpass.run.epoch import Tally
 from halfpass.run.epochs import run_epochs
 from halfpass.run.records import RunFolder, Wires, refuse_run, result
-from halfpass.run.rounds import Handover, round_robin, schedule_position, testers, turns
+from halfpass.run.replay import Lessons
+from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import Hub
+from halfpass.wire.hub import Hub, Received
 from halfpass.wire.messages import PROTOCOL, check_batch, read_weights, write_gradients, write_weights
 from halfpass.wire.meter import Meter
+from halfpass.wire.store import UploadStore
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
@@ -57,7 +58,7 @@ class Admission:
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
 
-    def check(self, client: int, batch: CutBatch) -> None:
+    def check(self, client: int, batch: pb.Batch) -> None:
         """Raises InputError where a batch does not fit the cut."""
         assert self.network is not None
         classes = self.joins[client].classes
@@ -95,55 +96,62 @@ def _agree(place: str, what: str, expected: object, found: object) -> None:
 class ServerRun:
     """The server's side of a run; the same steps as `local.LocalRun`, with the clients at the end of a wire."""
 
-    def __init__(self, config: Config, hub: Hub, admission: Admission) -> None:
+    def __init__(self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None) -> None:
         assert admission.network is not None
         self.config, self.hub, self.network = config, hub, admission.network
         self.server = setup.build_server(config, self.network)
         joins = [admission.joins[k] for k in range(config.clients.count)]
         self.steps = [join.steps for join in joins]
         self.handover = Handover(config.clients.topology, [join.samples for join in joins])
-        self.steps_done = 0
+        self.has_trained = False
+        self.lessons = Lessons(config, self.server, self.steps, store)
         template = client_weights(setup.build_client(config, self.network, 0))
         self._weight_shapes = {name: (value.shape, value.dtype) for name, value in template.items()}
+        self._last = dict.fromkeys(range(len(joins)), (-1, -1))  # (epoch, step) of each client's last batch
         self._evaluation_sockets = [(0, 0)] * len(joins)  # (up, down) so far, to be left out
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
+        self.lessons.after_step = after_step
         clients: dict[int, Tally] = {}
         server = Tally(self.server.arithmetic.device)
         for turn in turns(self.config.clients.topology, len(self.steps)):
             for k in turn:
                 self._begin(k, epoch)
-            for k, batch in self._batches(turn, epoch):
-                self._step(k, batch, server)
-                after_step()
-            ends = {k: self._end(k, epoch) for k in turn}
-            self.handover.take({k: read_weights(end.weights) for k, end in ends.items()})
-            clients |= {k: self._client_tally(k, end) for k, end in ends.items()}
+            self.has_trained = True  # a client has, at the least
+            ends: dict[int, pb.EpochEnd] = {}
+            for k, received in self._until_ended(turn):
+                if received.batch is None:
+                    ends[k] = self._end(k, epoch, received)
+                else:
+                    self._step(k, epoch, received, server)
+            self.handover.take({k: read_weights(ends[k].weights) for k in turn})
+            clients |= {k: self._client_tally(k, ends[k]) for k in turn}
+        self.lessons.end_epoch(epoch, server)
         return clients, server
 
-    def _batches(self, turn: list[int], epoch: int) -> Iterator[tuple[int, CutBatch]]:
-        """(client, batch) of all clients of the turn, in round-robin order or as they arrive."""
-        left = {k: self.steps[k] for k in turn}
-        wanted = iter(round_robin(left)) if self.config.wire.order == "round-robin" else None
-        while any(left.values()):
-            candidates = [k for k in turn if left[k]] if wanted is None else [next(wanted)]
-            k, received = self.hub.take(candidates, "batch")
-            assert received.batch is not None
-            expected = (epoch, self.steps[k] - left[k], False)
-            _in_sequence(k, expected, (received.batch.epoch, received.batch.step, received.test))
-            left[k] -= 1
-            yield k, received.batch
+    def _until_ended(self, turn: list[int]) -> Iterator[tuple[int, Received]]:
+        """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch."""
+        active = set(turn)
+        circle = in_turn(turn, active)
+        while active:
+            candidates = [next(circle)] if self.config.wire.order == "round-robin" else active
+            k, received = self.hub.take(candidates, "batch", "epoch_end")
+            if received.batch is None:
+                active.remove(k)
+            yield k, received
 
-    def _step(self, k: int, batch: CutBatch, served: Tally) -> None:
-        total_steps = self.config.train.epochs * sum(self.steps)
-        gradients = server_step(self.config, self.server, batch, self.steps_done, total_steps, served)
-        self.steps_done += 1
+    def _step(self, k: int, epoch: int, received: Received, served: Tally) -> None:
+        batch = received.batch
+        assert batch is not None
+        self._check_order(k, batch, received.test, epoch)
+        gradients = self.lessons.learn(batch, received.upload, served)
         if gradients is None:
             self.hub.send(k, _ack(batch))
         else:
             with served.busy():
                 message = write_gradients(batch, gradients, self.config.wire.codec)
             self.hub.send(k, message)
+        self.hub.give_back(k, batch)
 
     def _begin(self, k: int, epoch: int) -> None:
         first, total = schedule_position(
@@ -155,8 +163,17 @@ class ServerRun:
         )  # fmt: skip
         self.hub.send(k, pb.ServerMessage(begin=begin))
 
-    def _end(self, k: int, epoch: int) -> pb.EpochEnd:
-        _, received = self.hub.take([k], "epoch_end")
+    def _check_order(self, k: int, batch: CutBatch, test: bool, epoch: int) -> None:
+        """Batches come in their order; which of them come is the client's choice."""
+        last, new = self._last[k], (batch.epoch, batch.step)
+        if test or batch.epoch != epoch or new <= last or batch.step >= self.steps[k]:
+            raise RunError(
+                f"client {k}", f"a batch of epoch {epoch} after step {last[1]}, of {self.steps[k]} steps",
+                f"epoch {batch.epoch}, step {batch.step}, test {test}", "both sides must run the same halfpass",
+            )  # fmt: skip
+        self._last[k] = new
+
+    def _end(self, k: int, epoch: int, received: Received) -> pb.EpochEnd:
         assert received.message is not None
         end = received.message.epoch_end
         if end.epoch != epoch or not all(map(math.isfinite, (end.busy_seconds, end.learning_rate))):
@@ -180,6 +197,7 @@ class ServerRun:
         return Tally(
             self.server.arithmetic.device, loss_sum=end.loss * end.samples, samples=end.samples, steps=self.steps[k],
             busy_seconds=end.busy_seconds, learning_rate=end.learning_rate, peak_memory_bytes=end.peak_memory_bytes,
+            uploads=end.uploads, withheld=end.withheld,
         )  # fmt: skip
 
     def test(self, epoch: int) -> tuple[float, dict[int, float]]:
@@ -213,8 +231,9 @@ class ServerRun:
             assert received.batch is not None
             batch = received.batch
             _in_sequence(k, (epoch, step, True), (batch.epoch, batch.step, received.test))
-            correct += server_side.evaluate(self.server, batch)
+            correct += self.lessons.test(batch, received.upload)
             self.hub.send(k, _ack(batch))
+            self.hub.give_back(k, batch)
             samples, step = samples + len(batch), step + 1
 
     def _leave_out(self, k: int, before: tuple[int, int] | None, weights: int) -> None:
@@ -275,12 +294,15 @@ def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[st
     admission = Admission(config)
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
-        admit=admission.admit, check=admission.check,
+        admit=admission.admit, check=admission.check, keep_uploads=setup.keeps_uploads(config),
     )  # fmt: skip
     try:
         announce(hub.port)
         hub.wait_for_clients(JOIN_SECONDS)
-        return _run(config, RunFolder.create(out, config), ServerRun(config, hub, admission))
+        assert admission.network is not None
+        with setup.open_store(config, admission.network) as store:
+            run = ServerRun(config, hub, admission, store)
+            return _run(config, RunFolder.create(out, config), run)
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise
@@ -289,7 +311,10 @@ def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[st
 
 
 def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
-    rows = run_epochs(config, run, folder)
-    wires = run.finish()
-    folder.save_server(run.server, config)
+    try:
+        rows = run_epochs(config, run, folder)
+        wires = run.finish()
+    finally:  # what was trained is kept, whatever happened
+        if run.has_trained:
+            folder.save_server(run.server, config)
     return folder.finish(result(config, run.network.cut, rows, wires, folder.environment))

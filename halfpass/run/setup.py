@@ -3,7 +3,11 @@ the arguments is found here, before anything is written."""
 
 import copy
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +27,7 @@ from halfpass.learn.split import Halves, cut_shapes, split
 from halfpass.learn.whole import Whole
 from halfpass.run.records import available_cores
 from halfpass.wire.codec import CODECS
+from halfpass.wire.store import UploadStore
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Network:
     head: nn.Module | None  # decoupled only
     cut: str
     cut_shapes: tuple[tuple[int, ...], ...]  # per sample, of each value that crosses
+    sample_shape: tuple[int, ...]
+    classes: int
     parameters: int  # of the whole network, head not included
     fingerprint: str  # of names and shapes of weights, buffers and cut
 
@@ -54,7 +61,11 @@ def prepare(config: Config, data: Dataset | None = None) -> Prepared:
     if config.method == "centralized":
         build_whole(config, data.train.sample_shape, data.classes)
         return Prepared(data, shards, None)
-    return Prepared(data, shards, build_network(config, data.train.sample_shape, data.classes))
+    network = build_network(config, data.train.sample_shape, data.classes)
+    if config.server.store is not None and Path(config.server.store).exists():
+        with open_store(config, network):  # refuses another network's
+            pass
+    return Prepared(data, shards, network)
 
 
 def check_index(config: Config, index: int) -> None:
@@ -104,7 +115,8 @@ def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
     described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, classes])
     parameters = sum(p.numel() for half in (halves.client, halves.server) for p in half.parameters())
-    return Network(halves, head, cut, shapes, parameters, hashlib.sha256(described.encode()).hexdigest()[:16])
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
+    return Network(halves, head, cut, shapes, sample_shape, classes, parameters, fingerprint)
 
 
 def _cut_name(config: Config, model: nn.Module | tuple[nn.Module, nn.Module]) -> str:
@@ -196,6 +208,36 @@ def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> 
 def steps_per_epoch(config: Config, shards: list[Samples]) -> list[int]:
     """Batches per epoch, by client."""
     return [batch_count(len(shard), config.train.batch_size) for shard in shards]
+
+
+def keeps_uploads(config: Config) -> bool:
+    """Whether the server writes uploads to disk."""
+    return config.server.store is not None or config.server.replay > 1
+
+
+@contextmanager
+def open_store(config: Config, network: Network) -> Iterator[UploadStore | None]:
+    """The store of uploads, where the run keeps one. Raises InputError where the folder holds another network's."""
+    if not keeps_uploads(config):
+        yield None
+        return
+    folder = Path(config.server.store or Path(str(config.out)) / "store")
+    with UploadStore.open(folder, identity=identity(network), limit_bytes=config.server.store_limit) as store:
+        if store.keys() or store.keys(test=True):
+            raise InputError(
+                f"store {folder}", "an empty one for a new run", f"{store.held} uploads of another run",
+                "choose another folder for server.store; halfpass retrain reads this one",
+            )  # fmt: skip
+        yield store
+
+
+def identity(network: Network) -> dict[str, Any]:
+    """What uploads must have in common to be trained on by one server half."""
+    return {
+        "cut": network.cut, "sample shape": list(network.sample_shape),
+        "cut shapes": [list(shape) for shape in network.cut_shapes], "classes": network.classes,
+        "network (fingerprint of names and shapes)": network.fingerprint,
+    }  # fmt: skip
 
 
 def _arithmetic(config: Config) -> Arithmetic:

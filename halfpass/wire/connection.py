@@ -22,25 +22,30 @@ from halfpass.wire.service import (
 )
 
 CONNECT_SECONDS = 10.0  # to reach a server
+AHEAD_BATCHES = 2  # not encoded yet, beyond the window: one at work and one behind it
 
 
 class Connection:
-    """A client's stream to the server. Sending never waits but for the window; reading goes on beside it."""
+    """A client's stream to the server. Encoding, sending and reading go on beside the caller's work, which waits only
+    where the window is full."""
 
     def __init__(self, address: str, *, window_bytes: int, timeout: float) -> None:
         check_loopback(address, "server address")
         self._who, self._timeout, self._window_bytes = f"server at {address}", timeout, window_bytes
         self._outgoing: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
+        self._to_encode: deque[Callable[[], pb.ClientMessage | None]] = deque()
         self._unacknowledged: deque[tuple[int, int, int]] = deque()  # (epoch, step, bytes), oldest first
         self._incoming: deque[pb.ServerMessage] = deque()
         self._changed = threading.Condition()
         self._heard = time.monotonic()
         self._failure: HalfpassError | None = None
-        self._ended = False
+        self._ended = self._closed = False
         self._channel = grpc.insecure_channel(address, options=channel_options(window_bytes + OVERHEAD_BYTES))
         self._connect(address)
         self._call = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")(self._requests())
         threading.Thread(target=self._read, daemon=True).start()
+        self._encoder = threading.Thread(target=self._encode, daemon=True)
+        self._encoder.start()
 
     def _connect(self, address: str) -> None:
         try:
@@ -55,22 +60,53 @@ class Connection:
     def send(self, message: pb.ClientMessage) -> None:
         self._outgoing.put(message)
 
-    def send_batch(self, message: pb.ClientMessage) -> float:
-        """Sends a batch once the window has room for it; returns the seconds that it was blocked."""
-        size, began = message.ByteSize(), time.perf_counter()
+    def send_batch(self, encode: Callable[[], pb.ClientMessage | None]) -> None:
+        """Has a batch encoded and sent beside the caller's work. Blocks while AHEAD_BATCHES wait for that, because the
+        window is full or the encoding slow. `encode` may decide that there is nothing to send."""
         with self._changed:
+            self._wait(lambda: len(self._to_encode) < AHEAD_BATCHES, "an acknowledgement")
             if self._failure is not None:
                 raise self._failure
-            self._wait(lambda: self._in_flight() + size <= self._window_bytes or not self._unacknowledged,
-                       "an acknowledgement")  # fmt: skip
-            self._unacknowledged.append((message.batch.epoch, message.batch.step, size))
-        self._outgoing.put(message)
-        return time.perf_counter() - began
+            self._to_encode.append(encode)
+            self._changed.notify_all()
 
     def drain(self) -> None:
         """Until everything sent has been acknowledged."""
         with self._changed:
-            self._wait(lambda: not self._unacknowledged, "an acknowledgement")
+            self._wait(lambda: not self._to_encode and not self._unacknowledged, "an acknowledgement")
+
+    def _encode(self) -> None:
+        """On a thread of its own: batch by batch, once the window has room for it."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._to_encode or self._closed)
+                if self._closed:
+                    return
+            try:
+                message = self._to_encode[0]()
+                with self._changed:
+                    if message is not None:
+                        self._wait_for_window(message)
+                    self._to_encode.popleft()
+                    self._changed.notify_all()
+            except HalfpassError as error:
+                self._fail(error)
+                return
+            except Exception as error:  # a defect of ours must not look like a slow client
+                self._fail(RunError("encoding a batch", "a message", repr(error), "report this"))
+                return
+
+    def _wait_for_window(self, message: pb.ClientMessage) -> None:
+        size = message.ByteSize()
+        self._wait(lambda: self._in_flight() + size <= self._window_bytes or not self._unacknowledged,
+                   "an acknowledgement")  # fmt: skip
+        self._unacknowledged.append((message.batch.epoch, message.batch.step, size))
+        self._outgoing.put(message)
+
+    def _fail(self, error: HalfpassError) -> None:
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
 
     def receive(self, *kinds: str) -> pb.ServerMessage:
         """The next message other than an acknowledgement, which must be of one of `kinds`."""
@@ -98,8 +134,12 @@ class Connection:
         self.close()
 
     def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._outgoing.put(None)
         self._channel.close()
+        self._encoder.join(STOP_SECONDS)  # a thread inside PyTorch when Python ends would abort the process
 
     def _in_flight(self) -> int:
         return sum(size for _, _, size in self._unacknowledged)
@@ -108,7 +148,7 @@ class Connection:
         while not ready():
             if self._failure is not None:
                 raise self._failure
-            if self._ended:
+            if self._ended or self._closed:
                 raise RunError(self._who, what, "the end of the stream", "look at what the server printed")
             if time.monotonic() - self._heard > self._timeout:
                 raise RunError(

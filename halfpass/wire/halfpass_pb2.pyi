@@ -61,7 +61,7 @@ class Batch(_message.Message):
     def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EpochEnd(_message.Message):
-    __slots__ = ("epoch", "loss", "busy_seconds", "samples", "learning_rate", "peak_memory_bytes", "weights")
+    __slots__ = ("epoch", "loss", "busy_seconds", "samples", "learning_rate", "peak_memory_bytes", "weights", "uploads", "withheld")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,8 @@ class EpochEnd(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    UPLOADS_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     loss: float
     busy_seconds: float
@@ -76,7 +78,9 @@ class EpochEnd(_message.Message):
     learning_rate: float
     peak_memory_bytes: int
     weights: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, epoch: _Optional[int] = ..., loss: _Optional[float] = ..., busy_seconds: _Optional[float] = ..., samples: _Optional[int] = ..., learning_rate: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    uploads: int
+    withheld: int
+    def __init__(self, epoch: _Optional[int] = ..., loss: _Optional[float] = ..., busy_seconds: _Optional[float] = ..., samples: _Optional[int] = ..., learning_rate: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., uploads: _Optional[int] = ..., withheld: _Optional[int] = ...) -> None: ...
 
 class TestEnd(_message.Message):
     __slots__ = ("epoch", "aux_correct", "samples", "has_head")

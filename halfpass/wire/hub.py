@@ -33,13 +33,14 @@ JOIN_SECONDS = 10.0  # for a newcomer to say Join
 
 @dataclass(frozen=True)
 class Received:
-    """A message from a client; of a batch only the decoded form is kept."""
+    """A message from a client; a batch in decoded form, and as it came where the hub is to keep that."""
 
     kind: str
     size: int
     message: pb.ClientMessage | None = None
     batch: CutBatch | None = None
     test: bool = False
+    upload: pb.Batch | None = None
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Stream:
     meter: Meter = field(default_factory=Meter)
     incoming: deque[Received] = field(default_factory=deque)
     incoming_bytes: int = 0
+    buffers: messages.Buffers = field(default_factory=messages.Buffers)
     outgoing: "queue.SimpleQueue[pb.ServerMessage | None]" = field(default_factory=queue.SimpleQueue)
     heard: float = field(default_factory=time.monotonic)
     failure: HalfpassError | None = None
@@ -60,8 +62,8 @@ class _Stream:
 class Hub:
     """All clients' streams, at the server.
 
-    `admit(join)` raises the reason for refusing a newcomer; it runs on the newcomer's thread. `check(client, batch)`
-    raises the reason for rejecting a batch.
+    `keep_uploads` hands batches on as they came, too, for a store. `admit(join)` raises the reason for refusing a
+    newcomer; it runs on the newcomer's thread. `check(client, batch)` raises the reason for rejecting a batch.
     """
 
     def __init__(
@@ -72,13 +74,16 @@ class Hub:
         window_bytes: int,
         timeout: float,
         admit: Callable[[pb.Join], None],
-        check: Callable[[int, CutBatch], None],
+        check: Callable[[int, pb.Batch], None],
+        keep_uploads: bool = False,
     ) -> None:
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
-        self._admit, self._check = admit, check
+        self._admit, self._check, self._keep_uploads = admit, check, keep_uploads
         self._streams: dict[int, _Stream] = {}
         self._changed = threading.Condition()
         self._turn = 0
+        self._stopped = False
+        self._readers: list[threading.Thread] = []
         self._grpc, self.port = _listen(bind, window_bytes + OVERHEAD_BYTES, clients, self._session)
 
     # -- what the training loop calls
@@ -116,6 +121,11 @@ class Hub:
                 self._raise_silence(clients, " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
 
+    def give_back(self, client: int, batch: CutBatch) -> None:
+        """The batch is done with: later ones are decoded into its tensors."""
+        for tensor in batch.tensors:
+            self._streams[client].buffers.give_back(tensor)
+
     def send(self, client: int, message: pb.ServerMessage) -> None:
         self._streams[client].outgoing.put(message)
 
@@ -138,7 +148,12 @@ class Hub:
             stream.outgoing.put(None)
 
     def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
         self._grpc.stop(STOP_SECONDS).wait(2 * STOP_SECONDS)
+        for reader in self._readers:  # a thread inside PyTorch when Python ends would abort the process
+            reader.join(STOP_SECONDS)
 
     def _raise_failures(self) -> None:
         for stream in self._streams.values():
@@ -169,7 +184,9 @@ class Hub:
             return
         finally:
             guard.cancel()
-        threading.Thread(target=self._read, args=(stream, requests), daemon=True).start()
+        reader = threading.Thread(target=self._read, args=(stream, requests), daemon=True)
+        self._readers.append(reader)
+        reader.start()
         yield from self._replies(stream)
 
     def _join(self, data: bytes, context: grpc.ServicerContext) -> _Stream:
@@ -245,7 +262,7 @@ class Hub:
                 stream.failure = _failure_of(stream.client, received.message.failed)
             else:
                 stream.finished = received.kind == "finished"
-                while stream.incoming_bytes > self._window_bytes and stream.failure is None:
+                while stream.incoming_bytes > self._window_bytes and stream.failure is None and not self._stopped:
                     self._changed.wait(0.2)  # a client that ignores its window is held back by TCP
                 stream.incoming.append(received)
                 stream.incoming_bytes += received.size
@@ -262,9 +279,10 @@ class Hub:
         kind = str(message.WhichOneof("kind"))
         if kind != "batch":
             return Received(kind, len(data), message)
-        batch = messages.read_batch(message.batch)
-        self._check(stream.client, batch)
-        return Received(kind, len(data), batch=batch, test=message.batch.test)
+        self._check(stream.client, message.batch)
+        batch = messages.read_batch(message.batch, stream.buffers)
+        upload = message.batch if self._keep_uploads else None
+        return Received(kind, len(data), batch=batch, test=message.batch.test, upload=upload)
 
 
 def _parse(data: bytes) -> pb.ClientMessage | None:

@@ -25,9 +25,10 @@ class Loopback:
         self.meter.count_down(message, len(data))
         return pb.ServerMessage.FromString(data)
 
-    def batch(self, batch: CutBatch, *, test: bool = False) -> CutBatch:
-        """Up: a batch at the cut."""
-        return messages.read_batch(self.up(messages.write_batch(batch, self.codec, test=test)).batch)
+    def batch(self, message: pb.ClientMessage) -> tuple[CutBatch, pb.Batch]:
+        """Up: a batch at the cut; decoded, and as it came."""
+        received = self.up(message).batch
+        return messages.read_batch(received), received
 
     def ack(self, batch: CutBatch) -> None:
         """Down: the server is done with this batch."""

@@ -1,5 +1,7 @@
 """CutBatch, gradients and weights ↔ protobuf. What arrives is checked here before anyone uses it."""
 
+import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -10,7 +12,7 @@ from halfpass.errors import InputError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -18,24 +20,43 @@ DTYPES = {
                   torch.bool)
 }  # fmt: skip
 
+CROSSING_DTYPES = ("float32", "bfloat16", "float16")
+
 
 def write_tensor(tensor: Tensor, codec: str = "none", name: str = "") -> pb.Tensor:
-    """Any dense tensor → message, in the storage order that it has: row-major, or channels-last when 4-D."""
+    """Any tensor → message, in the storage order that it has: row-major, or channels-last when 4-D.
+
+    Codecs with scales per channel take dimension 1 of 4-D tensors for channels and store them channels-last; of other
+    tensors they take the last dimension.
+    """
     tensor = tensor.detach().to("cpu")
-    channels_last = (
-        tensor.ndim == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
+    channels_last = tensor.ndim == 4 and (
+        CODECS[codec].per_channel
+        or (not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last))
     )
-    values = (tensor.permute(0, 2, 3, 1) if channels_last else tensor).reshape(-1)
+    stored = _stored(tensor, channels_last).contiguous()
     return pb.Tensor(
         name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tensor.shape, channels_last=channels_last,
-        codec=codec, data=CODECS[codec].encode(values),
+        codec=codec, data=CODECS[codec].encode(stored.view(_rows_and_channels(stored.shape))),
     )  # fmt: skip
 
 
-def read_tensor(message: pb.Tensor, place: str) -> Tensor:
-    """Message → tensor, in the storage order that it had. Raises InputError where the parts do not fit together."""
+def _stored(tensor: Tensor, channels_last: bool) -> Tensor:
+    """A view with the dimensions in storage order."""
+    return tensor.permute(0, 2, 3, 1) if channels_last else tensor
+
+
+def _rows_and_channels(stored: Sequence[int]) -> tuple[int, int]:
+    """What a codec sees of a tensor whose shape in storage order is `stored`; 1-D: one channel."""
+    return (math.prod(stored[:-1]), stored[-1]) if len(stored) > 1 else (math.prod(stored), 1)
+
+
+def read_tensor(message: pb.Tensor, place: str, out: Tensor | None = None) -> Tensor:
+    """Message → tensor: a new one in the storage order that it had, or `out`, which must have its shape and dtype.
+
+    Raises InputError where the parts do not fit together. A few bytes may state a large shape, for which memory is
+    allocated unless there is `out`: where the sender is not trusted, check the shape first.
+    """
     codec, dtype, shape = CODECS.get(message.codec), DTYPES.get(message.dtype), tuple(message.shape)
     remedy = "both sides must run the same halfpass"
     if codec is None:
@@ -44,17 +65,25 @@ def read_tensor(message: pb.Tensor, place: str) -> Tensor:
         raise InputError(place, f"a dtype of {', '.join(DTYPES)}", repr(message.dtype), remedy)
     if message.channels_last and len(shape) != 4:
         raise InputError(place, "4 dimensions when channels-last", f"shape {shape}", remedy)
+    if out is not None and (tuple(out.shape), out.dtype) != (shape, dtype):
+        expected = f"shape {tuple(out.shape)}, {str(out.dtype).removeprefix('torch.')}"
+        raise InputError(place, expected, f"shape {shape}, {message.dtype}", remedy)
+    rows_and_channels = _rows_and_channels([shape[i] for i in (0, 2, 3, 1)] if message.channels_last else shape)
+    order = torch.channels_last if message.channels_last else torch.contiguous_format
     data = message.data
     try:
-        values = codec.decode(data, dtype)
-        if message.channels_last:
-            batch, channels, height, width = shape
-            return values.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return values.view(shape)
-    except (ValueError, RuntimeError):  # what torch raises where bytes and shape do not agree
+        codec.check_size(data, *rows_and_channels, dtype)
+        out = torch.empty(shape, dtype=dtype, memory_format=order) if out is None else out
+        stored = _stored(out, message.channels_last)
+        dense = stored if stored.is_contiguous() else torch.empty(stored.shape, dtype=dtype)
+        codec.decode(data, dense.view(rows_and_channels))
+    except (ValueError, RuntimeError):  # RuntimeError: torch's, where no tensor has that shape
         raise InputError(
             place, f"the values of shape {shape}, {message.dtype}", f"{len(data)} bytes", remedy
         ) from None
+    if dense is not stored:
+        stored.copy_(dense)
+    return out
 
 
 def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.ClientMessage:
@@ -66,32 +95,60 @@ def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.Client
     )  # fmt: skip
 
 
-def read_batch(message: pb.Batch) -> CutBatch:
+class Buffers:
+    """Tensors to decode into, used again once they are given back: fresh ones of megabytes cost page faults each time.
+
+    One thread may take while another gives back.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[object, ...], deque[Tensor]] = {}
+
+    def take(self, message: pb.Tensor) -> Tensor | None:
+        """One of the shape, dtype and storage order of `message`, if one is free."""
+        free = self._free.get((tuple(message.shape), message.dtype, message.channels_last))
+        return free.popleft() if free else None
+
+    def give_back(self, tensor: Tensor) -> None:
+        """Nobody may use it any more."""
+        name = str(tensor.dtype).removeprefix("torch.")
+        order = tensor.ndim == 4 and not tensor.is_contiguous()
+        self._free.setdefault((tuple(tensor.shape), name, order), deque()).append(tensor)
+
+
+def read_batch(message: pb.Batch, buffers: Buffers | None = None) -> CutBatch:
+    """Message → batch, in tensors of `buffers` where it has some of these shapes."""
     place = f"batch of client {message.client}, epoch {message.epoch}, step {message.step}"
-    tensors = tuple(read_tensor(tensor, f"{place}, tensor {i}") for i, tensor in enumerate(message.tensors))
+    tensors = tuple(
+        read_tensor(tensor, f"{place}, tensor {i}", None if buffers is None else buffers.take(tensor))
+        for i, tensor in enumerate(message.tensors)
+    )
     labels = torch.tensor(list(message.labels), dtype=torch.int64)
     return CutBatch(message.client, message.epoch, message.step, tensors, labels)
 
 
 def check_batch(
-    batch: CutBatch, client: int, cut_shapes: Sequence[Sequence[int]], classes: int, batch_size: int
+    batch: pb.Batch, client: int, cut_shapes: Sequence[Sequence[int]], classes: int, batch_size: int
 ) -> None:
-    """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and classes."""
-    place = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}"
+    """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and classes.
+
+    To be asked before anything is decoded: a few bytes may state a large shape.
+    """
+    place, samples = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}", len(batch.labels)
     if batch.client != client:
         raise InputError(place, f"client {client}", f"client {batch.client}", "send with the number you joined with")
-    if len(batch) > batch_size:
-        raise InputError(place, f"at most {batch_size} samples", str(len(batch)), "send configured batches")
+    if not 1 <= samples <= batch_size:
+        raise InputError(place, f"1 to {batch_size} samples", str(samples), "send configured batches")
     for tensor in batch.tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise InputError(place, "float32, bfloat16 or float16", str(tensor.dtype), "cut where values are so")
-    found = [tuple(tensor.shape[1:]) for tensor in batch.tensors]
-    expected = [tuple(shape) for shape in cut_shapes]
+        if tensor.dtype not in CROSSING_DTYPES:
+            raise InputError(place, " or ".join(CROSSING_DTYPES), tensor.dtype, "cut where values are so")
+    found = [tuple(tensor.shape) for tensor in batch.tensors]
+    expected = [(samples, *shape) for shape in cut_shapes]
     if found != expected:
-        raise InputError(place, f"tensors of {expected} per sample", f"{found}", "cut the same model at the same layer")
-    if int(batch.labels.max()) >= classes:
+        raise InputError(place, f"tensors of {expected}", f"{found}", "cut the same model at the same layer")
+    if max(batch.labels) >= classes:
         raise InputError(
-            place, f"labels from 0 to {classes - 1}", str(int(batch.labels.max())), "check the labels of the data set"
+            place, f"labels from 0 to {classes - 1}", str(max(batch.labels)), "check the labels of the data set"
         )
 
 
@@ -109,13 +166,11 @@ def read_gradients(message: pb.Gradients, batch: CutBatch) -> tuple[Tensor, ...]
     if (message.epoch, message.step) != (batch.epoch, batch.step):
         found = f"epoch {message.epoch}, step {message.step}"
         raise InputError(place, "the gradients of that batch", found, "both sides must run the same halfpass")
-    gradients = tuple(read_tensor(tensor, f"{place}, tensor {i}") for i, tensor in enumerate(message.tensors))
-    if [g.shape for g in gradients] != [t.shape for t in batch.tensors]:
-        raise InputError(
-            place, f"shapes {[tuple(t.shape) for t in batch.tensors]}", f"{[tuple(g.shape) for g in gradients]}",
-            "both sides must run the same halfpass",
-        )  # fmt: skip
-    return gradients
+    shapes = [tuple(tensor.shape) for tensor in message.tensors]
+    expected = [tuple(tensor.shape) for tensor in batch.tensors]
+    if shapes != expected:
+        raise InputError(place, f"shapes {expected}", f"{shapes}", "both sides must run the same halfpass")
+    return tuple(read_tensor(tensor, f"{place}, tensor {i}") for i, tensor in enumerate(message.tensors))
 
 
 def write_weights(state: Mapping[str, Tensor]) -> list[pb.Tensor]:

@@ -1,0 +1,167 @@
+"""Test accuracy against the bytes at the socket, for every way to send less: CIFAR-10, ResNet-20, real processes.
+
+    python benchmarks/frontier.py --data DIR              all trainings, hours; into results/frontier.json
+    python benchmarks/frontier.py --data DIR --only NAME,NAME --jobs 1
+    python benchmarks/frontier.py --plot                  docs/frontier.svg from results/frontier.json
+
+Every training is `halfpass train --runtime processes` in a folder of its own under runs/frontier: what is finished
+there is not trained again, so the command resumes where it stopped, and rows are written as they come. Rows are those
+of result.json with two ratios, in words. Seconds in them mean nothing: several trainings share the machine.
+"""
+
+import argparse
+import contextlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+from halfpass.run.records import environment, read_result, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE, UNCOMPRESSED = "conventional, float32", "decoupled"  # what the ratios of every row are to
+RATIOS = ("bytes_less_than_conventional_float32", "points_below_uncompressed_decoupled")
+RECIPE = {
+    "data.name": "cifar10", "model.name": "resnet20", "model.cut": "stage_2.2", "model.head": "linear",
+    "train.epochs": 12, "train.precision": "bf16", "train.threads": 1,
+}  # fmt: skip
+
+
+def decoupled(codec: str, every: int = 1, replay: int = 1) -> dict[str, Any]:
+    return {"method": "decoupled", "wire.codec": codec, "wire.every": every, "server.replay": replay}
+
+
+def conventional(codec: str, **more: Any) -> dict[str, Any]:
+    return {"method": "conventional", "wire.codec": codec, **more}
+
+
+# Under bf16 autocast what crosses is bfloat16 already, and `none` sends it as it is; codec bf16 would change nothing.
+RUNS: dict[str, dict[str, Any]] = {
+    UNCOMPRESSED: decoupled("none"),
+    "decoupled, int4+zstd": decoupled("int4+zstd"),
+    "decoupled, int2+zstd": decoupled("int2+zstd"),
+    "decoupled, int4+zstd, every 2, replay 2": decoupled("int4+zstd", 2, 2),
+    "conventional": conventional("none"),
+    "decoupled, int8+zstd": decoupled("int8+zstd"),
+    "decoupled, int4+zstd, every 2": decoupled("int4+zstd", 2),
+    "conventional, int8+zstd": conventional("int8+zstd"),
+    "decoupled, int2+zstd, every 2, replay 2": decoupled("int2+zstd", 2, 2),
+    "decoupled, int4+zstd, every 4, replay 4": decoupled("int4+zstd", 4, 4),
+    "decoupled, int4+zstd, replay 2": decoupled("int4+zstd", 1, 2),
+    "decoupled, int4+zstd, every 4": decoupled("int4+zstd", 4),
+    "conventional, fp16": conventional("fp16"),
+    "decoupled, fp16": decoupled("fp16"),
+    "decoupled, int8": decoupled("int8"),
+    "decoupled, int4": decoupled("int4"),
+    "decoupled, int2": decoupled("int2"),
+    REFERENCE: conventional("none", **{"train.precision": "fp32"}),
+}  # fmt: skip
+
+
+def folder_of(work: Path, name: str) -> Path:
+    return work / name.replace(", ", "-").replace(" ", "")
+
+
+def train(work: Path, name: str, data: str, more: Sequence[str]) -> None:
+    """One training to its end, unless it is there already; its words go to NAME.log."""
+    out = folder_of(work, name)
+    if (out / "result.json").is_file():
+        return
+    shutil.rmtree(out, ignore_errors=True)  # of a training that was broken off
+    options = RECIPE | {"data.path": data, "runtime": "processes", "out": out} | RUNS[name]
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    print(f"start: {name}", file=sys.stderr, flush=True)
+    with out.with_suffix(".log").open("w") as log:
+        command = [sys.executable, "-m", "halfpass", "train", *words, *more]
+        status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    with contextlib.suppress(OSError):
+        shutil.rmtree(out / "store")  # gigabytes, and not needed any more
+    print(f"{'done' if status == 0 else 'failed, see its log'}: {name}", file=sys.stderr, flush=True)
+
+
+def socket_bytes(result: dict[str, Any]) -> int:
+    return int(result["bytes"]["socket_up"] + result["bytes"]["socket_down"])
+
+
+def rows(work: Path) -> list[dict[str, Any]]:
+    """Of all trainings that are finished, with the ratios where the reference is."""
+    finished = [name for name in RUNS if (folder_of(work, name) / "result.json").is_file()]
+    found = {name: read_result(folder_of(work, name)) for name in finished}
+    made = []
+    for name, result in found.items():
+        ratios: dict[str, float | None] = dict.fromkeys(RATIOS)
+        if REFERENCE in found:
+            ratios[RATIOS[0]] = socket_bytes(found[REFERENCE]) / socket_bytes(result)
+        if UNCOMPRESSED in found:
+            lost = found[UNCOMPRESSED]["test_accuracy"] - result["test_accuracy"]
+            ratios[RATIOS[1]] = 100 * lost
+        made.append({"name": name, **ratios, **result})
+    return made
+
+
+def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
+    """Accuracy against socket bytes, a logarithmic axis; both methods."""
+    matplotlib.rcParams["svg.hashsalt"] = "halfpass"
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for method, color, marker in (("decoupled", "tab:blue", "o"), ("conventional", "tab:orange", "s")):
+        points = [row for row in found if row["method"] == method]
+        axes.scatter(
+            [socket_bytes(row) / 1e9 for row in points], [100 * row["test_accuracy"] for row in points],
+            color=color, marker=marker, label=method,
+        )  # fmt: skip
+        for row in points:
+            label = row["name"].removeprefix(method).lstrip(", ") or "none"
+            place = (socket_bytes(row) / 1e9, 100 * row["test_accuracy"])
+            axes.annotate(label, place, textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes at the socket, up and down, of the whole training [GB]")
+    axes.set_ylabel("test accuracy, last epoch [%]")
+    axes.set_title("CIFAR-10, ResNet-20, 12 epochs: accuracy against bytes")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="folder of CIFAR-10, official layout")
+    parser.add_argument("--only", help="names of trainings, separated by semicolons")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of two processes each")
+    parser.add_argument("--work", type=Path, default=Path("runs/frontier"), help="where the runs go")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
+    parser.add_argument("--plot", action="store_true", help="draw docs/frontier.svg from --out, train nothing")
+    parser.add_argument("more", nargs="*", help="further options of halfpass train, after --")
+    options = parser.parse_args()
+    if options.plot:
+        draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "frontier.svg")
+        return 0
+    if options.data is None:
+        parser.error("--data is needed")
+    names = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS)
+    if unknown := [name for name in names if name not in RUNS]:
+        parser.error(f"--only: expected names of {'; '.join(RUNS)}, found {unknown[0]!r}")
+    options.work.mkdir(parents=True, exist_ok=True)
+    made, command = environment(), shlex.join(["python", "benchmarks/frontier.py", *sys.argv[1:]])
+
+    def one(name: str) -> None:
+        train(options.work, name, options.data, options.more)
+        write_json(options.out, {"environment": made, "command": command, "rows": rows(options.work)})
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, names))
+    return 0 if all((folder_of(options.work, name) / "result.json").is_file() for name in names) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The server's learning from uploads: from each as it comes, and from the store as often as `server.replay` says.
+
+The same for either runtime. Uploads of one epoch are trained on again between those of the next, in a new order, and
+those of the last epoch once no more come: in epochs of the server's own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from halfpass.config import Config
+from halfpass.cut import CutBatch
+from halfpass.learn.seed import derive_seed
+from halfpass.learn.server import Server, evaluate
+from halfpass.run.epoch import Tally, server_step
+from halfpass.run.rounds import place_in_epoch
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.messages import read_batch
+from halfpass.wire.store import Key, UploadStore
+
+T = TypeVar("T")
+
+
+class Lessons:
+    """A server's training steps, in order, each at its place in the learning-rate schedule.
+
+    The schedule has a slot for each batch of each epoch, uploaded or not, and for each step of the server's own epochs
+    at the end. A replay takes the slot of the upload that it follows.
+    """
+
+    def __init__(
+        self, config: Config, server: Server, steps: Sequence[int], store: UploadStore | None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._config, self._server, self._steps, self._store = config, server, steps, store
+        self.after_step = after_step
+        self._slots = sum(steps)  # of an epoch
+        self._total_slots = (config.train.epochs + config.server.replay - 1) * self._slots
+        self._new: list[Key] = []  # this epoch's uploads
+        self._again: list[tuple[int, Key]] = []  # (how often used before, upload) of the epoch before, last one first
+
+    def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
+        """From one upload, decoded and, for the store, as it came; returns gradients when conventional."""
+        place = place_in_epoch(self._config.clients.topology, self._steps, batch.client, batch.step)
+        slot = batch.epoch * self._slots + place
+        gradients = self._step(batch, slot, tally)
+        if self._store is not None and upload is not None:
+            self._new.append(self._store.add(upload))
+            for _ in range(min(self._config.server.replay - 1, len(self._again))):
+                self._replay(*self._again.pop(), slot, tally)
+        return gradients
+
+    def test(self, batch: CutBatch, upload: pb.Batch | None) -> int:
+        """How many samples of an evaluation's upload the server half gets right; the last evaluation is kept too, so
+        that a server half can be trained anew, and tested, with no client present."""
+        if self._store is not None and upload is not None and batch.epoch + 1 == self._config.train.epochs:
+            self._store.add(upload)
+        return evaluate(self._server, batch)
+
+    def end_epoch(self, epoch: int, tally: Tally) -> None:
+        """What is left to replay, and after the last epoch the server's own epochs."""
+        while self._again:
+            self._replay(*self._again.pop(), (epoch + 1) * self._slots - 1, tally)
+        seed, replay = self._server.seed, self._config.server.replay
+        passes = [(use, shuffled(self._new, seed, epoch, use)) for use in range(1, replay)]
+        if epoch + 1 == self._config.train.epochs:
+            for use, keys in passes:
+                for i, key in enumerate(keys):
+                    self._replay(use, key, (epoch + use) * self._slots + i * self._slots // len(keys), tally)
+        else:
+            self._again = [(use, key) for use, keys in passes for key in keys][::-1]
+        self._new = []
+        if self._store is not None:
+            self._store.flush()
+
+    def _replay(self, use: int, key: Key, slot: int, tally: Tally) -> None:
+        """Learns from an upload that has been used `use` times. One that had to make room in the store is passed by."""
+        assert self._store is not None
+        with tally.busy():
+            upload = self._store.read(key)
+            batch = None if upload is None else read_batch(upload)
+        if batch is not None:
+            self._step(batch, slot, tally, use)
+
+    def _step(self, batch: CutBatch, slot: int, tally: Tally, use: int = 0) -> tuple[Tensor, ...] | None:
+        gradients = server_step(self._config, self._server, batch, slot, self._total_slots, tally, use)
+        self.after_step()
+        return gradients
+
+
+def shuffled(keys: Sequence[T], seed: int, epoch: int, use: int) -> list[T]:
+    """The uploads of one epoch in the order of their `use`-th replay."""
+    draws = torch.Generator().manual_seed(derive_seed(seed, "replay", epoch, use))
+    return [keys[int(i)] for i in torch.randperm(len(keys), generator=draws)]

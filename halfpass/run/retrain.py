@@ -1,0 +1,121 @@
+"""`retrain`: a new server half from the uploads that a run kept, with no client present.
+
+Other hyperparameters, another network above the cut, more epochs: nothing that the server half learns from has to be
+sent again.
+"""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from halfpass.config import Config
+from halfpass.cut import CutBatch
+from halfpass.errors import InputError
+from halfpass.learn.server import Server, evaluate
+from halfpass.run import setup
+from halfpass.run.epoch import Tally, server_step
+from halfpass.run.memory import PeakMemory
+from halfpass.run.progress import EpochProgress
+from halfpass.run.records import RunFolder, Wires, refuse_run, result, row
+from halfpass.run.replay import shuffled
+from halfpass.wire.messages import read_batch
+from halfpass.wire.store import Key, UploadStore
+
+
+def store_folder(run: Path, config: Config) -> Path:
+    """Where a run with this configuration keeps its uploads."""
+    return Path(config.server.store or run / "store")
+
+
+def retrain(run: Path, config: Config) -> dict[str, Any]:
+    """Trains a server half from the store of `run` and writes the run folder `config.out`; returns `result.json`.
+
+    Its epochs are the store's, oldest first and newest last, from the beginning again where there are more: with the
+    run's own settings, and all of its uploads still there, it repeats the run's server half bit for bit. The test
+    accuracy is that on the test set's activations of the run's last epoch. Raises InputError where there is no store,
+    or the network does not fit on its uploads.
+    """
+    if not (run / "result.json").is_file():
+        raise InputError(str(run), "a finished run's folder", "no result.json in it", "train to the end first")
+    config = dataclasses.replace(config, runtime="local")
+    out = Path(str(config.out))
+    refuse_run(out)
+    with UploadStore.open_existing(store_folder(run, config)) as store:
+        network = _network(config, store)
+        passes = _passes(config, store)
+        setup.use_threads(config)
+        server = setup.build_server(config, network)
+        folder = RunFolder.create(out, config)
+        rows, total, done = [], sum(map(len, passes)), 0
+        memory = PeakMemory(server.arithmetic.device)
+        with EpochProgress("retrain", config.train.epochs, -(-total // len(passes))) as progress:
+            for epoch, keys in enumerate(passes):
+                began, tally = time.perf_counter(), Tally(server.arithmetic.device)
+                use = sum(keys[0] in earlier for earlier in passes[:epoch])
+                # As they came, or in a new order where they are trained on again.
+                for key in shuffled(keys, config.train.seed, keys[0].epoch, use) if use else keys:
+                    batch = _read(store, key)
+                    server_step(config, server, batch, done, total, tally, use)
+                    done += 1
+                    progress.step()
+                tally.peak_memory_bytes = memory.peak_bytes()
+                seconds = time.perf_counter() - began
+                new = row(epoch, "server", tally, seconds, test_accuracy=_test(server, store))
+                rows += folder.add_rows([new])
+                progress.epoch(new)
+    folder.save_server(server, config)
+    _copy_clients(run, folder, store.identity == setup.identity(network))
+    outcome = result(config, network.cut, rows, Wires([], None), folder.environment)
+    return folder.finish(outcome | {"retrained_from": str(run)})
+
+
+def _network(config: Config, store: UploadStore) -> setup.Network:
+    """The network of the configuration, if its server half takes what the store holds."""
+    held = store.identity
+    network = setup.build_network(config, tuple(held["sample shape"]), held["classes"])
+    new = setup.identity(network)
+    if new["cut shapes"] != held["cut shapes"]:
+        raise InputError(
+            "model.cut", f"tensors of {held['cut shapes']} per sample, as the store holds them",
+            f"{new['cut shapes']} after {network.cut} of {config.model.name}",
+            "cut where the shapes agree (halfpass cuts)",
+        )  # fmt: skip
+    return network
+
+
+def _passes(config: Config, store: UploadStore) -> list[list[Key]]:
+    """The uploads of each epoch of retraining: those of one epoch of the store."""
+    epochs: dict[int, list[Key]] = {}
+    for key in store.keys():  # noqa: SIM118  # a method of the store
+        epochs.setdefault(key.epoch, []).append(key)
+    if not epochs or not store.keys(test=True):
+        place = f"store {store.folder}"
+        raise InputError(place, "uploads of training and test set", "none", "raise server.store_limit")
+    oldest_first = [epochs[epoch] for epoch in sorted(epochs)]
+    wanted = config.train.epochs
+    return [oldest_first[(i - wanted) % len(oldest_first)] for i in range(wanted)]
+
+
+def _test(server: Server, store: UploadStore) -> float:
+    """Accuracy on the test set's activations."""
+    server.half.eval()
+    correct, samples = 0, 0
+    for key in store.keys(test=True):
+        batch = _read(store, key)
+        correct, samples = correct + evaluate(server, batch), samples + len(batch)
+    server.half.train()
+    return correct / samples
+
+
+def _read(store: UploadStore, key: Key) -> CutBatch:
+    upload = store.read(key)
+    assert upload is not None, "nothing is evicted from a store that is only read"
+    return read_batch(upload)
+
+
+def _copy_clients(run: Path, folder: RunFolder, same_network: bool) -> None:
+    """The run's client halves, where they are here and of the same network, so that the halves can be joined."""
+    for file in run.glob("client-*.safetensors") if same_network else ():
+        shutil.copy(file, folder.path)
