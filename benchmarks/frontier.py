@@ -30,7 +30,6 @@ from halfpass.run.records import environment, read_result, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, UNCOMPRESSED = "conventional, float32", "decoupled"  # what the ratios of every row are to
-RATIOS = ("bytes_less_than_conventional_float32", "points_below_uncompressed_decoupled")
 RECIPE = {
     "data.name": "cifar10", "model.name": "resnet20", "model.cut": "stage_2.2", "model.head": "linear",
     "train.epochs": 12, "train.precision": "bf16", "train.threads": 1,
@@ -99,13 +98,16 @@ def rows(work: Path) -> list[dict[str, Any]]:
     found = {name: read_result(folder_of(work, name)) for name in finished}
     made = []
     for name, result in found.items():
-        ratios: dict[str, float | None] = dict.fromkeys(RATIOS)
+        ratios: dict[str, float | None] = {
+            "test_accuracy_percent": 100 * result["test_accuracy"], "socket_gigabytes": socket_bytes(result) / 1e9,
+            "times_less_than_conventional_float32": None, "points_below_uncompressed_decoupled": None,
+        }  # fmt: skip
         if REFERENCE in found:
-            ratios[RATIOS[0]] = socket_bytes(found[REFERENCE]) / socket_bytes(result)
+            ratios["times_less_than_conventional_float32"] = socket_bytes(found[REFERENCE]) / socket_bytes(result)
         if UNCOMPRESSED in found:
             lost = found[UNCOMPRESSED]["test_accuracy"] - result["test_accuracy"]
-            ratios[RATIOS[1]] = 100 * lost
-        made.append({"name": name, **ratios, **result})
+            ratios["points_below_uncompressed_decoupled"] = 100 * lost
+        made.append({"training": name, "ratios": ratios, **result})
     return made
 
 
@@ -121,7 +123,7 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
             color=color, marker=marker, label=method,
         )  # fmt: skip
         for row in points:
-            label = row["name"].removeprefix(method).lstrip(", ") or "none"
+            label = row["training"].removeprefix(method).lstrip(", ") or "none"
             place = (socket_bytes(row) / 1e9, 100 * row["test_accuracy"])
             axes.annotate(label, place, textcoords="offset points", xytext=(5, 4), fontsize=8)
     axes.set_xscale("log")

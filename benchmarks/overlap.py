@@ -43,7 +43,7 @@ from halfpass.learn import client as client_side
 from halfpass.learn.batches import batch_count, train_batches
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.client_process import _join_message
+from halfpass.run.client_process import join_message
 from halfpass.run.figures import BLUE, GREY, INK, STYLE, VERMILLION
 from halfpass.run.records import RunFolder, environment, write_json
 from halfpass.run.tables import significant
@@ -168,7 +168,7 @@ class Feeder:
         drawn = itertools.islice(train_batches(data, shard, BATCH_SIZE, seed=0, client=0, epoch=0), MADE_BATCHES)
         cut = [client_side.decoupled_step(client, x, labels, 0, step)[0] for step, (x, labels) in enumerate(drawn)]
         self.batches = [write_batch(batch, config.wire.codec) for batch in cut]
-        self.join = _join_message(config, network, data, shard, 0)
+        self.join = join_message(config, network, data, shard, 0)
         self.config = config
 
     @property
@@ -195,13 +195,12 @@ class Feeder:
         test = message.WhichOneof("kind") == "test"
         epoch = message.test.epoch if test else message.begin.epoch
         for step in range(1 if test else self.join.steps):
-            connection.send_batch(partial(self.message, epoch, step, test))
-        connection.drain()
+            connection.send_in_turn(partial(self.message, epoch, step, test))
         if test:
             end = pb.ClientMessage(test_end=pb.TestEnd(epoch=epoch, samples=BATCH_SIZE))
         else:
             end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=self.join.samples))
-        connection.send(end)
+        connection.send_in_turn(lambda: end)
 
     def message(self, epoch: int, step: int, test: bool) -> pb.ClientMessage:
         """A copy of a batch: those before it may not be on the wire yet."""

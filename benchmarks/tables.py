@@ -44,8 +44,9 @@ def load_results(root: Path, name: str) -> dict[str, Any]:
 
 def results_markdown(content: dict[str, Any]) -> str:
     """The tables of one results file and the line that says how and where they were measured."""
-    training = [row for row in content["rows"] if "test_accuracy" in row]
-    other = [row for row in content["rows"] if "test_accuracy" not in row]
+    rows = [{"training": row["training"], **row["ratios"]} if "ratios" in row else row for row in content["rows"]]
+    training = [row for row in rows if "test_accuracy" in row]
+    other = [row for row in rows if "test_accuracy" not in row]
     parts = [markdown_table(training)] if training else []
     parts += [markdown_rows(other)] if other else []
     note = f" All rows: {settings_line(training)}. {UNITS_NOTE}." if training else ""

@@ -26,7 +26,7 @@ def example_result(**changes: Any) -> dict[str, Any]:
     result: dict[str, Any] = {
         "method": "decoupled", "runtime": "processes", "dataset": "digits", "model": "digits-cnn", "cut": "conv_2",
         "head": "linear", "codec": "none", "topology": "splitfed", "clients": 1, "epochs": 2, "seed": 5,
-        "precision": "fp32", "device": "cpu",
+        "precision": "fp32", "device": "cpu", "every": 1, "budget": None, "replay": 1, "micro_batch": None,
         "test_accuracy": 0.9731, "aux_test_accuracy": 0.9512, "train_seconds": 12.34,
         "bytes": {
             "up": {"activations": 41_000_000, "labels": 620_000, "weights": 83_000, "other": 7_000},
@@ -314,7 +314,7 @@ def test_the_report_stands_alone_and_escapes(tmp_path: Path) -> None:
         'xmlns="http://www.w3.org/2000/svg', 'xmlns:xlink="http://www.w3.org/1999/xlink',
     }  # fmt: skip
     assert not re.search(r"@import|@font-face|url\((?!#)|\bsrc=|<link", text)
-    assert len(re.findall(r'<div role="img" aria-label="[^"]{50,}"><svg', text)) == text.count("<svg") == 5
+    assert len(re.findall(r'<div role="img" aria-label="[^"]{50,}"><svg', text)) == text.count("<svg") == 6
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)) <= {(i, "") for i in ids} | {("", i) for i in ids}

@@ -286,7 +286,7 @@ def test_a_store_of_another_cut_is_refused_before_anything_is_written(kept, tmp_
 @pytest.mark.parametrize("runtime", ["local", "processes"])
 def test_a_full_disk_ends_the_run_and_what_was_trained_is_saved(tmp_path, runtime):
     """The system refuses files of more than 1.5 MB to the run's processes: a real failure to write, as of a full disk."""
-    words = ["train", "--runtime", runtime, "--server.store", str(tmp_path / "store"), "--out", str(tmp_path / "run")]
+    words = ["train", "--runtime", runtime, "--server.store", str(tmp_path / "store"), "--out", str(tmp_path / "run"), "--train.threads", "1"]
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000,) * 2);"

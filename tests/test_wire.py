@@ -209,8 +209,8 @@ def test_batches_arrive_whole_and_acknowledgements_open_the_window(served):
     size = messages.write_batch(batch(), "none").ByteSize()
     connection = one.connect(window=2 * size + 10)
     for step in range(2 + AHEAD_BATCHES):
-        connection.send_batch(partial(messages.write_batch, batch(step=step), "none"))
-    last = threading.Thread(target=connection.send_batch, args=(partial(messages.write_batch, batch(step=4), "none"),))
+        connection.send_in_turn(partial(messages.write_batch, batch(step=step), "none"))
+    last = threading.Thread(target=connection.send_in_turn, args=(partial(messages.write_batch, batch(step=4), "none"),))
     last.start()
     last.join(0.5)
     assert last.is_alive()  # the window is full, and so is the queue before it
@@ -221,7 +221,7 @@ def test_batches_arrive_whole_and_acknowledgements_open_the_window(served):
         assert torch.equal(received.batch.tensors[0], batch(step=step).tensors[0])
         ack(one.hub, 0, received.batch)
     last.join(5)
-    connection.drain()
+    wait_until(lambda: not connection._unacknowledged)
     connection.send(pb.ClientMessage(finished=pb.Finished()))
     one.hub.take([0], "finished")
 
@@ -232,7 +232,7 @@ def test_arrival_order_starves_nobody(served):
     connections = [one.connect(client=k) for k in range(2)]
     for k, connection in enumerate(connections):
         for step in range(4):
-            connection.send_batch(partial(messages.write_batch, batch(client=k, step=step), "none"))
+            connection.send_in_turn(partial(messages.write_batch, batch(client=k, step=step), "none"))
     wait_until(lambda: all(len(stream.incoming) == 4 for stream in one.hub._streams.values()))
     assert [one.hub.take([0, 1], "batch")[0] for _ in range(8)] == [0, 1] * 4
     for connection in connections:
@@ -295,7 +295,7 @@ def test_oversized_message_ends_that_stream_and_a_good_client_is_still_served(se
     raw.sendall(b"GET / HTTP/1.1\r\n\r\n" + struct.pack("<I", 2**31))
     raw.close()
     connection = one.connect(window=2**16)
-    connection.send_batch(partial(messages.write_batch, batch(), "none"))
+    connection.send_in_turn(partial(messages.write_batch, batch(), "none"))
     assert one.hub.take([0], "batch")[1].batch.step == 0
     connection.close()
 
@@ -329,7 +329,7 @@ def test_a_defect_while_reading_ends_the_run_at_once(served, monkeypatch):
     one = served()
     connection = one.connect()
     monkeypatch.setattr(messages, "read_batch", lambda message, buffers: 1 / 0)
-    connection.send_batch(partial(messages.write_batch, batch(), "none"))
+    connection.send_in_turn(partial(messages.write_batch, batch(), "none"))
     with pytest.raises(RunError, match="client 0: expected a message that can be read, found ZeroDivisionError"):
         one.hub.take([0], "batch")
     connection.close()
@@ -348,7 +348,7 @@ def test_a_sender_is_told_of_the_server_s_end_before_its_window_is_full(served):
     one.hub.fail("the server was stopped")
     wait_until(lambda: connection._failure is not None)
     with pytest.raises(RunError, match="the server was stopped"):
-        connection.send_batch(partial(messages.write_batch, batch(), "none"))
+        connection.send_in_turn(partial(messages.write_batch, batch(), "none"))
 
 
 def test_a_stream_without_end_message_is_an_abort(served):
@@ -397,10 +397,10 @@ def test_a_frozen_server_frees_a_sender_whose_window_is_full():
         connection = Connection(f"127.0.0.1:{port}", window_bytes=size, timeout=0.8)
         connection.send(pb.ClientMessage(join=pb.Join()))
         connection.receive("joined")
-        for step in range(2):  # there is no room for the second
-            connection.send_batch(partial(messages.write_batch, batch(step=step), "none"))
+        for step in range(1 + AHEAD_BATCHES):  # there is room for one
+            connection.send_in_turn(partial(messages.write_batch, batch(step=step), "none"))
         with pytest.raises(RunError, match=rf"server at 127.0.0.1:{port}: expected an acknowledgement or a sign of life"):
-            connection.drain()
+            connection.send_in_turn(partial(messages.write_batch, batch(step=3), "none"))
         connection.close()
     finally:
         server.stop(0)
@@ -452,9 +452,9 @@ def test_socket_bytes_are_those_that_passed_the_wire(served):
     connection.send(pb.ClientMessage(join=pb.Join(client=0, settings="{}")))
     connection.receive("joined")
     for step in range(20):
-        connection.send_batch(partial(messages.write_batch, batch(step=step, samples=2000), "none"))
+        connection.send_in_turn(partial(messages.write_batch, batch(step=step, samples=2000), "none"))
         ack(one.hub, 0, one.hub.take([0], "batch")[1].batch)
-    connection.drain()
+    wait_until(lambda: not connection._unacknowledged)
     time.sleep(0.3)
     up, down = one.hub.socket_traffic(0)
     meter = one.hub.meter(0)

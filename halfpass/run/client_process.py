@@ -14,7 +14,7 @@ from halfpass.learn.client import Client
 from halfpass.learn.data import Dataset, Samples
 from halfpass.run import setup
 from halfpass.run.children import for_peer
-from halfpass.run.epoch import ClientEpoch, handed_over, take_over, test_epoch
+from halfpass.run.epoch import ClientEpoch, Tally, handed_over, take_over, test_epoch
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import RunFolder
 from halfpass.run.uplink import Uplink
@@ -56,37 +56,35 @@ class ClientRun:
         epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
         while (batch := epoch.forward()) is not None:
             self.has_trained = True
-            self.connection.send_batch(partial(self.uplink.message, batch, epoch.tally))
+            self.connection.send_in_turn(partial(self.uplink.message, batch, epoch.tally))
             if self.config.method == "conventional":
                 reply = self.connection.receive("gradients").gradients
                 with epoch.tally.busy():
                     gradients = read_gradients(reply, batch)
                 epoch.backward(gradients)
-        self.connection.drain()
-        self._end(begin, epoch)
+        self.connection.send_in_turn(partial(self._epoch_end, begin, epoch.tally))
 
-    def _end(self, begin: pb.Begin, epoch: ClientEpoch) -> None:
-        tally = epoch.tally
+    def _epoch_end(self, begin: pb.Begin, tally: Tally) -> pb.ClientMessage:
+        """To be made once all batches are: only then it is known how many went up."""
         weights = write_weights(handed_over(self.config, self.client)) if begin.return_weights else []
         end = pb.EpochEnd(
             epoch=begin.epoch, loss=tally.mean_loss, samples=tally.samples, busy_seconds=tally.busy_seconds,
             learning_rate=tally.learning_rate, peak_memory_bytes=self.memory.peak_bytes(), weights=weights,
             uploads=tally.uploads, withheld=tally.withheld,
         )  # fmt: skip
-        self.connection.send(pb.ClientMessage(epoch_end=end))
+        return pb.ClientMessage(epoch_end=end)
 
     def _test(self, test: pb.Test) -> None:
         take_over(self.config, self.client, read_weights(test.weights))
         batches = test_batches(self.data, self.data.test, self.config.train.batch_size)
         correct = 0
         for batch, right in test_epoch(self.client, batches, test.epoch):
-            self.connection.send_batch(partial(write_batch, batch, self.config.wire.codec, test=True))
+            self.connection.send_in_turn(partial(write_batch, batch, self.config.wire.codec, test=True))
             correct += right
-        self.connection.drain()
         end = pb.TestEnd(
             epoch=test.epoch, aux_correct=correct, samples=len(self.data.test), has_head=self.client.head is not None
         )
-        self.connection.send(pb.ClientMessage(test_end=end))
+        self.connection.send_in_turn(lambda: pb.ClientMessage(test_end=end))
 
 
 def join(config: Config, address: str, index: int) -> Path:
@@ -103,7 +101,7 @@ def join(config: Config, address: str, index: int) -> Path:
         address, window_bytes=config.wire.window, timeout=config.wire.timeout
     )
     try:
-        connection.send(pb.ClientMessage(join=_join_message(config, network, data, shard, index)))
+        connection.send(pb.ClientMessage(join=join_message(config, network, data, shard, index)))
         connection.receive("joined")
         run = ClientRun(config, connection, client, data, shard)
         try:
@@ -118,7 +116,7 @@ def join(config: Config, address: str, index: int) -> Path:
     return folder.path
 
 
-def _join_message(config: Config, network: setup.Network, data: Dataset, shard: Samples, index: int) -> pb.Join:
+def join_message(config: Config, network: setup.Network, data: Dataset, shard: Samples, index: int) -> pb.Join:
     return pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(shared_settings(config)),
         sample_shape=data.train.sample_shape, classes=data.classes, samples=len(shard),

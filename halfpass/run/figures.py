@@ -83,6 +83,11 @@ def pictures(series: Sequence[Series]) -> list[Picture]:
             "Training loss at the network's output, the mean over each epoch's steps. Dashed: the auxiliary loss at "
             "the cut, mean over clients." + band, percent=False,
         ),
+        frontier(
+            series, "Accuracy against bytes",
+            "Test accuracy after the last epoch against all bytes of the training, at the socket where there is one. "
+            "Further left is less to send." + means,
+        ),
         bars(
             "Bytes", "MB", [(one.label, byte_bars(one)) for one in series],
             "What the application sent in the whole training, without evaluation; up is client → server. "
@@ -169,6 +174,41 @@ def _paint_legend(figure: "Figure", series: Sequence[Series], dashed: str | None
         handles, names = [*handles, Line2D([], [], color=GREY, linestyle=DASHED)], [*names, dashed]
     columns = max(1, 80 // (max(map(len, names)) + 6))  # some 80 letters fit the width; a handle is as wide as six
     figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
+def frontier(series: Sequence[Series], title: str, caption: str) -> Picture | None:
+    """A point per series that sent something, where there are two or more of them."""
+    found = [(one, look, sent_megabytes(one), _accuracy(one)) for one, look in zip(series, cycle(LOOKS), strict=False)]
+    points = [(one, look, sent, percent) for one, look, sent, percent in found if sent and percent is not None]
+    if len(points) < 2:
+        return None
+
+    def paint(figure: "Figure", axes: "Axes") -> None:
+        for one, (colour, marker), sent, percent in points:
+            axes.plot([sent], [percent], color=colour, marker=marker, linestyle="", markersize=6)
+            place = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
+            axes.annotate(one.label, (sent, percent), **place, in_layout=False)  # type: ignore[arg-type]
+        axes.set(xscale="log", xlabel="MB, up and down", ylabel="test accuracy (%)")
+        axes.margins(0.15, 0.15)
+        axes.xaxis.set_major_formatter("{x:,.10g}")
+        axes.grid()
+
+    cells = [[one.label, tables.amount(sent), f"{percent:.2f}"] for one, _, sent, percent in points]
+    headings = ["method", "MB up and down", "test accuracy %"]
+    return Picture(title, draw(title, 2.9, paint), caption, headings, cells)
+
+
+def sent_megabytes(one: Series) -> float | None:
+    """MB of the whole training, up and down: at the socket, or as the application counts them where there is none."""
+    directions = [
+        _mean_megabytes(one, "bytes", f"socket_{way}") or _mean_megabytes(one, "bytes", way) for way in ("up", "down")
+    ]
+    return sum(way or 0.0 for way in directions)
+
+
+def _accuracy(one: Series) -> float | None:
+    mean = tables.mean([tables.value_at(result, "test_accuracy") for result in one.results])
+    return None if mean is None else 100 * mean
 
 
 # Bars

@@ -21,8 +21,9 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "method": "method", "runtime": "runtime", "dataset": "data.name", "model": "model.name", "cut": "model.cut",
     "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
+    "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "micro_batch": "train.micro_batch",
 }  # fmt: skip
-NO_SETTINGS = ("out", "data.download")  # of config.yaml; runs that differ in these are alike
+NO_SETTINGS = ("out", "data.download", "server.store", "server.store_limit")  # of config.yaml; runs that differ in these are alike
 REQUIRED = (
     *CONFIG_KEYS, "test_accuracy", "aux_test_accuracy", "train_seconds",
     "bytes.up.activations", "bytes.up.labels", "bytes.up.weights", "bytes.up.other",

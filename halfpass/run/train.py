@@ -113,7 +113,11 @@ def read_seeds(text: str) -> list[int]:
 
 
 def _member(config: Config, out: Path, method: str, seed: int) -> Config:
+    """One run of a comparison, with a folder and a store of its own."""
+    name, server = f"{method}-seed-{seed}", config.server
+    if server.store is not None:
+        server = dataclasses.replace(server, store=str(Path(server.store) / name))
     return dataclasses.replace(
-        config, method=method, out=str(out / f"{method}-seed-{seed}"),  # type: ignore[arg-type]
+        config, method=method, out=str(out / name), server=server,  # type: ignore[arg-type]
         train=dataclasses.replace(config.train, seed=seed),
     )  # fmt: skip

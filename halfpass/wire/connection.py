@@ -33,7 +33,7 @@ class Connection:
         check_loopback(address, "server address")
         self._who, self._timeout, self._window_bytes = f"server at {address}", timeout, window_bytes
         self._outgoing: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
-        self._to_encode: deque[Callable[[], pb.ClientMessage | None]] = deque()
+        self._to_make: deque[Callable[[], pb.ClientMessage | None]] = deque()
         self._unacknowledged: deque[tuple[int, int, int]] = deque()  # (epoch, step, bytes), oldest first
         self._incoming: deque[pb.ServerMessage] = deque()
         self._changed = threading.Condition()
@@ -58,36 +58,37 @@ class Connection:
             ) from None  # fmt: skip
 
     def send(self, message: pb.ClientMessage) -> None:
+        """At once."""
         self._outgoing.put(message)
 
-    def send_batch(self, encode: Callable[[], pb.ClientMessage | None]) -> None:
-        """Has a batch encoded and sent beside the caller's work. Blocks while AHEAD_BATCHES wait for that, because the
-        window is full or the encoding slow. `encode` may decide that there is nothing to send."""
+    def send_in_turn(self, make: Callable[[], pb.ClientMessage | None]) -> None:
+        """Has a batch, or what comes after batches, made and sent beside the caller's work, in the order of the calls.
+
+        Blocks while AHEAD_BATCHES wait for that, because the window is full or the encoding slow. `make` may find that
+        there is nothing to send.
+        """
         with self._changed:
-            self._wait(lambda: len(self._to_encode) < AHEAD_BATCHES, "an acknowledgement")
+            self._wait(lambda: len(self._to_make) < AHEAD_BATCHES, "an acknowledgement")
             if self._failure is not None:
                 raise self._failure
-            self._to_encode.append(encode)
+            self._to_make.append(make)
             self._changed.notify_all()
-
-    def drain(self) -> None:
-        """Until everything sent has been acknowledged."""
-        with self._changed:
-            self._wait(lambda: not self._to_encode and not self._unacknowledged, "an acknowledgement")
 
     def _encode(self) -> None:
         """On a thread of its own: batch by batch, once the window has room for it."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._to_encode or self._closed)
+                self._changed.wait_for(lambda: self._to_make or self._closed)
                 if self._closed:
                     return
             try:
-                message = self._to_encode[0]()
+                message = self._to_make[0]()
                 with self._changed:
-                    if message is not None:
+                    if message is not None and message.HasField("batch"):
                         self._wait_for_window(message)
-                    self._to_encode.popleft()
+                    if message is not None:
+                        self._outgoing.put(message)
+                    self._to_make.popleft()
                     self._changed.notify_all()
             except HalfpassError as error:
                 self._fail(error)
@@ -101,7 +102,6 @@ class Connection:
         self._wait(lambda: self._in_flight() + size <= self._window_bytes or not self._unacknowledged,
                    "an acknowledgement")  # fmt: skip
         self._unacknowledged.append((message.batch.epoch, message.batch.step, size))
-        self._outgoing.put(message)
 
     def _fail(self, error: HalfpassError) -> None:
         with self._changed:
