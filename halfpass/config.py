@@ -32,7 +32,7 @@ def _at_least(settings: Any, group: str, **least: float) -> None:
     for name, minimum in least.items():
         value = getattr(settings, name)
         if value is not None and not (math.isfinite(value) and value >= minimum):
-            raise InputError(group + name, f"a number of at least {minimum:g}", repr(value), "change it")
+            raise InputError(group + name, f"a number of at least {minimum:.12g}", repr(value), "change it")
 
 
 @dataclass(frozen=True)
