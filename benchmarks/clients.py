@@ -25,7 +25,7 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +57,7 @@ class Served:
     """A run as its server saw it."""
 
     result: dict[str, Any]
-    rows: list[Row]
+    rows: Sequence[Mapping[str, Any]]
     order: list[tuple[int, int]]  # (epoch, client) of each batch
 
 
@@ -93,7 +93,7 @@ def serve_clients(config: Config) -> Served:
         for child in children:
             if child.process.wait(END_SECONDS) != 0:
                 raise child.failure()
-    return Served(result, list(read_run(folder).metrics), order)
+    return Served(result, read_run(folder).metrics, order)
 
 
 def measure(config: Config) -> Row:

@@ -23,7 +23,9 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
     "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "micro_batch": "train.micro_batch",
 }  # fmt: skip
-NO_SETTINGS = ("out", "data.download", "server.store", "server.store_limit")  # of config.yaml; runs that differ in these are alike
+NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
+    "out", "data.download", "server.store", "server.store_limit",
+)  # fmt: skip
 REQUIRED = (
     *CONFIG_KEYS, "test_accuracy", "aux_test_accuracy", "train_seconds",
     "bytes.up.activations", "bytes.up.labels", "bytes.up.weights", "bytes.up.other",
