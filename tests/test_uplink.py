@@ -257,8 +257,10 @@ class Wide(nn.Module):
     (["--model.cut", "block_3"], "model.cut: expected tensors of [[32, 8, 8]] per sample, as the store holds them, found [[64, 4, 4]] after block_3 of digits-cnn;"),
     (["--server.store", "nowhere"], "store nowhere: expected a store of uploads, found none;"),
     (["--server.stroe", "nowhere"], "server.store"),
+    (["--out", "runs-own-folder"], "out: expected a folder without a run, found metrics.jsonl in"),
 ])  # fmt: skip
 def test_what_cannot_be_retrained_gets_one_line(kept, tmp_path, capsys, words, pattern):
+    words = [str(kept[0]) if word == "runs-own-folder" else word for word in words]
     assert main(["retrain", str(kept[0]), "--out", str(tmp_path / "out"), *words]) == 2
     said = capsys.readouterr().err
     assert pattern in said

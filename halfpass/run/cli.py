@@ -88,8 +88,7 @@ def _join(options: Namespace) -> None:
 
 def _retrain(options: Namespace) -> None:
     run, config = Path(options.run), options.config_object
-    if config.out is None or Path(config.out) == run:  # the run's own settings are the defaults here
-        config = dataclasses.replace(config, out=f"{default_folder(config)}-retrained")
+    config = dataclasses.replace(config, out=config.out or f"{default_folder(config)}-retrained")
     retrain(run, config)
     _report_own([Path(str(config.out))])
 
@@ -229,7 +228,7 @@ def _with_run_settings(words: list[str]) -> list[str]:
     settings = Path(words[1]) / "config.yaml"
     if not settings.is_file():
         raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")
-    return [*words[:2], "--config", str(settings), *words[2:]]
+    return [*words[:2], "--config", str(settings), "--out", "null", *words[2:]]  # all but its folder
 
 
 def _option_names(parser: ArgumentParser) -> list[str]:
