@@ -23,8 +23,9 @@ DTYPES = {
 CROSSING_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def write_tensor(tensor: Tensor, codec: str = "none", name: str = "") -> pb.Tensor:
-    """Any tensor → message, in the storage order that it has: row-major, or channels-last when 4-D.
+def write_tensor(tensor: Tensor, codec: str = "none", name: str = "", into: pb.Tensor | None = None) -> pb.Tensor:
+    """Any tensor → message, in the storage order that it has: row-major, or channels-last when 4-D. The message is a
+    new one, or `into`, a part of a larger one: to put a new one there would copy it.
 
     Codecs with scales per channel take dimension 1 of 4-D tensors for channels and store them channels-last; of other
     tensors they take the last dimension.
@@ -35,10 +36,12 @@ def write_tensor(tensor: Tensor, codec: str = "none", name: str = "") -> pb.Tens
         or (not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last))
     )
     stored = _stored(tensor, channels_last).contiguous()
-    return pb.Tensor(
-        name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tensor.shape, channels_last=channels_last,
-        codec=codec, data=CODECS[codec].encode(stored.view(_rows_and_channels(stored.shape))),
-    )  # fmt: skip
+    message = pb.Tensor() if into is None else into
+    message.name, message.dtype, message.codec = name, str(tensor.dtype).removeprefix("torch."), codec
+    message.shape.extend(tensor.shape)
+    message.channels_last = channels_last
+    message.data = CODECS[codec].encode(stored.view(_rows_and_channels(stored.shape)))
+    return message
 
 
 def _stored(tensor: Tensor, channels_last: bool) -> Tensor:
@@ -87,12 +90,13 @@ def read_tensor(message: pb.Tensor, place: str, out: Tensor | None = None) -> Te
 
 
 def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.ClientMessage:
-    return pb.ClientMessage(
-        batch=pb.Batch(
-            test=test, client=batch.client, epoch=batch.epoch, step=batch.step, labels=batch.labels.tolist(),
-            tensors=[write_tensor(tensor, codec) for tensor in batch.tensors],
-        )
-    )  # fmt: skip
+    message = pb.ClientMessage()
+    written = message.batch
+    written.test, written.client, written.epoch, written.step = test, batch.client, batch.epoch, batch.step
+    written.labels.extend(batch.labels.tolist())
+    for tensor in batch.tensors:
+        write_tensor(tensor, codec, into=written.tensors.add())
+    return message
 
 
 class Buffers:
@@ -153,11 +157,11 @@ def check_batch(
 
 
 def write_gradients(batch: CutBatch, gradients: Sequence[Tensor], codec: str) -> pb.ServerMessage:
-    return pb.ServerMessage(
-        gradients=pb.Gradients(
-            epoch=batch.epoch, step=batch.step, tensors=[write_tensor(gradient, codec) for gradient in gradients]
-        )
-    )
+    message = pb.ServerMessage()
+    message.gradients.epoch, message.gradients.step = batch.epoch, batch.step
+    for gradient in gradients:
+        write_tensor(gradient, codec, into=message.gradients.tensors.add())
+    return message
 
 
 def read_gradients(message: pb.Gradients, batch: CutBatch) -> tuple[Tensor, ...]:
