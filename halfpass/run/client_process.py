@@ -56,8 +56,11 @@ class ClientRun:
         epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
         while (batch := epoch.forward()) is not None:
             self.has_trained = True
-            self.connection.send_in_turn(partial(self.uplink.message, batch, epoch.tally))
-            if self.config.method == "conventional":
+            upload = partial(self.uplink.message, batch, epoch.tally)
+            if self.config.method == "decoupled":
+                self.connection.send_in_turn(upload)
+            elif message := upload():  # with nothing to do beside it, another thread would only cost time
+                self.connection.send(message)
                 reply = self.connection.receive("gradients").gradients
                 with epoch.tally.busy():
                     gradients = read_gradients(reply, batch)

@@ -58,7 +58,10 @@ class Connection:
             ) from None  # fmt: skip
 
     def send(self, message: pb.ClientMessage) -> None:
-        """At once."""
+        """At once, or a batch as soon as the window has room for it."""
+        if message.HasField("batch"):
+            with self._changed:
+                self._wait_for_window(message)
         self._outgoing.put(message)
 
     def send_in_turn(self, make: Callable[[], pb.ClientMessage | None]) -> None:
@@ -83,11 +86,9 @@ class Connection:
                     return
             try:
                 message = self._to_make[0]()
+                if message is not None:
+                    self.send(message)
                 with self._changed:
-                    if message is not None and message.HasField("batch"):
-                        self._wait_for_window(message)
-                    if message is not None:
-                        self._outgoing.put(message)
                     self._to_make.popleft()
                     self._changed.notify_all()
             except HalfpassError as error:
