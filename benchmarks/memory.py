@@ -43,6 +43,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from nullserver import NullServer
 from step import BATCH_SIZE, CLASSES, RECIPE, ROOT, Row, at_least_one
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
@@ -56,9 +57,6 @@ from halfpass.run.client_process import join
 from halfpass.run.local import LocalRun
 from halfpass.run.records import environment, write_json
 from halfpass.run.train import train
-from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import Hub
-from halfpass.wire.messages import write_gradients
 
 MEMORY_BAR, TIME_BAR = 0.42, 1.05  # decoupled over conventional
 MODEL, BLOCKS = "resnet110", 18  # per stage
@@ -89,11 +87,11 @@ class Measurement:
             server = NullServer(self.config)
             client = pool.submit(train_client, self.config, self.method, f"127.0.0.1:{server.hub.port}")
             try:
-                peak = server.run()
+                _, end = server.run(EPOCHS, test=True)
                 client.result()
             finally:
                 server.hub.stop()
-            return peak
+            return end.peak_memory_bytes
 
 
 # --- What the fresh processes run -------------------------------------------------------------------------------------
@@ -151,44 +149,6 @@ class Checkpointed(nn.Module):
 class CheckpointedClient(Checkpointed):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (super().forward(x),)  # type: ignore[return-value]
-
-
-class NullServer:
-    """Trains nothing. It leads one client through its epochs and their evaluations."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.joins: list[pb.Join] = []
-        self.hub = Hub(
-            "127.0.0.1:0", clients=1, window_bytes=config.wire.window, timeout=config.wire.timeout,
-            admit=self.joins.append, check=lambda client, batch: None,
-        )  # fmt: skip
-
-    def run(self) -> int:
-        """The client's peak memory, in bytes, as it says itself after its last epoch."""
-        self.hub.wait_for_clients(START_SECONDS)
-        steps = self.joins[0].steps
-        for epoch in range(EPOCHS):
-            begin = pb.Begin(epoch=epoch, first_step=epoch * steps, total_steps=EPOCHS * steps)
-            self.hub.send(0, pb.ServerMessage(begin=begin))
-            peak = self.reply_until("epoch_end").epoch_end.peak_memory_bytes
-            self.hub.send(0, pb.ServerMessage(test=pb.Test(epoch=epoch)))
-            self.reply_until("test_end")
-        self.hub.send(0, pb.ServerMessage(finish=pb.Finish()))
-        self.hub.take([0], "finished")
-        self.hub.release(0)
-        return peak
-
-    def reply_until(self, kind: str) -> pb.ClientMessage:
-        """The first message of that kind; the batches before it get their acknowledgement, or gradients."""
-        while (received := self.hub.take([0], "batch", kind)[1]).batch is not None:
-            batch = received.batch
-            reply = pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step))
-            if self.config.method == "conventional" and not received.test:
-                reply = write_gradients(batch, [torch.zeros_like(tensor) for tensor in batch.tensors], "none")
-            self.hub.send(0, reply)
-        assert received.message is not None
-        return received.message
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from link import link
+from nullserver import NullServer
 from step import BATCH_SIZE, PLAIN_SAMPLES, RECIPE, ROOT, Row, epoch_seconds_per_step, say
 
 from halfpass.config import Config, DataConfig, ModelConfig, WireConfig
@@ -49,7 +50,6 @@ from halfpass.run.records import RunFolder, environment, write_json
 from halfpass.run.tables import significant
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
-from halfpass.wire.hub import Hub
 from halfpass.wire.messages import write_batch
 
 BAR = 1.05  # decoupled over the bound
@@ -126,37 +126,6 @@ def training(config: Config, way: Link) -> float:
 # --- Stand-ins for either half ----------------------------------------------------------------------------------------
 
 
-class NullServer:
-    """Acknowledges every batch of one client at once, and trains nothing."""
-
-    def __init__(self, config: Config) -> None:
-        self.joins: list[pb.Join] = []
-        self.hub = Hub(
-            "127.0.0.1:0", clients=1, window_bytes=config.wire.window, timeout=config.wire.timeout,
-            admit=self.joins.append, check=lambda client, batch: None,
-        )  # fmt: skip
-
-    def run(self) -> float:
-        """Leads the client through its epochs; seconds from batch to batch in the last one."""
-        self.hub.wait_for_clients(START_SECONDS)
-        steps = self.joins[0].steps
-        for epoch in range(EPOCHS):
-            begin = pb.Begin(epoch=epoch, first_step=epoch * steps, total_steps=EPOCHS * steps)
-            self.hub.send(0, pb.ServerMessage(begin=begin))
-            arrivals = [self.take_batch(epoch, step) for step in range(steps)]
-            self.hub.take([0], "epoch_end")
-        self.hub.send(0, pb.ServerMessage(finish=pb.Finish()))
-        self.hub.take([0], "finished")
-        self.hub.release(0)
-        return (arrivals[-1] - arrivals[0]) / (steps - 1)
-
-    def take_batch(self, epoch: int, step: int) -> float:
-        """When it arrived."""
-        self.hub.take([0], "batch")
-        self.hub.send(0, pb.ServerMessage(ack=pb.Ack(epoch=epoch, step=step)))
-        return time.perf_counter()
-
-
 class Feeder:
     """A client that computes nothing: it sends batches that were made and encoded before."""
 
@@ -216,11 +185,11 @@ def client_alone(config: Config) -> float:
     children = [joining(config, f"127.0.0.1:{null.hub.port}")]
     try:
         with stopping(children):
-            seconds = null.run()
+            answered, _ = null.run(EPOCHS, test=False)
             wait_for(children)
     finally:
         null.hub.stop()
-    return seconds
+    return (answered[-1] - answered[0]) / (len(answered) - 1)
 
 
 def server_alone(config: Config, feeder: Feeder) -> float:
@@ -237,11 +206,11 @@ def wire_alone(feeder: Feeder, way: Link, steps: int) -> float:
     try:
         with link(null.hub.port, way.bandwidth, way.rtt) as near, ThreadPoolExecutor(1) as pool:
             feeding = pool.submit(feeder.run, f"127.0.0.1:{near}", steps)
-            seconds = null.run()
+            answered, _ = null.run(EPOCHS, test=False)
             feeding.result(START_SECONDS)
     finally:
         null.hub.stop()
-    return seconds
+    return (answered[-1] - answered[0]) / (len(answered) - 1)
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------

@@ -236,11 +236,8 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# What may differ between a server and its clients: each one's own device and folders, and what only one side does.
-_PRIVATE = {
-    "runtime", "out", "data.path", "data.download", "train.device", "train.threads",
-    "server.replay", "server.store", "server.store_limit",
-}  # fmt: skip
+# What may differ between a server and its clients: each one's own device and folders, and the whole group `server`.
+_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads"}
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
@@ -249,4 +246,5 @@ def shared_settings(config: Config) -> dict[str, Any]:
     Clients that bring their own data (`clients.partition own`) need not agree on its name or limit.
     """
     private = _PRIVATE | ({"data.name", "data.limit"} if config.clients.partition == "own" else set())
-    return {key: value for key, value in flatten(as_dict(config)).items() if key not in private}
+    settings = flatten(as_dict(config))
+    return {key: value for key, value in settings.items() if key not in private and not key.startswith("server.")}

@@ -30,12 +30,9 @@ class Lessons:
     at the end. A replay takes the slot of the upload that it follows.
     """
 
-    def __init__(
-        self, config: Config, server: Server, steps: Sequence[int], store: UploadStore | None,
-        after_step: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: Config, server: Server, steps: Sequence[int], store: UploadStore | None) -> None:
         self._config, self._server, self._steps, self._store = config, server, steps, store
-        self.after_step = after_step
+        self.after_step: Callable[[], None] = lambda: None  # for the progress of the epoch that goes on
         self._slots = sum(steps)  # of an epoch
         self._total_slots = (config.train.epochs + config.server.replay - 1) * self._slots
         self._new: list[Key] = []  # this epoch's uploads

@@ -24,11 +24,6 @@ from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
 
 
-def store_folder(run: Path, config: Config) -> Path:
-    """Where a run with this configuration keeps its uploads."""
-    return Path(config.server.store or run / "store")
-
-
 def retrain(run: Path, config: Config) -> dict[str, Any]:
     """Trains a server half from the store of `run` and writes the run folder `config.out`; returns `result.json`.
 
@@ -42,7 +37,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     config = dataclasses.replace(config, runtime="local")
     out = Path(str(config.out))
     refuse_run(out)
-    with UploadStore.open_existing(store_folder(run, config)) as store:
+    with UploadStore.open_existing(setup.store_folder(config, run)) as store:
         network = _network(config, store)
         passes = _passes(config, store)
         setup.use_threads(config)
@@ -53,7 +48,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
         with EpochProgress("retrain", config.train.epochs, -(-total // len(passes))) as progress:
             for epoch, keys in enumerate(passes):
                 began, tally = time.perf_counter(), Tally(server.arithmetic.device)
-                use = sum(keys[0] in earlier for earlier in passes[:epoch])
+                use = passes[:epoch].count(keys)
                 # As they came, or in a new order where they are trained on again.
                 for key in shuffled(keys, config.train.seed, keys[0].epoch, use) if use else keys:
                     batch = _read(store, key)

@@ -221,7 +221,7 @@ def open_store(config: Config, network: Network) -> Iterator[UploadStore | None]
     if not keeps_uploads(config):
         yield None
         return
-    folder = Path(config.server.store or Path(str(config.out)) / "store")
+    folder = store_folder(config, Path(str(config.out)))
     with UploadStore.open(folder, identity=identity(network), limit_bytes=config.server.store_limit) as store:
         if store.keys() or store.keys(test=True):
             raise InputError(
@@ -229,6 +229,11 @@ def open_store(config: Config, network: Network) -> Iterator[UploadStore | None]
                 "choose another folder for server.store; halfpass retrain reads this one",
             )  # fmt: skip
         yield store
+
+
+def store_folder(config: Config, run: Path) -> Path:
+    """Where the run in that folder keeps its uploads."""
+    return Path(config.server.store or run / "store")
 
 
 def identity(network: Network) -> dict[str, Any]:

@@ -22,27 +22,28 @@ class Uplink:
         """`steps`: the client's batches per epoch."""
         self._codec, self._every, self._budget = config.wire.codec, config.wire.every, config.wire.budget
         self._steps, self._all_steps = steps, steps * config.train.epochs
-        self.spent_bytes = 0
+        self._spent_bytes = 0
 
     def message(self, batch: CutBatch, tally: Tally) -> pb.ClientMessage | None:
         """A training batch, encoded, or None where it does not go up. To be asked for every batch, in order."""
         if batch.step % self._every:
             return None
-        message = None
-        if self.spent_bytes < self._share(batch):
-            message = write_batch(batch, self._codec)
-            if self._budget is not None and self.spent_bytes + message.ByteSize() > self._share(batch):
-                message = None
+        message = write_batch(batch, self._codec) if self._budget is None else self._within(self._budget, batch)
         if message is None:
             tally.withheld += 1
-            return None
-        self.spent_bytes += message.ByteSize()
-        tally.uploads += 1
+        else:
+            tally.uploads += 1
         return message
 
-    def _share(self, batch: CutBatch) -> float:
-        """Bytes that may have been spent once this batch has gone up."""
-        if self._budget is None:
-            return float("inf")
+    def _within(self, budget: int, batch: CutBatch) -> pb.ClientMessage | None:
+        """The batch, encoded, or None where it would exceed the bytes that may have been spent once it has gone up."""
         done = batch.epoch * self._steps + min(batch.step + self._every, self._steps)
-        return self._budget * done / self._all_steps
+        share = budget * done / self._all_steps
+        if self._spent_bytes >= share:
+            return None
+        message = write_batch(batch, self._codec)
+        size = message.ByteSize()
+        if self._spent_bytes + size > share:
+            return None
+        self._spent_bytes += size
+        return message

@@ -1,6 +1,6 @@
 """The same messages in one process: each is made, counted and read, tensors as the codec's bytes; no socket is opened.
 
-Serializing and parsing them again would give the same message, and cost two copies of every tensor.
+To parse them again would give the same message, and cost a copy of every tensor.
 """
 
 from torch import Tensor

@@ -148,7 +148,8 @@ class UploadStore:
         uploads alone are more than the limit.
         """
         data = batch.SerializeToString()
-        record = _HEADER.pack(batch.client, batch.epoch, batch.step, len(data), zlib.crc32(data)) + data
+        checksum = zlib.crc32(data)
+        record = _HEADER.pack(batch.client, batch.epoch, batch.step, len(data), checksum) + data
         with self._explained():
             if batch.test and any(key.epoch != batch.epoch for key in self.keys(test=True)):
                 self._drop(True, len(self._segments[True]))
@@ -157,7 +158,7 @@ class UploadStore:
             _append(segment.file, record, segment.size)
         key = Key(batch.client, batch.epoch, batch.step, segment.first + len(segment.places), batch.test)
         offset = segment.size + _HEADER.size
-        segment.places.append(_Place(key, offset, len(data), zlib.crc32(data)))
+        segment.places.append(_Place(key, offset, len(data), checksum))
         segment.size += len(record)
         return key
 
