@@ -12,8 +12,8 @@ CIFAR-10's size:
   co-located  both halves in one process, as `halfpass train --runtime local` runs it
 
 A conventional client must keep the graph of its whole batch until the gradient is back. A decoupled one waits for
-nothing, so both halves can work the batch off in micro-batches, each one's graph freed before the next is built. The
-sum of their gradients is the batch's, with one exception: BatchNorm normalizes by the micro-batch's own means and
+nothing, so both halves can work the batch off in micro-batches, each one's graph freed and its activations sent before
+the next is computed. The sum of their gradients is the batch's, with one exception: BatchNorm normalizes by the micro-batch's own means and
 variances, so at 32 samples these are noisier, as in training with batches of 32; and its running statistics move once
 per micro-batch, so they average over fewer batches. A network without BatchNorm learns the same, to rounding.
 

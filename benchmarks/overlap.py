@@ -169,14 +169,14 @@ class Feeder:
             end = pb.ClientMessage(test_end=pb.TestEnd(epoch=epoch, samples=BATCH_SIZE))
         else:
             end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=self.join.samples))
-        connection.send_in_turn(lambda: end)
+        connection.send_in_turn(lambda: [end])
 
-    def message(self, epoch: int, step: int, test: bool) -> pb.ClientMessage:
+    def message(self, epoch: int, step: int, test: bool) -> list[pb.ClientMessage]:
         """A copy of a batch: those before it may not be on the wire yet."""
         copy = pb.ClientMessage()
         copy.CopyFrom(self.batches[step % len(self.batches)])
         copy.batch.test, copy.batch.epoch, copy.batch.step = test, epoch, step
-        return copy
+        return [copy]
 
 
 def client_alone(config: Config) -> float:

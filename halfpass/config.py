@@ -109,8 +109,8 @@ class TrainConfig:
     weight_decay: float = 5e-4
     """Weight decay, of all parameters."""
     micro_batch: int | None = None
-    """Samples that either half of a decoupled run computes at a time, to save memory. A step still learns from the
-    whole batch, but BatchNorm normalizes by each micro-batch's own statistics. Default: the whole batch."""
+    """Samples that a decoupled run computes and sends at a time, to save memory on both sides. A step still learns from
+    the whole batch, but BatchNorm normalizes by each micro-batch's own statistics. Default: the whole batch."""
     seed: int = 0
     """Fixes initial weights, partition, batch order, augmentation and dropout."""
     precision: Precision = "fp32"
@@ -119,6 +119,11 @@ class TrainConfig:
     """Device of this process, e.g. cpu or cuda:0."""
     threads: int | None = None
     """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
+
+    @property
+    def at_once(self) -> int:
+        """Samples that are computed and sent at a time."""
+        return self.batch_size if self.micro_batch is None else min(self.micro_batch, self.batch_size)
 
     def __post_init__(self) -> None:
         _check_choices(self, "train.")

@@ -10,11 +10,12 @@ from halfpass.errors import InputError
 
 @dataclass(frozen=True)
 class CutBatch:
-    """One batch at the cut.
+    """One batch at the cut, or a micro-batch of it.
 
     `tensors` are all values that are alive across the cut, each `(B, ...)` and floating point, the named layer's
     output first. They carry no graph: whoever makes a CutBatch detaches them. `labels` is `(B,)`, int64.
-    `client`, `epoch` and `step` count from 0; `step` counts within the client's epoch.
+    `client`, `epoch` and `step` count from 0; `step` counts within the client's epoch. The micro-batches of a step
+    cross in their order, and both halves learn from them in one optimizer step.
     """
 
     client: int
@@ -22,6 +23,8 @@ class CutBatch:
     step: int
     tensors: tuple[Tensor, ...]  # each (B, ...)
     labels: Tensor  # (B,) int64
+    before: int = 0  # samples of the step's batch in the micro-batches before this one
+    after: int = 0  # and in those after it
 
     def __post_init__(self) -> None:
         place = f"cut batch of client {self.client}, epoch {self.epoch}, step {self.step}"
@@ -43,3 +46,13 @@ class CutBatch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def last(self) -> bool:
+        """Whether it completes its step's batch."""
+        return self.after == 0
+
+    @property
+    def share(self) -> float:
+        """Its part of the samples of its step's batch, and so of the mean loss over them."""
+        return len(self) / (self.before + len(self) + self.after)

@@ -25,9 +25,16 @@ def create(folder, limit_bytes=MINIMUM_BYTES, identity=IDENTITY):
 
 
 def upload(step, size=MB, client=0, epoch=0, test=False):
-    """An upload of about `size` bytes that only its step and size decide."""
-    tensor = pb.Tensor(data=random.Random(step).randbytes(size))
-    return pb.Batch(test=test, client=client, epoch=epoch, step=step, tensors=[tensor])
+    """An upload of about `size` bytes, in two micro-batches, that only its step and size decide."""
+    data = random.Random(step).randbytes(size)
+    return [
+        pb.Batch(test=test, client=client, epoch=epoch, step=step, before=i, tensors=[pb.Tensor(data=data[i::2])])
+        for i in range(2)
+    ]
+
+
+def size_of(batches):
+    return sum(len(batch.tensors[0].data) for batch in batches)
 
 
 def add_many(store, count):
@@ -38,8 +45,8 @@ def add_many(store, count):
 def holds(store, keys):
     """Whether these uploads come back as they came."""
     return all(
-        (batch := store.read(key)) is not None
-        and batch == upload(key.step, len(batch.tensors[0].data), key.client, key.epoch, key.test)
+        (batches := store.read(key))
+        and batches == upload(key.step, size_of(batches), key.client, key.epoch, key.test)
         for key in keys
     )
 
@@ -66,7 +73,7 @@ def test_what_comes_back_is_what_came_also_after_a_restart(tmp_path, codec):
     with create(tmp_path / "store") as store:
         for batch in batches:
             message = write_batch(batch, codec).batch
-            assert store.read(store.add(message)) == message
+            assert store.read(store.add([message])) == [message]
         store.flush()
     with UploadStore.open_existing(tmp_path / "store") as store:
         assert store.identity == {**IDENTITY, "cut shapes": [[16, 32, 32]]}
@@ -74,7 +81,7 @@ def test_what_comes_back_is_what_came_also_after_a_restart(tmp_path, codec):
         assert [key.epoch for key in store.keys(epoch=1)] == [1, 1, 1, 1]
         assert (store.held, store.evicted, store.keys(test=True)) == (8, 0, [])
         for key, batch in zip(store.keys(), batches, strict=True):
-            back = read_batch(store.read(key))
+            back = read_batch(*store.read(key))
             expected = read_batch(write_batch(batch, codec).batch)
             assert all(map(torch.equal, back.tensors, expected.tensors))
             assert torch.equal(back.labels, batch.labels)
@@ -85,7 +92,7 @@ def test_of_an_upload_that_came_twice_the_newer_is_named(tmp_path):
         first = [store.add(upload(step, 100)) for step in (0, 1)]
         second = [store.add(upload(step, 200)) for step in (0,)]
         assert store.keys() == [first[1], second[0]]
-        assert len(store.read(second[0]).tensors[0].data) == 200
+        assert size_of(store.read(second[0])) == 200
 
 
 def test_the_disk_stays_below_the_limit_whatever_the_sizes(tmp_path):
@@ -106,7 +113,7 @@ def test_the_disk_stays_below_the_limit_whatever_the_sizes(tmp_path):
         assert holds(store, store.keys())
         assert (store.held, store.evicted) == (len(store.keys()), 250 - len(store.keys()))
         evicted = store.keys()[0]._replace(step=0, number=0)
-        assert store.read(evicted) is None
+        assert store.read(evicted) == []
         assert 0.5 * limit < store.used_bytes <= disk_bytes(folder)
 
 
@@ -224,7 +231,7 @@ def test_a_killed_process_leaves_all_that_it_had_added(tmp_path):
             assert holds(store, store.keys() + store.keys(test=True))
         begin = held[-1] + 1
     with create(tmp_path / "store") as store:
-        total = sum(upload(key.step).ByteSize() for key in store.keys() + store.keys(test=True))
+        total = sum(pb.Upload(batches=upload(key.step)).ByteSize() for key in store.keys() + store.keys(test=True))
         assert store.used_bytes < 1.02 * total + MB  # half-removed uploads take no room
         assert disk_bytes(tmp_path / "store") <= MINIMUM_BYTES
 
@@ -287,7 +294,7 @@ def test_a_full_disk_is_said(tmp_path):
         assert process.communicate(timeout=120)[0] == "done\n"
 
 
-@pytest.mark.parametrize("about", ["", "no such thing", "[1]", '{"format": 1}', '{"format": 2, "identity": {}}'])
+@pytest.mark.parametrize("about", ["", "no such thing", "[1]", '{"format": 2}', '{"format": 1, "identity": {}}'])
 def test_a_damaged_store_is_refused_in_one_line_and_a_good_one_taken(tmp_path, about):
     with create(tmp_path / "store") as store:
         add_many(store, 3)
@@ -298,7 +305,7 @@ def test_a_damaged_store_is_refused_in_one_line_and_a_good_one_taken(tmp_path, a
         with pytest.raises(InputError) as caught:
             again(tmp_path / "store")
         text = str(caught.value)
-        assert re.match(rf"store {tmp_path}/store: expected (an undamaged store of uploads|format 1), found ", text)
+        assert re.match(rf"store {tmp_path}/store: expected (an undamaged store of uploads|format 2), found ", text)
         assert "\n" not in text
     file.write_text(good)
     with create(tmp_path / "store") as store:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
+from halfpass.cut import CutBatch
+from halfpass.errors import RunError
 from halfpass.learn.batches import micro_batches
 from halfpass.run import replay, setup
 from halfpass.run.cli import main
 from halfpass.run.local import LocalRun
 from halfpass.run.retrain import retrain
+from halfpass.run.server_process import ServerRun
 from halfpass.run.train import train
 from halfpass.wire.store import UploadStore
 
@@ -334,6 +338,57 @@ def test_micro_batches_learn_what_the_batch_teaches_unless_batchnorm_sees_them(d
         assert parts.tallies[0][0][0].steps == parts.tallies[0][1].steps == 4
         assert [t.uploads for clients, _ in parts.tallies for t in clients.values()] == [4, 4]
         assert joined(parts).keys() == joined(whole).keys()
+
+
+def test_a_step_of_micro_batches_is_accumulated_gradients_and_one_optimizer_step(data):  # noqa: F811
+    settings = config(schedule="constant", micro_batch=5)
+    model, head = plain_start(settings, data)
+    optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.05, fused=True, **SGD)
+    for x, y in plain_batches(data):
+        optimizer.zero_grad()
+        for part in (slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 16)):
+            z = model.below(x[part])
+            logits = model.classifier(model.above(z.detach()))
+            ((cross_entropy(head(z), y[part]) + cross_entropy(logits, y[part])) / 4).backward()
+        optimizer.step()
+    assert equal(joined(run(settings, data)), model.state_dict())
+    assert not equal(joined(run(config(schedule="constant", micro_batch=8), data)), model.state_dict())
+
+
+def test_micro_batches_come_whole_and_in_their_order():
+    server = SimpleNamespace(_last={0: (-1, -1, 0, 0)}, steps=[5])
+
+    def take(step, before, samples, after):
+        batch = CutBatch(0, 0, step, (torch.zeros(samples, 2),), torch.zeros(samples, dtype=torch.int64), before, after)
+        ServerRun._check_order(server, 0, batch, False, 0)
+
+    take(0, 0, 2, 3)
+    for wrong in ((0, 0, 2, 3), (0, 2, 2, 2), (0, 3, 1, 1), (1, 0, 5, 0), (1, 2, 3, 0)):
+        with pytest.raises(RunError, match="expected a batch of epoch 0 after step 0, of 5 steps, or 3 more samples of that one"):
+            take(*wrong)
+    take(0, 2, 3, 0)
+    with pytest.raises(RunError, match="after step 0, of 5 steps, found epoch 0, step 1 from sample 2"):
+        take(1, 2, 3, 0)
+    take(2, 0, 5, 0)
+
+
+@pytest.mark.parametrize("order", ["round-robin", "arrival"])
+def test_processes_send_micro_batches_one_by_one_and_learn_what_local_does(tmp_path, order):
+    """Where two clients' batches arrive in any order, each one's own micro-batches stay together: all are trained on."""
+    names, rows = ["client-0", "client-1", "server"], {}
+    for runtime in ("local", "processes"):
+        train(Config(
+            runtime=runtime, out=str(tmp_path / runtime), clients=ClientsConfig(2, "independent"), wire=WireConfig(order=order, timeout=20),
+            train=TrainConfig(epochs=1, batch_size=64, threads=1, micro_batch=24),
+        ))  # fmt: skip
+        rows[runtime] = [json.loads(line) for line in (tmp_path / runtime / "metrics.jsonl").read_text().splitlines()]
+    for name in names[: 3 if order == "round-robin" else 2]:
+        local, processes = (load_file(tmp_path / runtime / f"{name}.safetensors") for runtime in rows)
+        assert equal(local, processes), name
+    for runtime in rows:
+        assert [(row["process"], row["steps"], row["samples"]) for row in rows[runtime]] == [
+            ("client-0", 12, 719), ("client-1", 12, 718), ("server", 24, 1437),
+        ]  # fmt: skip
 
 
 def test_micro_batches_that_batchnorm_cannot_take_are_refused(capsys):

@@ -1,6 +1,7 @@
 """The wire: every message's round trip, what is counted, and what a bad message gets."""
 
 import contextlib
+import dataclasses
 import queue
 import socket
 import struct
@@ -94,7 +95,8 @@ def test_what_does_not_fit_together_is_refused(change, text):
 
 @pytest.mark.parametrize(("sent", "text"), [
     (batch(client=1), "expected client 0, found client 1"),
-    (batch(samples=9), "expected 1 to 8 samples, found 9"),
+    (batch(samples=9), "expected 1 to 8 samples, found 9 of 9"),
+    (dataclasses.replace(batch(samples=2), before=3, after=4), "expected 1 to 8 samples, found 2 of 9"),
     (batch(dtype=torch.float64), "expected float32 or bfloat16 or float16, found float64"),
     (CutBatch(0, 0, 0, (torch.zeros(2, 3),), torch.zeros(2, dtype=torch.int64)), r"expected tensors of .* found \[\(2, 3\)"),
     (CutBatch(0, 0, 0, (torch.zeros(1, *SHAPE),), torch.tensor([10])), "expected labels from 0 to 9, found 10"),
@@ -201,7 +203,11 @@ def served():
 
 
 def ack(hub, client, sent):
-    hub.send(client, pb.ServerMessage(ack=pb.Ack(epoch=sent.epoch, step=sent.step)))
+    hub.send(client, pb.ServerMessage(ack=pb.Ack(epoch=sent.epoch, step=sent.step, before=sent.before)))
+
+
+def encoded(*batches):
+    return [messages.write_batch(sent, "none") for sent in batches]
 
 
 def test_batches_arrive_whole_and_acknowledgements_open_the_window(served):
@@ -209,8 +215,8 @@ def test_batches_arrive_whole_and_acknowledgements_open_the_window(served):
     size = messages.write_batch(batch(), "none").ByteSize()
     connection = one.connect(window=2 * size + 10)
     for step in range(2 + AHEAD_BATCHES):
-        connection.send_in_turn(partial(messages.write_batch, batch(step=step), "none"))
-    last = threading.Thread(target=connection.send_in_turn, args=(partial(messages.write_batch, batch(step=4), "none"),))
+        connection.send_in_turn(partial(encoded, batch(step=step)))
+    last = threading.Thread(target=connection.send_in_turn, args=(partial(encoded, batch(step=4)),))
     last.start()
     last.join(0.5)
     assert last.is_alive()  # the window is full, and so is the queue before it
@@ -226,13 +232,28 @@ def test_batches_arrive_whole_and_acknowledgements_open_the_window(served):
     one.hub.take([0], "finished")
 
 
+def test_micro_batches_are_acknowledged_one_by_one(served):
+    one = served()
+    parts = [dataclasses.replace(batch(samples=2), before=before, after=4 - before) for before in (0, 2, 4)]
+    connection = one.connect(window=2 * encoded(parts[0])[0].ByteSize() + 10)
+    connection.send_in_turn(partial(encoded, *parts))
+    for sent in parts[:2]:
+        received = one.hub.take([0], "batch")[1].batch
+        assert (len(received), received.before, received.after) == (2, sent.before, sent.after)
+        assert (received.share, received.last) == (2 / 6, False)
+    assert not one.hub._streams[0].incoming  # the third waits for the window
+    ack(one.hub, 0, parts[0])
+    assert one.hub.take([0], "batch")[1].batch.last
+    assert [place for place, _ in connection._unacknowledged] == [(0, 0, 2), (0, 0, 4)]
+
+
 def test_arrival_order_starves_nobody(served):
     """Both have many batches waiting; each must be served in turn, although the first client's came first."""
     one = served(clients=2)
     connections = [one.connect(client=k) for k in range(2)]
     for k, connection in enumerate(connections):
         for step in range(4):
-            connection.send_in_turn(partial(messages.write_batch, batch(client=k, step=step), "none"))
+            connection.send_in_turn(partial(encoded, batch(client=k, step=step)))
     wait_until(lambda: all(len(stream.incoming) == 4 for stream in one.hub._streams.values()))
     assert [one.hub.take([0, 1], "batch")[0] for _ in range(8)] == [0, 1] * 4
     for connection in connections:
@@ -295,7 +316,7 @@ def test_oversized_message_ends_that_stream_and_a_good_client_is_still_served(se
     raw.sendall(b"GET / HTTP/1.1\r\n\r\n" + struct.pack("<I", 2**31))
     raw.close()
     connection = one.connect(window=2**16)
-    connection.send_in_turn(partial(messages.write_batch, batch(), "none"))
+    connection.send_in_turn(partial(encoded, batch()))
     assert one.hub.take([0], "batch")[1].batch.step == 0
     connection.close()
 
@@ -329,7 +350,7 @@ def test_a_defect_while_reading_ends_the_run_at_once(served, monkeypatch):
     one = served()
     connection = one.connect()
     monkeypatch.setattr(messages, "read_batch", lambda message, buffers: 1 / 0)
-    connection.send_in_turn(partial(messages.write_batch, batch(), "none"))
+    connection.send_in_turn(partial(encoded, batch()))
     with pytest.raises(RunError, match="client 0: expected a message that can be read, found ZeroDivisionError"):
         one.hub.take([0], "batch")
     connection.close()
@@ -348,7 +369,7 @@ def test_a_sender_is_told_of_the_server_s_end_before_its_window_is_full(served):
     one.hub.fail("the server was stopped")
     wait_until(lambda: connection._failure is not None)
     with pytest.raises(RunError, match="the server was stopped"):
-        connection.send_in_turn(partial(messages.write_batch, batch(), "none"))
+        connection.send_in_turn(partial(encoded, batch()))
 
 
 def test_a_stream_without_end_message_is_an_abort(served):
@@ -398,9 +419,9 @@ def test_a_frozen_server_frees_a_sender_whose_window_is_full():
         connection.send(pb.ClientMessage(join=pb.Join()))
         connection.receive("joined")
         for step in range(1 + AHEAD_BATCHES):  # there is room for one
-            connection.send_in_turn(partial(messages.write_batch, batch(step=step), "none"))
+            connection.send_in_turn(partial(encoded, batch(step=step)))
         with pytest.raises(RunError, match=rf"server at 127.0.0.1:{port}: expected an acknowledgement or a sign of life"):
-            connection.send_in_turn(partial(messages.write_batch, batch(step=3), "none"))
+            connection.send_in_turn(partial(encoded, batch(step=3)))
         connection.close()
     finally:
         server.stop(0)
@@ -452,7 +473,7 @@ def test_socket_bytes_are_those_that_passed_the_wire(served):
     connection.send(pb.ClientMessage(join=pb.Join(client=0, settings="{}")))
     connection.receive("joined")
     for step in range(20):
-        connection.send_in_turn(partial(messages.write_batch, batch(step=step, samples=2000), "none"))
+        connection.send_in_turn(partial(encoded, batch(step=step, samples=2000)))
         ack(one.hub, 0, one.hub.take([0], "batch")[1].batch)
     wait_until(lambda: not connection._unacknowledged)
     time.sleep(0.3)

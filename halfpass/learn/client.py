@@ -5,7 +5,7 @@ labels, and is done with the batch. Conventional (Gupta & Raskar, arXiv 1810.060
 for the gradient of the activations, and learns from that.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halfpass.cut import CutBatch
-from halfpass.learn.batches import micro_batches
 from halfpass.learn.precision import Arithmetic
 from halfpass.learn.seed import derive_seed
 
@@ -39,30 +38,28 @@ def decoupled_step(
     labels: Int64[Tensor, " b"],
     epoch: int,
     step: int,
-    micro_batch: int | None = None,
+    before: int = 0,
+    after: int = 0,
 ) -> tuple[CutBatch, float]:
     """Trains client half and head on one batch by the local loss; returns what crosses the cut, and that loss.
 
-    No gradient is waited for, so the batch can be worked off `micro_batch` samples at a time, each part's graph freed
-    before the next is built; gradients add up to the batch's, and there is one optimizer step.
+    No gradient is waited for, so a batch can be worked off in micro-batches, each one's graph freed and its activations
+    sent before the next is computed: `before` and `after` say how many of the batch's samples come before and after
+    these. Gradients add up to the batch's, and its last micro-batch makes the optimizer step.
     """
     assert client.head is not None
-    _seed_step(client, epoch, step)
-    client.optimizer.zero_grad(set_to_none=True)
-    crossing, total = [], 0.0
-    for part in micro_batches(len(labels), micro_batch):
-        labels_here = client.arithmetic.move(labels[part])
-        with client.arithmetic.autocast():
-            tensors = client.half(client.arithmetic.move(x[part]))
-            logits = client.head(tensors[0])  # (b, classes)
-        loss = cross_entropy(logits.float(), labels_here) * (len(labels_here) / len(labels))
-        loss.backward()
-        crossing.append([tensor.detach() for tensor in tensors])
-        total += loss.item()
-        del tensors, logits, loss
-    client.optimizer.step()
-    tensors = crossing[0] if len(crossing) == 1 else [torch.cat(parts) for parts in zip(*crossing, strict=True)]
-    return _cut_batch(client, tuple(tensors), labels, epoch, step), total
+    _seed_step(client, epoch, step, before)
+    if before == 0:
+        client.optimizer.zero_grad(set_to_none=True)
+    with client.arithmetic.autocast():
+        tensors = client.half(client.arithmetic.move(x))
+        logits = client.head(tensors[0])  # (B, classes)
+    loss = cross_entropy(logits.float(), client.arithmetic.move(labels))
+    batch = replace(_cut_batch(client, tensors, labels, epoch, step), before=before, after=after)
+    (loss * batch.share).backward()
+    if batch.last:
+        client.optimizer.step()
+    return batch, loss.item()
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,9 @@ def unreached_parameters(half: nn.Module, head: nn.Module, x: Float[Tensor, "b .
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
 
 
-def _seed_step(client: Client, epoch: int, step: int) -> None:
-    """Dropout draws from (client, epoch, step), so it does not matter which process draws, or when."""
-    torch.manual_seed(derive_seed(client.seed, "client", client.index, epoch, step))
+def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:
+    """Dropout draws from (client, epoch, step, samples before), so it does not matter which process draws, or when."""
+    torch.manual_seed(derive_seed(client.seed, "client", client.index, epoch, step, before))
 
 
 def _cut_batch(client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int) -> CutBatch:

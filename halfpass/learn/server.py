@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halfpass.cut import CutBatch
-from halfpass.learn.batches import micro_batches
 from halfpass.learn.precision import Arithmetic
 from halfpass.learn.seed import derive_seed
 
@@ -22,12 +21,13 @@ class Server:
     seed: int = 0
 
 
-def decoupled_step(server: Server, batch: CutBatch, micro_batch: int | None = None, use: int = 0) -> float:
+def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
     """Trains the server half on one cut batch; returns the loss. No gradient of the activations is computed.
 
-    `micro_batch` as in `client.decoupled_step`; `use` counts how often this batch has been trained on before.
+    Of a batch that comes in micro-batches the last one makes the optimizer step, as at the client. `use` counts how
+    often it has been trained on before.
     """
-    return _learn(server, batch, _tensors(server, batch), micro_batch, use)
+    return _learn(server, batch, _tensors(server, batch), use)
 
 
 def conventional_step(server: Server, batch: CutBatch) -> tuple[tuple[Tensor, ...], float]:
@@ -45,22 +45,17 @@ def evaluate(server: Server, batch: CutBatch) -> int:
     return int((logits.argmax(1) == server.arithmetic.move(batch.labels)).sum())
 
 
-def _learn(
-    server: Server, batch: CutBatch, tensors: tuple[Tensor, ...], micro_batch: int | None = None, use: int = 0
-) -> float:
-    torch.manual_seed(derive_seed(server.seed, "server", batch.client, batch.epoch, batch.step, use))
-    server.optimizer.zero_grad(set_to_none=True)
-    labels, total = server.arithmetic.move(batch.labels), 0.0
-    for part in micro_batches(len(batch), micro_batch):
-        with server.arithmetic.autocast():
-            # A slice of a leaf would cost conventional training a copy of the gradient.
-            logits = server.half(*(tensors if micro_batch is None else [t[part] for t in tensors]))  # (b, classes)
-        loss = cross_entropy(logits.float(), labels[part]) * (len(labels[part]) / len(labels))
-        loss.backward()
-        total += loss.item()
-        del logits, loss
-    server.optimizer.step()
-    return total
+def _learn(server: Server, batch: CutBatch, tensors: tuple[Tensor, ...], use: int = 0) -> float:
+    torch.manual_seed(derive_seed(server.seed, "server", batch.client, batch.epoch, batch.step, batch.before, use))
+    if batch.before == 0:
+        server.optimizer.zero_grad(set_to_none=True)
+    with server.arithmetic.autocast():
+        logits = server.half(*tensors)  # (B, classes)
+    loss = cross_entropy(logits.float(), server.arithmetic.move(batch.labels))
+    (loss * batch.share).backward()
+    if batch.last:
+        server.optimizer.step()
+    return loss.item()
 
 
 def _tensors(server: Server, batch: CutBatch) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from halfpass.config import Config, shared_settings
+from halfpass.cut import CutBatch
 from halfpass.learn.batches import batch_count, test_batches, train_batches
 from halfpass.learn.client import Client
 from halfpass.learn.data import Dataset, Samples
@@ -56,18 +57,19 @@ class ClientRun:
         epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
         while (batch := epoch.forward()) is not None:
             self.has_trained = True
-            upload = partial(self.uplink.message, batch, epoch.tally)
+            upload = partial(self.uplink.messages, batch, epoch.tally)
             if self.config.method == "decoupled":
                 self.connection.send_in_turn(upload)
-            elif message := upload():  # with nothing to do beside it, another thread would only cost time
-                self.connection.send(message)
+            else:  # with nothing to do beside it, another thread would only cost time
+                self.connection.send(*upload())
                 reply = self.connection.receive("gradients").gradients
                 with epoch.tally.busy():
                     gradients = read_gradients(reply, batch)
                 epoch.backward(gradients)
+            del batch, upload  # they are large, and the next step needs room
         self.connection.send_in_turn(partial(self._epoch_end, begin, epoch.tally))
 
-    def _epoch_end(self, begin: pb.Begin, tally: Tally) -> pb.ClientMessage:
+    def _epoch_end(self, begin: pb.Begin, tally: Tally) -> list[pb.ClientMessage]:
         """To be made once all batches are: only then it is known how many went up."""
         weights = write_weights(handed_over(self.config, self.client)) if begin.return_weights else []
         end = pb.EpochEnd(
@@ -75,19 +77,22 @@ class ClientRun:
             learning_rate=tally.learning_rate, peak_memory_bytes=self.memory.peak_bytes(), weights=weights,
             uploads=tally.uploads, withheld=tally.withheld,
         )  # fmt: skip
-        return pb.ClientMessage(epoch_end=end)
+        return [pb.ClientMessage(epoch_end=end)]
 
     def _test(self, test: pb.Test) -> None:
         take_over(self.config, self.client, read_weights(test.weights))
-        batches = test_batches(self.data, self.data.test, self.config.train.batch_size)
+        batches = test_batches(self.data, self.data.test, self.config.train.at_once)
         correct = 0
         for batch, right in test_epoch(self.client, batches, test.epoch):
-            self.connection.send_in_turn(partial(write_batch, batch, self.config.wire.codec, test=True))
+            self.connection.send_in_turn(partial(self._test_messages, batch))
             correct += right
         end = pb.TestEnd(
             epoch=test.epoch, aux_correct=correct, samples=len(self.data.test), has_head=self.client.head is not None
         )
-        self.connection.send_in_turn(lambda: pb.ClientMessage(test_end=end))
+        self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
+
+    def _test_messages(self, batch: CutBatch) -> list[pb.ClientMessage]:
+        return [write_batch(batch, self.config.wire.codec, test=True)]
 
 
 def join(config: Config, address: str, index: int) -> Path:

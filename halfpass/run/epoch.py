@@ -18,6 +18,7 @@ from halfpass.cut import CutBatch
 from halfpass.errors import RunError
 from halfpass.learn import client as client_side
 from halfpass.learn import server as server_side
+from halfpass.learn.batches import micro_batches
 from halfpass.learn.client import Client, Pending
 from halfpass.learn.handover import client_weights, load_client_weights, load_relay_state, relay_state
 from halfpass.learn.optimizers import learning_rate, set_learning_rate
@@ -40,11 +41,12 @@ class Tally:
     uploads: int = 0  # of a client: batches that went up
     withheld: int = 0  # of a client: batches that its budget kept from going up
 
-    def add(self, loss: float, samples: int, learning_rate: float | None = None) -> None:
+    def add(self, loss: float, samples: int, learning_rate: float | None = None, *, last: bool = True) -> None:
+        """A batch, or a micro-batch: a step is done with its `last` one."""
         self.learning_rate = learning_rate
         self.loss_sum += loss * samples
         self.samples += samples
-        self.steps += 1
+        self.steps += last
 
     @property
     def mean_loss(self) -> float:
@@ -62,7 +64,8 @@ class Tally:
 
 
 class ClientEpoch:
-    """A client's pass over its shard, batch by batch: `forward` gives what goes up, `backward` takes what comes down.
+    """A client's pass over its shard, batch by batch, or micro-batch by micro-batch: `forward` gives what goes up,
+    `backward` takes what comes down.
 
     `first_step` and `total_steps` place it in the learning-rate schedule.
     """
@@ -73,25 +76,27 @@ class ClientEpoch:
         self.tally = Tally(client.arithmetic.device)
         self._config, self._client, self._epoch = config, client, epoch
         self._first_step, self._total_steps = first_step, total_steps
-        self._batches = iter(batches)
+        self._parts = _micro_batches(batches, config.train.micro_batch)
         self._pending: Pending | None = None
 
     def forward(self) -> CutBatch | None:
-        """The next batch at the cut, or None at the end. A decoupled client has learned from it by then."""
+        """The next batch or micro-batch at the cut, or None at the end. A decoupled client has learned from it by then:
+        has added its gradients to those of its batch, whose last one makes the step."""
         with self.tally.busy():  # drawing the batch is the client's work too
-            x, labels = next(self._batches, (None, None))
-            if x is None or labels is None:
+            part = next(self._parts, None)
+            if part is None:
                 return None
+            x, labels, before, after = part
             step = self.tally.steps
             recipe = self._config.train
             lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
             set_learning_rate(self._client.optimizer, lr)
             if self._config.method == "decoupled":
                 batch, loss = client_side.decoupled_step(
-                    self._client, x, labels, self._epoch, step, recipe.micro_batch
+                    self._client, x, labels, self._epoch, step, before, after
                 )
                 check_finite(loss, f"client {self._client.index}, auxiliary loss", self._epoch, step)
-                self.tally.add(loss, len(batch), lr)
+                self.tally.add(loss, len(batch), lr, last=batch.last)
                 return batch
             self._pending = client_side.conventional_forward(self._client, x, labels, self._epoch, step)
             self.tally.add(math.nan, len(labels), lr)  # the loss is known to the server alone
@@ -105,6 +110,13 @@ class ClientEpoch:
             self._pending = None
 
 
+def _micro_batches(batches: Batches, size: int | None) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    """(x, labels, samples of the batch before these, samples after them)"""
+    for x, labels in batches:
+        for part in micro_batches(len(labels), size):
+            yield x[part], labels[part], part.start, len(labels) - part.stop
+
+
 def test_epoch(client: Client, batches: Batches, epoch: int) -> Iterator[tuple[CutBatch, int]]:
     """The cut batches of the test set, each with the number of samples that the auxiliary head gets right."""
     client_side.set_training(client, False)
@@ -116,18 +128,18 @@ def test_epoch(client: Client, batches: Batches, epoch: int) -> Iterator[tuple[C
 def server_step(
     config: Config, server: Server, batch: CutBatch, number: int, total_steps: int, tally: Tally, use: int = 0
 ) -> tuple[Tensor, ...] | None:
-    """Trains the server half on one batch, used `use` times before, as step `number` of `total_steps` of the schedule;
-    returns what goes back: gradients, or nothing when decoupled."""
+    """Trains the server half on one batch or micro-batch, used `use` times before, as step `number` of `total_steps` of
+    the schedule; returns what goes back: gradients, or nothing when decoupled."""
     with tally.busy():
         lr = learning_rate(config.train.schedule, config.train.lr, number, total_steps)
         set_learning_rate(server.optimizer, lr)
         gradients: tuple[Tensor, ...] | None = None
         if config.method == "decoupled":
-            loss = server_side.decoupled_step(server, batch, config.train.micro_batch, use)
+            loss = server_side.decoupled_step(server, batch, use)
         else:
             gradients, loss = server_side.conventional_step(server, batch)
         check_finite(loss, f"server, batch of client {batch.client}", batch.epoch, batch.step)
-        tally.add(loss, len(batch), lr)
+        tally.add(loss, len(batch), lr, last=batch.last)
     return gradients
 
 

@@ -63,22 +63,21 @@ class LocalRun:
         return clients, server
 
     def _upload(self, k: int, client: ClientEpoch, served: Tally) -> bool:
-        """Client steps until one of its batches goes up, the wire, the server's step, and what comes back. False at the
-        end of the client's epoch."""
+        """Client steps until one of its batches has gone up: the wire, the server's step, and what comes back. False at
+        the end of the client's epoch."""
         while (batch := client.forward()) is not None:
             self.has_trained = True
-            message = self.uplinks[k].message(batch, client.tally)
-            if message is not None:
-                break
-        else:
-            return False
-        received, upload = self.wires[k].batch(message)
-        gradients = self.lessons.learn(received, upload, served)
-        if gradients is None:
-            self.wires[k].ack(batch)
-        else:
-            client.backward(self.wires[k].gradients(batch, gradients))
-        return True
+            messages = self.uplinks[k].messages(batch, client.tally)
+            for message in messages:
+                received, upload = self.wires[k].batch(message)
+                gradients = self.lessons.learn(received, upload, served)
+                if gradients is None:
+                    self.wires[k].ack(received)
+                else:
+                    client.backward(self.wires[k].gradients(received, gradients))
+            if messages and batch.last:
+                return True
+        return False
 
     def _begin(self, k: int, epoch: int) -> ClientEpoch:
         """A client takes over the newest client half, where it is another's, and starts on its shard."""
@@ -110,7 +109,7 @@ class LocalRun:
             test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
             weights = self.wires[k].down(pb.ServerMessage(test=test)).test.weights
             take_over(self.config, self.clients[k], read_weights(weights))
-            batches = test_batches(self.data, self.data.test, self.config.train.batch_size)
+            batches = test_batches(self.data, self.data.test, self.config.train.at_once)
             right = 0
             for batch, aux_correct in test_epoch(self.clients[k], batches, epoch):
                 received, upload = self.wires[k].batch(write_batch(batch, self.config.wire.codec, test=True))

@@ -35,16 +35,21 @@ class Lessons:
         self.after_step: Callable[[], None] = lambda: None  # for the progress of the epoch that goes on
         self._slots = sum(steps)  # of an epoch
         self._total_slots = (config.train.epochs + config.server.replay - 1) * self._slots
+        self._batches: list[pb.Batch] = []  # of the upload that is coming in: its micro-batches
         self._new: list[Key] = []  # this epoch's uploads
         self._again: list[tuple[int, Key]] = []  # (how often used before, upload) of the epoch before, last one first
 
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
-        """From one upload, decoded and, for the store, as it came; returns gradients when conventional."""
+        """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""
         place = place_in_epoch(self._config.clients.topology, self._steps, batch.client, batch.step)
         slot = batch.epoch * self._slots + place
         gradients = self._step(batch, slot, tally)
-        if self._store is not None and upload is not None:
-            self._new.append(self._store.add(upload))
+        if self._store is None or upload is None:
+            return gradients
+        self._batches.append(upload)
+        if batch.last:
+            self._new.append(self._store.add(self._batches))
+            self._batches = []
             for _ in range(min(self._config.server.replay - 1, len(self._again))):
                 self._replay(*self._again.pop(), slot, tally)
         return gradients
@@ -53,7 +58,7 @@ class Lessons:
         """How many samples of an evaluation's upload the server half gets right; the last evaluation is kept too, so
         that a server half can be trained anew, and tested, with no client present."""
         if self._store is not None and upload is not None and batch.epoch + 1 == self._config.train.epochs:
-            self._store.add(upload)
+            self._store.add([upload])
         return evaluate(self._server, batch)
 
     def end_epoch(self, epoch: int, tally: Tally) -> None:
@@ -76,14 +81,16 @@ class Lessons:
         """Learns from an upload that has been used `use` times. One that had to make room in the store is passed by."""
         assert self._store is not None
         with tally.busy():
-            upload = self._store.read(key)
-            batch = None if upload is None else read_batch(upload)
-        if batch is not None:
+            uploads = self._store.read(key)
+        for upload in uploads:
+            with tally.busy():
+                batch = read_batch(upload)
             self._step(batch, slot, tally, use)
 
     def _step(self, batch: CutBatch, slot: int, tally: Tally, use: int = 0) -> tuple[Tensor, ...] | None:
         gradients = server_step(self._config, self._server, batch, slot, self._total_slots, tally, use)
-        self.after_step()
+        if batch.last:
+            self.after_step()
         return gradients
 
 

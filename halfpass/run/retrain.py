@@ -7,6 +7,7 @@ sent again.
 import dataclasses
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                 use = passes[:epoch].count(keys)
                 # As they came, or in a new order where they are trained on again.
                 for key in shuffled(keys, config.train.seed, keys[0].epoch, use) if use else keys:
-                    batch = _read(store, key)
-                    server_step(config, server, batch, done, total, tally, use)
+                    for batch in _read(store, key):
+                        server_step(config, server, batch, done, total, tally, use)
                     done += 1
                     progress.step()
                 tally.peak_memory_bytes = memory.peak_bytes()
@@ -98,16 +99,15 @@ def _test(server: Server, store: UploadStore) -> float:
     server.half.eval()
     correct, samples = 0, 0
     for key in store.keys(test=True):
-        batch = _read(store, key)
-        correct, samples = correct + evaluate(server, batch), samples + len(batch)
+        for batch in _read(store, key):
+            correct, samples = correct + evaluate(server, batch), samples + len(batch)
     server.half.train()
     return correct / samples
 
 
-def _read(store: UploadStore, key: Key) -> CutBatch:
-    upload = store.read(key)
-    assert upload is not None, "nothing is evicted from a store that is only read"
-    return read_batch(upload)
+def _read(store: UploadStore, key: Key) -> Iterator[CutBatch]:
+    """The batch, or the micro-batches that it came in."""
+    return map(read_batch, store.read(key))
 
 
 def _copy_clients(run: Path, folder: RunFolder, same_network: bool) -> None:

@@ -107,7 +107,8 @@ class ServerRun:
         self.lessons = Lessons(config, self.server, self.steps, store)
         template = client_weights(setup.build_client(config, self.network, 0))
         self._weight_shapes = {name: (value.shape, value.dtype) for name, value in template.items()}
-        self._last = dict.fromkeys(range(len(joins)), (-1, -1))  # (epoch, step) of each client's last batch
+        # (epoch, step, samples of its batch so far, samples missing) after each client's last message
+        self._last = dict.fromkeys(range(len(joins)), (-1, -1, 0, 0))
         self._evaluation_sockets = [(0, 0)] * len(joins)  # (up, down) so far, to be left out
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
@@ -130,12 +131,16 @@ class ServerRun:
         return clients, server
 
     def _until_ended(self, turn: list[int]) -> Iterator[tuple[int, Received]]:
-        """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch."""
+        """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch. The
+        micro-batches of one batch come one behind the other."""
         active = set(turn)
         circle = in_turn(turn, active)
         while active:
             candidates = [next(circle)] if self.config.wire.order == "round-robin" else active
             k, received = self.hub.take(candidates, "batch", "epoch_end")
+            while received.batch is not None and not received.batch.last:
+                yield k, received
+                _, received = self.hub.take([k], "batch")
             if received.batch is None:
                 active.remove(k)
             yield k, received
@@ -164,14 +169,20 @@ class ServerRun:
         self.hub.send(k, pb.ServerMessage(begin=begin))
 
     def _check_order(self, k: int, batch: CutBatch, test: bool, epoch: int) -> None:
-        """Batches come in their order; which of them come is the client's choice."""
-        last, new = self._last[k], (batch.epoch, batch.step)
-        if test or batch.epoch != epoch or new <= last or batch.step >= self.steps[k]:
+        """Batches come in their order; which of them come is the client's choice, but each comes whole."""
+        *last, done, missing = self._last[k]
+        place = [batch.epoch, batch.step]
+        follows = place > last and batch.before == 0
+        if missing:
+            follows = place == last and (batch.before, len(batch) + batch.after) == (done, missing)
+        if test or batch.epoch != epoch or batch.step >= self.steps[k] or not follows:
             raise RunError(
-                f"client {k}", f"a batch of epoch {epoch} after step {last[1]}, of {self.steps[k]} steps",
-                f"epoch {batch.epoch}, step {batch.step}, test {test}", "both sides must run the same halfpass",
+                f"client {k}", f"a batch of epoch {epoch} after step {last[1]}, of {self.steps[k]} steps"
+                + (f", or {missing} more samples of that one" if missing else ""),
+                f"epoch {batch.epoch}, step {batch.step} from sample {batch.before}, test {test}",
+                "both sides must run the same halfpass",
             )  # fmt: skip
-        self._last[k] = new
+        self._last[k] = (batch.epoch, batch.step, batch.before + len(batch), batch.after)
 
     def _end(self, k: int, epoch: int, received: Received) -> pb.EpochEnd:
         assert received.message is not None
@@ -271,7 +282,7 @@ class ServerRun:
 
 
 def _ack(batch: CutBatch) -> pb.ServerMessage:
-    return pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step))
+    return pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step, before=batch.before))
 
 
 def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int, int, bool]) -> None:

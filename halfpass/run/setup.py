@@ -144,7 +144,7 @@ def _check_window(
     config: Config, shapes: tuple[tuple[int, ...], ...], half: nn.Module, head: nn.Module | None
 ) -> None:
     """The window is also what bounds a message: a batch must fit into it, and the weights that are handed over."""
-    batch_bytes = 4 * config.train.batch_size * sum(torch.Size(shape).numel() for shape in shapes)
+    batch_bytes = 4 * config.train.at_once * sum(torch.Size(shape).numel() for shape in shapes)
     if config.wire.window < batch_bytes:
         raise InputError(
             "wire.window", f"at least {batch_bytes} bytes, one batch at this cut", str(config.wire.window),

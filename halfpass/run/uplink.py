@@ -23,27 +23,30 @@ class Uplink:
         self._codec, self._every, self._budget = config.wire.codec, config.wire.every, config.wire.budget
         self._steps, self._all_steps = steps, steps * config.train.epochs
         self._spent_bytes = 0
+        self._waiting: list[pb.ClientMessage] = []  # micro-batches of a batch that the budget may not allow
 
-    def message(self, batch: CutBatch, tally: Tally) -> pb.ClientMessage | None:
-        """A training batch, encoded, or None where it does not go up. To be asked for every batch, in order."""
+    def messages(self, batch: CutBatch, tally: Tally) -> list[pb.ClientMessage]:
+        """What goes up now: a training batch or micro-batch, encoded, or nothing; under a budget the micro-batches of a
+        batch go up together, behind its last one. To be asked for every one, in order."""
         if batch.step % self._every:
-            return None
-        message = write_batch(batch, self._codec) if self._budget is None else self._within(self._budget, batch)
-        if message is None:
-            tally.withheld += 1
-        else:
-            tally.uploads += 1
-        return message
-
-    def _within(self, budget: int, batch: CutBatch) -> pb.ClientMessage | None:
-        """The batch, encoded, or None where it would exceed the bytes that may have been spent once it has gone up."""
+            return []
+        if self._budget is None:
+            tally.uploads += batch.last
+            return [write_batch(batch, self._codec)]
+        # The bytes that may have been spent once this batch has gone up.
         done = batch.epoch * self._steps + min(batch.step + self._every, self._steps)
-        share = budget * done / self._all_steps
-        if self._spent_bytes >= share:
-            return None
-        message = write_batch(batch, self._codec)
-        size = message.ByteSize()
-        if self._spent_bytes + size > share:
-            return None
+        share = self._budget * done / self._all_steps
+        if self._spent_bytes < share:
+            self._waiting.append(write_batch(batch, self._codec))
+        return self._decide(share, tally) if batch.last else []
+
+    def _decide(self, share: float, tally: Tally) -> list[pb.ClientMessage]:
+        """A whole batch goes up where that does not spend more than `share`, or not at all."""
+        messages, self._waiting = self._waiting, []
+        size = sum(message.ByteSize() for message in messages)
+        if not messages or self._spent_bytes + size > share:
+            tally.withheld += 1
+            return []
+        tally.uploads += 1
         self._spent_bytes += size
-        return message
+        return messages

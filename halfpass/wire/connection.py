@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
@@ -33,8 +33,8 @@ class Connection:
         check_loopback(address, "server address")
         self._who, self._timeout, self._window_bytes = f"server at {address}", timeout, window_bytes
         self._outgoing: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
-        self._to_make: deque[Callable[[], pb.ClientMessage | None]] = deque()
-        self._unacknowledged: deque[tuple[int, int, int]] = deque()  # (epoch, step, bytes), oldest first
+        self._to_make: deque[Callable[[], Sequence[pb.ClientMessage]]] = deque()
+        self._unacknowledged: deque[tuple[tuple[int, int, int], int]] = deque()  # (place, bytes), oldest first
         self._incoming: deque[pb.ServerMessage] = deque()
         self._changed = threading.Condition()
         self._heard = time.monotonic()
@@ -57,14 +57,15 @@ class Connection:
                 "start one with halfpass serve",
             ) from None  # fmt: skip
 
-    def send(self, message: pb.ClientMessage) -> None:
+    def send(self, *messages: pb.ClientMessage) -> None:
         """At once, or a batch as soon as the window has room for it."""
-        if message.HasField("batch"):
-            with self._changed:
-                self._wait_for_window(message)
-        self._outgoing.put(message)
+        for message in messages:
+            if message.HasField("batch"):
+                with self._changed:
+                    self._wait_for_window(message)
+            self._outgoing.put(message)
 
-    def send_in_turn(self, make: Callable[[], pb.ClientMessage | None]) -> None:
+    def send_in_turn(self, make: Callable[[], Sequence[pb.ClientMessage]]) -> None:
         """Has a batch, or what comes after batches, made and sent beside the caller's work, in the order of the calls.
 
         Blocks while AHEAD_BATCHES wait for that, because the window is full or the encoding slow. `make` may find that
@@ -85,9 +86,7 @@ class Connection:
                 if self._closed:
                     return
             try:
-                message = self._to_make[0]()
-                if message is not None:
-                    self.send(message)
+                self.send(*self._to_make[0]())
                 with self._changed:
                     self._to_make.popleft()
                     self._changed.notify_all()
@@ -102,7 +101,8 @@ class Connection:
         size = message.ByteSize()
         self._wait(lambda: self._in_flight() + size <= self._window_bytes or not self._unacknowledged,
                    "an acknowledgement")  # fmt: skip
-        self._unacknowledged.append((message.batch.epoch, message.batch.step, size))
+        batch = message.batch
+        self._unacknowledged.append(((batch.epoch, batch.step, batch.before), size))
 
     def _fail(self, error: HalfpassError) -> None:
         with self._changed:
@@ -143,7 +143,7 @@ class Connection:
         self._encoder.join(STOP_SECONDS)  # a thread inside PyTorch when Python ends would abort the process
 
     def _in_flight(self) -> int:
-        return sum(size for _, _, size in self._unacknowledged)
+        return sum(size for _, size in self._unacknowledged)
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         while not ready():
@@ -166,7 +166,10 @@ class Connection:
                 message = pb.ClientMessage(alive=pb.Alive())
             if message is None:
                 return
-            yield message.SerializeToString()
+            data = message.SerializeToString()
+            del message  # what is sent is not kept while the next is waited for
+            yield data
+            del data
 
     def _read(self) -> None:
         failure: HalfpassError | None = None
@@ -191,7 +194,7 @@ class Connection:
         with self._changed:
             self._heard = time.monotonic()
             if kind == "ack":
-                self._acknowledge(message.ack.epoch, message.ack.step)
+                self._acknowledge(message.ack.epoch, message.ack.step, message.ack.before)
             elif kind == "failed":
                 self._failure = PeerFailedError(message.failed.reason, message.failed.exit_status)
             elif kind == "rejected":
@@ -202,7 +205,7 @@ class Connection:
                 self._incoming.append(message)
             self._changed.notify_all()
 
-    def _acknowledge(self, epoch: int, step: int) -> None:
-        """Everything up to and including (epoch, step) is done with."""
-        while self._unacknowledged and self._unacknowledged[0][:2] <= (epoch, step):
+    def _acknowledge(self, epoch: int, step: int, before: int = 0) -> None:
+        """Everything up to and including this batch is done with."""
+        while self._unacknowledged and self._unacknowledged[0][0] <= (epoch, step, before):
             self._unacknowledged.popleft()

@@ -45,20 +45,30 @@ class Join(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels")
+    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after")
     TEST_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     test: bool
     client: int
     epoch: int
     step: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     labels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
+    before: int
+    after: int
+    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ...) -> None: ...
+
+class Upload(_message.Message):
+    __slots__ = ("batches",)
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    batches: _containers.RepeatedCompositeFieldContainer[Batch]
+    def __init__(self, batches: _Optional[_Iterable[_Union[Batch, _Mapping]]] = ...) -> None: ...
 
 class EpochEnd(_message.Message):
     __slots__ = ("epoch", "loss", "busy_seconds", "samples", "learning_rate", "peak_memory_bytes", "weights", "uploads", "withheld")
@@ -147,12 +157,14 @@ class Begin(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("epoch", "step")
+    __slots__ = ("epoch", "step", "before")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    before: int
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., before: _Optional[int] = ...) -> None: ...
 
 class Gradients(_message.Message):
     __slots__ = ("epoch", "step", "tensors")

@@ -33,7 +33,7 @@ class Loopback:
 
     def ack(self, batch: CutBatch) -> None:
         """Down: the server is done with this batch."""
-        self.down(pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step)))
+        self.down(pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step, before=batch.before)))
 
     def gradients(self, batch: CutBatch, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Down: conventional training's gradients, which acknowledge the batch too."""

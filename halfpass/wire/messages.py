@@ -12,7 +12,7 @@ from halfpass.errors import InputError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -93,6 +93,7 @@ def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.Client
     message = pb.ClientMessage()
     written = message.batch
     written.test, written.client, written.epoch, written.step = test, batch.client, batch.epoch, batch.step
+    written.before, written.after = batch.before, batch.after
     written.labels.extend(batch.labels.tolist())
     for tensor in batch.tensors:
         write_tensor(tensor, codec, into=written.tensors.add())
@@ -128,7 +129,9 @@ def read_batch(message: pb.Batch, buffers: Buffers | None = None) -> CutBatch:
         for i, tensor in enumerate(message.tensors)
     )
     labels = torch.tensor(list(message.labels), dtype=torch.int64)
-    return CutBatch(message.client, message.epoch, message.step, tensors, labels)
+    return CutBatch(
+        message.client, message.epoch, message.step, tensors, labels, message.before, message.after
+    )
 
 
 def check_batch(
@@ -141,8 +144,9 @@ def check_batch(
     place, samples = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}", len(batch.labels)
     if batch.client != client:
         raise InputError(place, f"client {client}", f"client {batch.client}", "send with the number you joined with")
-    if not 1 <= samples <= batch_size:
-        raise InputError(place, f"1 to {batch_size} samples", str(samples), "send configured batches")
+    whole = batch.before + samples + batch.after
+    if samples == 0 or whole > batch_size:
+        raise InputError(place, f"1 to {batch_size} samples", f"{samples} of {whole}", "send configured batches")
     for tensor in batch.tensors:
         if tensor.dtype not in CROSSING_DTYPES:
             raise InputError(place, " or ".join(CROSSING_DTYPES), tensor.dtype, "cut where values are so")

@@ -1,7 +1,7 @@
 """Uploads on disk: the batches that came in, up to a limit in bytes, for replay and for retraining without a client.
 
-A folder of segments. An upload is appended to the newest one: a header, then the `Batch` message as it came, codec
-bytes and all. Training uploads are evicted oldest first, a whole segment at a time, to make room; the uploads of the
+A folder of segments. An upload is appended to the newest one: a header, then its messages as they came, codec bytes
+and all. Training uploads are evicted oldest first, a whole segment at a time, to make room; the uploads of the
 newest evaluation stay, and count to the limit. Segments are memory-mapped to be read.
 
 What a crash loses: of a killed process, the upload that was being written. If the operating system stops, whatever was
@@ -15,7 +15,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.wire import halfpass_pb2 as pb
 
-FORMAT = 1
+FORMAT = 2
 SEGMENTS = 16  # so many make the limit: what is evicted at a time is the limit's sixteenth, or one upload
 OVERHEAD_BYTES = 256 << 10  # of the limit, for what the file system adds: the folder, the ends of blocks
 MINIMUM_BYTES = 16 << 20
@@ -141,13 +141,13 @@ class UploadStore:
 
     # -- adding
 
-    def add(self, batch: pb.Batch) -> Key:
-        """Keeps an upload, after evicting training uploads until it fits.
+    def add(self, batches: Sequence[pb.Batch]) -> Key:
+        """Keeps an upload, a batch or the micro-batches of one, after evicting training uploads until it fits.
 
         A test upload of another epoch than those kept replaces them. Raises InputError when the batch and the test
         uploads alone are more than the limit.
         """
-        data = batch.SerializeToString()
+        batch, data = batches[0], pb.Upload(batches=batches).SerializeToString()
         checksum = zlib.crc32(data)
         record = _HEADER.pack(batch.client, batch.epoch, batch.step, len(data), checksum) + data
         with self._explained():
@@ -202,12 +202,12 @@ class UploadStore:
                 newest[place.key[:3]] = place.key
         return sorted((k for k in newest.values() if epoch in (None, k.epoch)), key=lambda key: key.number)
 
-    def read(self, key: Key) -> pb.Batch | None:
-        """The upload as it came, or None when it has been evicted. Raises InputError when it is damaged."""
+    def read(self, key: Key) -> list[pb.Batch]:
+        """The upload as it came, or nothing when it has been evicted. Raises InputError when it is damaged."""
         segments = (s for s in self._segments[key.test] if 0 <= key.number - s.first < len(s.places))
         segment = next(segments, None)
         if segment is None:
-            return None
+            return []
         place = segment.places[key.number - segment.first]
         with self._explained(), segment.file.open("rb") as file:
             if os.fstat(file.fileno()).st_size < place.offset + place.length:  # beyond the end, a map is SIGBUS
@@ -219,9 +219,9 @@ class UploadStore:
         if zlib.crc32(data) != place.checksum:
             raise InputError(name, f"checksum {place.checksum:08x}", f"{zlib.crc32(data):08x}", remedy)
         try:
-            return pb.Batch.FromString(data)
+            return list(pb.Upload.FromString(data).batches)
         except DecodeError:
-            raise InputError(name, "a Batch message", f"{place.length} bytes that are none", remedy) from None
+            raise InputError(name, "an Upload message", f"{place.length} bytes that are none", remedy) from None
 
     @property
     def held(self) -> int:
