@@ -13,9 +13,10 @@ CIFAR-10's size:
 
 A conventional client must keep the graph of its whole batch until the gradient is back. A decoupled one waits for
 nothing, so both halves can work the batch off in micro-batches, each one's graph freed and its activations sent before
-the next is computed. The sum of their gradients is the batch's, with one exception: BatchNorm normalizes by the micro-batch's own means and
-variances, so at 32 samples these are noisier, as in training with batches of 32; and its running statistics move once
-per micro-batch, so they average over fewer batches. A network without BatchNorm learns the same, to rounding.
+the next is computed. The sum of their gradients is the batch's, with one exception: BatchNorm normalizes by the
+micro-batch's own means and variances, so at 32 samples these are noisier, as in training with batches of 32; and its
+running statistics move once per micro-batch, so they average over fewer batches. A network without BatchNorm learns the
+same, to rounding.
 
 Beside it stands gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) on the conventional run, with the number of
 segments that keeps least: it works on the whole batch, and computes every segment but a half's last one twice.
