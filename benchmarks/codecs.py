@@ -44,7 +44,7 @@ def pictures(path: str | None) -> Dataset:
         return load("cifar10", path, limit=None, download=False, image_size=32)
     layout = CIFAR["cifar10"]
     samples = Samples(*random_pictures(BATCH_SIZE, 0))
-    return Dataset("random pictures", samples, samples, CLASSES, layout.mean, layout.std, augment=True)
+    return Dataset("random pictures", samples, samples, CLASSES, layout.mean, layout.std, crop_padding=2)
 
 
 def build_client(data: Dataset) -> Client:

@@ -88,7 +88,7 @@ def augmented_data() -> Dataset:
     """As large as CIFAR-10, cropped and flipped like it."""
     layout = CIFAR["cifar10"]
     train, test = (Samples(*random_pictures(n, seed)) for seed, n in enumerate((CIFAR_SAMPLES, BATCH_SIZE)))
-    return Dataset("random pictures", train, test, CLASSES, layout.mean, layout.std, augment=True)
+    return Dataset("random pictures", train, test, CLASSES, layout.mean, layout.std, crop_padding=2)
 
 
 def plain_data() -> tuple[TensorDataset, TensorDataset]:

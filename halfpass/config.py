@@ -49,9 +49,12 @@ class DataConfig:
     """Fetch the official CIFAR archive into the path when it is not there, and check its sum."""
     image_size: int = 32
     """Height and width in pixels that imagefolder pictures are resized and cropped to."""
+    crop_padding: int = 2
+    """Pixels of mirrored margin around a CIFAR training picture, out of which it is cropped at random in every epoch;
+    it is flipped at random too. More suits longer training."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data.", limit=1, image_size=1)
+        _at_least(self, "data.", limit=1, image_size=1, crop_padding=0)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_cifar_is_read_from_folder_and_archive_wherever_the_path_points(root: Pa
         assert is_the_small_cifar(loaded), path
         assert loaded.train.inputs.is_contiguous(memory_format=torch.channels_last)
         assert (loaded.train.sample_shape, loaded.classes) == KNOWN_SHAPES["cifar10"]
-        assert loaded.augment
+        assert loaded.crop_padding == 2
     assert sorted(file.name for file in root.iterdir()) == ["archives", "cifar-10-batches-py"]  # nothing was unpacked
     assert not (root.parent / "escaped").exists()
     assert [file.name for file in holder.iterdir()] == ["cifar-10-python.tar.gz"]
@@ -371,7 +371,7 @@ def test_digits_are_all_there_and_split_by_class() -> None:
 
     digits, again = load("digits"), load("digits")
     assert (digits.train.sample_shape, digits.classes) == KNOWN_SHAPES["digits"] == ((1, 8, 8), 10)
-    assert (len(digits.train), len(digits.test), digits.classes, digits.augment) == (1437, 360, 10, False)
+    assert (len(digits.train), len(digits.test), digits.classes, digits.crop_padding) == (1437, 360, 10, None)
     assert torch.equal(digits.test.inputs, again.test.inputs)
     assert (digits.test.labels.bincount() - 36).abs().max() <= 1
     rows = [
@@ -424,7 +424,7 @@ def test_imagefolder_takes_the_middle_square(pictures: Path) -> None:
     loaded = load("imagefolder", str(pictures), image_size=10)
     assert loaded.train.sample_shape == (3, 10, 10)
     assert loaded.train.inputs.dtype == torch.uint8
-    assert (loaded.classes, loaded.augment, len(loaded.mean)) == (2, False, 3)
+    assert (loaded.classes, loaded.crop_padding, len(loaded.mean)) == (2, None, 3)
     assert loaded.train.labels.tolist() == [0, 1, 0, 1, 0, 1]  # in turns; sorted, `a` is 0
     assert loaded.train.inputs[:, 0, 0, 5].tolist() == [0, 0, 1, 1, 2, 2]
     assert loaded.train.inputs[0, :, 8, 5].tolist() == [255, 0, 0]
@@ -551,14 +551,14 @@ def test_a_function_that_gives_something_else_is_refused(name: str, said: str) -
 def numbered(count: int) -> Dataset:
     """Pictures of 1×1 pixel that are their own label; mean and std leave their values as they are."""
     samples = Samples(torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count))
-    return Dataset("numbered", samples, samples, count, mean=(0.0,), std=(1 / 255,), augment=False)
+    return Dataset("numbered", samples, samples, count, mean=(0.0,), std=(1 / 255,))
 
 
 def asymmetric(augment: bool, count: int = 23) -> Dataset:
     """Pictures of 3×6×5 random pixels, none black: rows, columns and channels cannot be confused."""
     pixels = torch.randint(1, 256, (count, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     samples = Samples(pixels.contiguous(memory_format=torch.channels_last), torch.arange(count))
-    return Dataset("random", samples, samples, count, mean=(0.1, 0.2, 0.7), std=(0.5, 0.25, 0.1), augment=augment)
+    return Dataset("random", samples, samples, count, mean=(0.1, 0.2, 0.7), std=(0.5, 0.25, 0.1), crop_padding=4 if augment else None)
 
 
 def epoch_of(data: Dataset, seed: int = 0, client: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
@@ -617,12 +617,12 @@ def test_a_batch_larger_than_the_shard_is_refused_at_the_call(batch_size: int) -
 def plainly(data_of: Dataset, indices: Tensor, draws: torch.Generator) -> Tensor:
     """One picture after the other, as one would write it first."""
     pictures = []
-    top, left, flip = draw_crop_and_flip(len(indices), draws)
+    top, left, flip = draw_crop_and_flip(len(indices), 4, draws)
     for i, index in enumerate(indices):
         picture = data_of.train.inputs[index].numpy()  # (C, H, W)
         _, height, width = picture.shape
-        padded = np.pad(picture, ((0, 0), (4, 4), (4, 4)))
-        picture = padded[:, top[i] : top[i] + height, left[i] : left[i] + width]
+        padded = np.pad(picture, ((0, 0), (4, 4), (4, 4)), mode="reflect")
+        picture = padded[:, top[i] + 4 : top[i] + 4 + height, left[i] + 4 : left[i] + 4 + width]
         picture = picture[:, :, ::-1] if flip[i] else picture
         mean, std = (np.array(values).reshape(3, 1, 1) for values in (data_of.mean, data_of.std))
         pictures.append((picture / 255 - mean) / std)
@@ -643,8 +643,8 @@ def test_augmented_batches_are_those_of_a_plain_loop() -> None:
 
 
 def test_draws_cover_every_offset_and_are_independent() -> None:
-    top, left, flip = draw_crop_and_flip(9000, torch.Generator().manual_seed(0))
-    table = torch.zeros(9, 9, 2).index_put((top, left, flip.long()), torch.ones(9000), accumulate=True)
+    top, left, flip = draw_crop_and_flip(9000, 4, torch.Generator().manual_seed(0))
+    table = torch.zeros(9, 9, 2).index_put((top + 4, left + 4, flip.long()), torch.ones(9000), accumulate=True)
     assert table.min() > 20  # 55 expected of each of the 162 combinations
     assert table.max() < 100
 
@@ -675,7 +675,7 @@ def test_batches_do_not_depend_on_threads_or_memory_layout() -> None:
 @pytest.mark.parametrize("shape", [(7,), (3, 6, 5)])
 def test_floating_point_inputs_are_taken_as_they_are_and_copied(shape: tuple[int, ...]) -> None:
     samples = Samples(torch.randn(10, *shape), torch.arange(10))
-    floats = Dataset("floats", samples, samples, 10, mean=(), std=(), augment=False)
+    floats = Dataset("floats", samples, samples, 10, mean=(), std=())
     before = samples.inputs.clone()
     for batches in (
         train_batches(floats, samples, 5, seed=0, client=0, epoch=0), test_batches(floats, samples, 5)
@@ -700,6 +700,7 @@ def test_take_copies_in_the_order_asked_for() -> None:
         ({"classes": 22}, ", train, label 22: expected a class in 0..21, found 22; number the classes from 0"),
         ({"mean": (0.5,)}, ", mean and std: expected 3 of each, std above 0, found (0.5,) and (0.5, 0.25, 0.1);"),
         ({"std": (0.5, 0.0, 1.0)}, ", mean and std: expected 3 of each, std above 0, found"),
+        ({"crop_padding": 5}, ": expected pictures (C, H, W), with a margin less than their height and width, found (3, 6, 5) with 5; "),
     ],
 )
 def test_a_data_set_checks_itself(change: dict[str, object], said: str) -> None:

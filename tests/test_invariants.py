@@ -28,7 +28,7 @@ def data():
     labels = torch.randint(0, 10, (96,), generator=draws)
     pictures = torch.randn(96, 1, 8, 8, generator=draws) + 3 + labels[:, None, None, None] / 4
     train, test = Samples(pictures[:64], labels[:64]), Samples(pictures[64:], labels[64:])
-    return Dataset("noise", train, test, 10, (), (), augment=False)
+    return Dataset("noise", train, test, 10, (), ())
 
 
 def config(method="decoupled", clients=1, topology="splitfed", codec="none", model="plain:hand_cut", cut="below", **recipe):

@@ -14,8 +14,6 @@ from halfpass.errors import InputError
 from halfpass.learn.data import Dataset, Samples
 from halfpass.learn.seed import derive_seed
 
-CROP_PADDING = 4  # pixels on each side, as in He et al. 2015, section 4.2
-
 
 def batch_count(samples: int, batch_size: int) -> int:
     """How many batches `train_batches` gives in an epoch. Raises InputError where not even one is full."""
@@ -39,7 +37,7 @@ def micro_batches(samples: int, size: int | None) -> list[slice]:
 def train_batches(
     data: Dataset, samples: Samples, batch_size: int, *, seed: int, client: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of `samples`, a part of `data.train`, shuffled and, where `data.augment`, cropped and flipped.
+    """One epoch of `samples`, a part of `data.train`, shuffled and, where `data` says so, cropped and flipped.
 
     Yields x (B, C, H, W) float32, normalized, in channels-last memory (or (B, ...) for other inputs), and y (B,) int64.
     The last batch may be smaller, never a single sample. The order and the augmentation depend on `seed`, `client` and
@@ -47,7 +45,7 @@ def train_batches(
     """
     count = batch_count(len(samples), batch_size)
     order = torch.randperm(len(samples), generator=_generator(seed, "order", client, epoch))
-    draws = _generator(seed, "augment", client, epoch) if data.augment else None
+    draws = None if data.crop_padding is None else _generator(seed, "augment", client, epoch)
     return (_batch(data, samples, indices, draws) for indices in order.split(batch_size)[:count])
 
 
@@ -69,32 +67,40 @@ def _batch(data: Dataset, samples: Samples, indices: Tensor, draws: torch.Genera
     pictures = samples.inputs.ndim == 4
     inputs = samples.inputs.permute(0, 2, 3, 1) if pictures else samples.inputs  # a view: (N, H, W, C)
     x = inputs.index_select(0, indices)  # always a copy, so that nothing done to a batch reaches the data
-    if draws is not None:
-        x = crop_and_flip(x, *draw_crop_and_flip(len(x), draws))
+    if draws is not None and data.crop_padding is not None:
+        x = crop_and_flip(x, *draw_crop_and_flip(len(x), data.crop_padding, draws))
     x = normalize(x, data.mean, data.std) if data.mean else x.to(torch.float32)
     return (x.permute(0, 3, 1, 2) if pictures else x), samples.labels[indices]  # (B, C, H, W), (B,)
 
 
-def draw_crop_and_flip(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `count` pictures: the crop's top and left in the padded picture, 0..8, and whether it is mirrored."""
-    top, left = torch.randint(0, 2 * CROP_PADDING + 1, (2, count), generator=draws)
+def draw_crop_and_flip(count: int, padding: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of `count` pictures: the crop's top and left in the picture, -padding..padding pixels, and whether it is
+    mirrored."""
+    top, left = torch.randint(-padding, padding + 1, (2, count), generator=draws)
     return top, left, torch.rand(count, generator=draws) < 0.5
 
 
 def crop_and_flip(
     pixels: UInt8[Tensor, "B H W C"], top: Int64[Tensor, " B"], left: Int64[Tensor, " B"], flip: Bool[Tensor, " B"]
 ) -> UInt8[Tensor, "B H W C"]:
-    """Each picture gets a black margin, is cut out again at (top, left), then mirrored left to right where `flip`."""
+    """Each picture is moved by (top, left), what that leaves open filled by reflection at its border pixels, then
+    mirrored left to right where `flip`.
+
+    The crop of He et al. 2015, section 4.2, whose margin is black.
+    """
     batch, height, width, channels = pixels.shape
-    padded = pixels.new_zeros(batch, height + 2 * CROP_PADDING, width + 2 * CROP_PADDING, channels)
-    padded[:, CROP_PADDING:-CROP_PADDING, CROP_PADDING:-CROP_PADDING] = pixels
-    rows = top[:, None] + torch.arange(height)  # (B, H)
     ahead = torch.arange(width)
-    columns = left[:, None] + torch.where(flip[:, None], ahead.flip(0), ahead)  # (B, W)
-    rows = rows + torch.arange(batch)[:, None] * padded.shape[1]  # counted through the whole batch
-    places = rows[:, :, None] * padded.shape[2] + columns[:, None, :]  # (B, H, W)
+    rows = _reflected(top[:, None] + torch.arange(height), height)  # (B, H)
+    columns = _reflected(left[:, None] + torch.where(flip[:, None], ahead.flip(0), ahead), width)  # (B, W)
+    rows = rows + torch.arange(batch)[:, None] * height  # counted through the whole batch
+    places = rows[:, :, None] * width + columns[:, None, :]  # (B, H, W)
     # One gather of whole pixels does crop and flip; indexing the four dimensions does the same four times as slowly.
-    return padded.view(-1, channels).index_select(0, places.flatten()).view_as(pixels)
+    return pixels.contiguous().view(-1, channels).index_select(0, places.flatten()).view_as(pixels)
+
+
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Places less than `size` outside 0..size-1, reflected into it."""
+    return (size - 1) - ((size - 1) - places.abs()).abs()
 
 
 def normalize(

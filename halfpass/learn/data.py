@@ -65,7 +65,7 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]  # per channel, of inputs / 255; empty for floating point inputs, taken as they are
     std: tuple[float, ...]
-    augment: bool  # random crop out of a black margin and horizontal flip in training
+    crop_padding: int | None = None  # pixels; in training, random crop and horizontal flip; None: neither
 
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("test", self.test)):
@@ -103,9 +103,10 @@ def _check_statistics(data: Dataset) -> None:
             f"data {data.name}, mean and std", f"{channels} of each, std above 0", f"{data.mean} and {data.std}",
             "give one per channel to uint8 inputs, none to floating point",
         )
-    if data.augment and len(data.train.sample_shape) != 3:
-        found = f"{data.train.sample_shape}"
-        raise InputError(f"data {data.name}", "pictures (C, H, W) to augment", found, "set augment to False")
+    shape, padding = data.train.sample_shape, data.crop_padding
+    if padding is not None and not (len(shape) == 3 and 0 <= padding < min(shape[1:])):
+        expected = "pictures (C, H, W), with a margin less than their height and width"
+        raise InputError(f"data {data.name}", expected, f"{shape} with {padding}", "change data.crop_padding")
 
 
 # --- A name → a data set ----------------------------------------------------------------------------------------------
@@ -120,23 +121,26 @@ class Source:
     limit: int | None
     download: bool
     image_size: int  # pixels, of a side
+    crop_padding: int  # pixels, on each side
 
 
 def load(
-    name: str, path: str | None = None, *, limit: int | None = None, download: bool = False, image_size: int = 32
-) -> Dataset:
+    name: str, path: str | None = None, *, limit: int | None = None, download: bool = False, image_size: int = 32,
+    crop_padding: int = 2,
+) -> Dataset:  # fmt: skip
     """The data set of that name: one of `DATASETS`, or `module:function`.
 
     A `module:function` takes no arguments and returns train and test, each a `torch.utils.data.Dataset` of (input,
     label); the working directory may hold the module. `path` is where files are read from. `limit` keeps at most that
     many of the first training samples and as many test samples. `download` lets CIFAR be fetched into `path`.
-    `image_size`, in pixels, is for `imagefolder`. Raises InputError that names the argument, file or sample at fault.
+    `image_size`, in pixels, is for `imagefolder`, `crop_padding` for CIFAR. Raises InputError that names the argument,
+    file or sample at fault.
     """
     if limit is not None and limit < 1:
         raise InputError("data.limit", "at least 1 sample", f"{limit}", "leave it out for all samples")
     if name not in DATASETS and ":" not in name:
         raise choice_error("data.name", [*DATASETS, "module:function"], name)
-    data = DATASETS.get(name, _function)(Source(name, path, limit, download, image_size))
+    data = DATASETS.get(name, _function)(Source(name, path, limit, download, image_size, crop_padding))
     return replace(data, train=_first(data.train, limit), test=_first(data.test, limit))
 
 
@@ -161,15 +165,13 @@ def _digits(source: Source) -> Dataset:
 
 def _cifar(source: Source) -> Dataset:
     layout = CIFAR[source.name]
-    train, test = read_cifar(layout, source.path, source.download)
-    return Dataset(source.name, Samples(*train), Samples(*test), layout.classes, layout.mean, layout.std, augment=True)
+    train, test = (Samples(*split) for split in read_cifar(layout, source.path, source.download))
+    return Dataset(source.name, train, test, layout.classes, layout.mean, layout.std, source.crop_padding)
 
 
 def _imagefolder(source: Source) -> Dataset:
     train, test, classes = read_imagefolder(source.path, source.image_size, source.limit)
-    return Dataset(
-        source.name, Samples(*train), Samples(*test), len(classes), IMAGENET_MEAN, IMAGENET_STD, augment=False
-    )
+    return Dataset(source.name, Samples(*train), Samples(*test), len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 DATASETS: dict[str, Callable[[Source], Dataset]] = {
@@ -182,7 +184,7 @@ KNOWN_SHAPES: dict[str, tuple[tuple[int, ...], int]] = {  # sample shape and cla
 
 
 def _with_statistics(name: str, train: Samples, test: Samples, classes: int) -> Dataset:
-    make = partial(Dataset, name, train, test, classes, augment=False)
+    make = partial(Dataset, name, train, test, classes)
     if train.inputs.dtype != torch.uint8:
         return make(mean=(), std=())
     values = torch.arange(256, dtype=torch.float64) / 255

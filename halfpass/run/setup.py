@@ -79,8 +79,9 @@ def check_index(config: Config, index: int) -> None:
 
 def load_data(config: DataConfig) -> Dataset:
     return load(
-        config.name, config.path, limit=config.limit, download=config.download, image_size=config.image_size
-    )
+        config.name, config.path, limit=config.limit, download=config.download, image_size=config.image_size,
+        crop_padding=config.crop_padding,
+    )  # fmt: skip
 
 
 def make_shards(config: Config, data: Dataset) -> list[Samples]:
