@@ -6,6 +6,7 @@ the door: `halfpass.learn` and `halfpass.wire` take plain values.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -40,7 +41,8 @@ class DataConfig:
     """The data set."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, imagefolder, or module:function returning a (train, test) pair of torch datasets."""
+    """digits, cifar10, cifar100, imagefolder, listops (generated texts), or module:function returning a (train, test)
+    pair of torch datasets."""
     path: str | None = None
     """Folder (or official archive) that holds the data set; digits needs none."""
     limit: int | None = None
@@ -62,13 +64,13 @@ class ModelConfig:
     """The network, where it is cut, and the auxiliary head at the cut."""
 
     name: str = "digits-cnn"
-    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, or module:function returning an nn.Module, or a
-    pair of them: client half and server half."""
+    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts), or module:function
+    returning an nn.Module, or a pair of them: client half and server half."""
     cut: str | None = None
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
-    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, or module:function."""
+    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, tail, or module:function."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ class TrainConfig:
     micro_batch: int | None = None
     """Samples that a decoupled run computes and sends at a time, to save memory on both sides. A step still learns from
     the whole batch, but BatchNorm normalizes by each micro-batch's own statistics. Default: the whole batch."""
+    feedback_every: int | None = None
+    """The server of a decoupled run returns the gradient of every so-manieth batch, and the client half learns from
+    that instead of the auxiliary head: 1 learns, and waits, as conventional does. Default: never."""
     seed: int = 0
     """Fixes initial weights, partition, batch order, augmentation and dropout."""
     precision: Precision = "fp32"
@@ -131,7 +136,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_choices(self, "train.")
         _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
-                  micro_batch=2)  # fmt: skip  # BatchNorm cannot normalize a single value per channel
+                  feedback_every=1, micro_batch=2)  # fmt: skip  # BatchNorm cannot normalize a single value per channel
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise InputError("train.nesterov", "a momentum above 0", "train.momentum 0", "set train.nesterov to false")
 
@@ -205,15 +210,34 @@ class Config:
     def __post_init__(self) -> None:
         _check_choices(self, "")
         if self.method == "conventional":
-            for name, value, default in (
-                ("train.micro_batch", self.train.micro_batch, None), ("wire.every", self.wire.every, 1),
-                ("wire.budget", self.wire.budget, None), ("server.replay", self.server.replay, 1),
-            ):  # fmt: skip
-                if value != default:
-                    raise InputError(
-                        name, "its default with method conventional, whose every step needs its own gradient back",
-                        str(value), "leave it out, or train decoupled",
-                    )  # fmt: skip
+            _refuse_others(
+                {"train.micro_batch": self.train.micro_batch, "wire.every": self.wire.every,
+                 "train.feedback_every": self.train.feedback_every, "wire.budget": self.wire.budget,
+                 "server.replay": self.server.replay},
+                "with method conventional, whose every step needs its own gradient back", "train decoupled",
+            )  # fmt: skip
+        elif self.train.feedback_every is not None:
+            _refuse_others(
+                {"train.micro_batch": self.train.micro_batch, "wire.budget": self.wire.budget},
+                "with train.feedback_every, for whose gradients whole batches must go up",
+                "leave train.feedback_every out",
+            )
+            if self.train.feedback_every % self.wire.every:
+                expected = f"a multiple of wire.every {self.wire.every}, for what is not uploaded has no gradient"
+                raise InputError("train.feedback_every", expected, str(self.train.feedback_every), "change one of them")
+
+    def returns_gradient(self, step: int) -> bool:
+        """Whether the server returns the gradient of a client's batch; `step` counts within the epoch."""
+        every = self.train.feedback_every
+        return self.method == "conventional" or (every is not None and step % every == 0)
+
+
+def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -> None:
+    """Refuses values that are not their defaults."""
+    defaults = flatten(as_dict(Config()))
+    for name, value in values.items():
+        if value != defaults[name]:
+            raise InputError(name, f"its default {reason}", str(value), f"leave it out, or {remedy}")
 
 
 _GROUPS: dict[str, Any] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 LEARN = Path(__file__).parent.parent / "halfpass" / "learn"
-CHECKED = [f"halfpass.learn.{file.stem}" for file in LEARN.glob("*.py") if file.stem not in ("models", "trace", "split")]
+CHECKED = [f"halfpass.learn.{file.stem}" for file in LEARN.glob("*.py") if file.stem not in ("models", "transformer", "trace", "split")]
 hook = install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -489,7 +489,7 @@ def ragged(): return Items((torch.zeros(3), 0), (torch.zeros(4), 0)), Items()
 def unlike(): return Items((torch.zeros(3), 0)), Items((torch.zeros(4), 0))
 def negative(): return Items((torch.zeros(3), 0), (torch.zeros(3), -1)), Items((torch.zeros(3), 0))
 def nan(): return Items((torch.zeros(3), 0)), Items((torch.zeros(3), 0), (torch.tensor([0, float("nan"), 0]), 0))
-def whole(): return TensorDataset(torch.zeros(3, 2).long(), torch.zeros(3).long()), Items((torch.zeros(3), 0))
+def whole(): return TensorDataset(torch.zeros(3, 2).int(), torch.zeros(3).long()), Items((torch.zeros(3), 0))
 def pair(): return TensorDataset(torch.zeros(3, 2), torch.zeros(3)), Items((torch.zeros(3), 0))
 number = 3
 """
@@ -536,7 +536,7 @@ def test_a_function_in_the_working_directory_gives_data() -> None:
         ("own_data:unlike", "like the training samples, torch.float32 (3,), found torch.float32 (4,); convert both"),
         ("own_data:negative", ", train, label 1: expected a class in 0..0, found -1; number the classes from 0"),
         ("own_data:nan", ", test, input 1: expected finite values, found NaN or infinity; mend or remove it"),
-        ("own_data:whole", ", train, inputs: expected uint8 (N, C, H, W) or floating point (N, ...), found"),
+        ("own_data:whole", ", train, inputs: expected uint8 (N, C, H, W), int64 (N, T) or floating point (N, ...), found"),
         ("own_data:pair", ", train, labels: expected int64 (3,), found torch.float32 (3,); give a class per sample"),
     ],
 )

@@ -122,6 +122,7 @@ def test_a_budget_too_small_for_any_batch_says_so(tmp_path, capsys):
 @pytest.mark.parametrize(("words", "name"), [
     (["--wire.every", "2"], "wire.every"), (["--wire.budget", "9"], "wire.budget"),
     (["--server.replay", "2"], "server.replay"), (["--train.micro_batch", "8"], "train.micro_batch"),
+    (["--train.feedback_every", "2"], "train.feedback_every"),
 ])  # fmt: skip
 def test_conventional_training_cannot_do_without_an_answer(capsys, words, name):
     assert main(["train", "--method", "conventional", *words]) == 2

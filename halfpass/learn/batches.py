@@ -39,7 +39,8 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of `samples`, a part of `data.train`, shuffled and, where `data` says so, cropped and flipped.
 
-    Yields x (B, C, H, W) float32, normalized, in channels-last memory (or (B, ...) for other inputs), and y (B,) int64.
+    Yields x (B, C, H, W) float32, normalized, in channels-last memory (or (B, ...) float32 for other inputs, in which
+    tokens up to 2²⁴ are exact), and y (B,) int64.
     The last batch may be smaller, never a single sample. The order and the augmentation depend on `seed`, `client` and
     `epoch` only. Raises InputError at the call where `batch_size` exceeds `samples`.
     """

@@ -5,6 +5,7 @@ labels, and is done with the batch. Conventional (Gupta & Raskar, arXiv 1810.060
 for the gradient of the activations, and learns from that.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -64,25 +65,36 @@ def decoupled_step(
 
 @dataclass(frozen=True)
 class Pending:
-    """A conventional batch on the client between its two halves of a step: the graph waits for its gradient."""
+    """A batch on the client between the two halves of a conventional step: the graph waits for its gradient."""
 
     batch: CutBatch
     tensors: tuple[Tensor, ...]  # each (B, ...), with graph
+    local_loss: float  # NaN without a head
 
 
 def conventional_forward(
     client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
 ) -> Pending:
-    """The first half of a conventional step: what crosses the cut, and the graph behind it."""
+    """The first half of a conventional step: what crosses the cut, and the graph behind it.
+
+    A decoupled client that gets a gradient back now and then (λ > 0 in the paper) has a head: that learns from the
+    local loss as ever, but the client half from the server's loss alone.
+    """
     _seed_step(client, epoch, step)
+    client.optimizer.zero_grad(set_to_none=True)
     with client.arithmetic.autocast():
         tensors = client.half(client.arithmetic.move(x))
-    return Pending(_cut_batch(client, tensors, labels, epoch, step), tensors)
+        logits = None if client.head is None else client.head(tensors[0].detach())
+    local_loss = math.nan
+    if logits is not None:
+        loss = cross_entropy(logits.float(), client.arithmetic.move(labels))
+        loss.backward()
+        local_loss = loss.item()
+    return Pending(_cut_batch(client, tensors, labels, epoch, step), tensors, local_loss)
 
 
 def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
     """The second half: trains the client half by the gradients of its tensors, each of that tensor's shape."""
-    client.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(pending.tensors, [client.arithmetic.move(gradient) for gradient in gradients])
     client.optimizer.step()
 

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from halfpass.errors import InputError, choice_error
 from halfpass.learn.cifar import CIFAR, read_cifar
 from halfpass.learn.imagefolder import read_imagefolder
+from halfpass.learn.listops import CLASSES, LENGTH, generate_listops
 from halfpass.learn.plugin import call_plugin
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,17 +27,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Samples:
     """Inputs and their labels, in memory. Raises InputError where shapes or dtypes are others."""
 
-    inputs: Tensor  # (N, C, H, W) uint8, fastest in channels-last memory; or floating point of any sample shape
+    inputs: Tensor  # (N, C, H, W) uint8, fastest in channels-last memory; (N, T) int64 tokens; (N, ...) floating point
     labels: Tensor  # (N,) int64
 
     def __post_init__(self) -> None:
         inputs, labels = self.inputs, self.labels
         pictures = inputs.dtype == torch.uint8 and inputs.ndim == 4
-        if inputs.ndim == 0 or not (pictures or inputs.is_floating_point()):
-            raise InputError(
-                "inputs", "uint8 (N, C, H, W) or floating point (N, ...)", f"{inputs.dtype} {tuple(inputs.shape)}",
-                "convert them, samples first",
-            )
+        tokens = inputs.dtype == torch.int64 and inputs.ndim == 2
+        if inputs.ndim == 0 or not (pictures or tokens or inputs.is_floating_point()):
+            expected = "uint8 (N, C, H, W), int64 (N, T) or floating point (N, ...)"
+            found = f"{inputs.dtype} {tuple(inputs.shape)}"
+            raise InputError("inputs", expected, found, "convert them, samples first")
         if labels.dtype != torch.int64 or labels.shape != inputs.shape[:1]:
             raise InputError(
                 "labels", f"int64 ({len(inputs)},)", f"{labels.dtype} {tuple(labels.shape)}", "give a class per sample"
@@ -174,12 +175,19 @@ def _imagefolder(source: Source) -> Dataset:
     return Dataset(source.name, Samples(*train), Samples(*test), len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
+def _listops(source: Source) -> Dataset:
+    train, test = generate_listops()
+    return Dataset(source.name, Samples(*train), Samples(*test), CLASSES, mean=(), std=())
+
+
 DATASETS: dict[str, Callable[[Source], Dataset]] = {
     "digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagefolder": _imagefolder,
+    "listops": _listops,
 }
 KNOWN_SHAPES: dict[str, tuple[tuple[int, ...], int]] = {  # sample shape and classes, where they need no look at files
     "digits": ((1, 8, 8), 10),
     **{name: ((3, 32, 32), layout.classes) for name, layout in CIFAR.items()},
+    "listops": ((LENGTH,), CLASSES),
 }
 
 

@@ -4,7 +4,8 @@ A new head is a function of (cut shape, classes) in HEADS. Local losses lose acc
 choices trade that against the client's work, and `halfpass cuts` prints what each costs.
 """
 
-from math import prod
+from itertools import pairwise
+from math import ceil, log2, prod
 
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from halfpass.learn.models import BasicBlock, Builder, check_output, choose, ini
 from halfpass.learn.plugin import call_plugin
 
 HIDDEN_LIMIT = 512  # hidden width of `mlp` at most, so that a wide cut does not make the head the larger part
+TAIL_SIDE = 8  # pixels; where the CIFAR ResNets pool
 
 
 def build_head(name: str, cut_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
@@ -75,12 +77,25 @@ def _conv(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
     (arXiv 1901.08164) and of AugLocal, which builds them from the layers above (Ma et al. 2024, arXiv 2402.17318).
     """
     _need("conv", cut_shape, (3,), "linear, mlp")
-    channels = cut_shape[0]
+    return _strided(cut_shape[0], 1, classes)
+
+
+def _tail(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Strided residual blocks, each with twice the channels, down to TAIL_SIDE pixels: a block for each stage of a
+    CIFAR ResNet that is left to the server half, so that an early cut has the longer head. Sources as for `_conv`."""
+    _need("tail", cut_shape, (3,), "linear, mlp")
+    halvings = ceil(log2(max(cut_shape[1:]) / TAIL_SIDE))
+    return _strided(cut_shape[0], max(1, halvings), classes)
+
+
+def _strided(channels: int, blocks: int, classes: int) -> nn.Module:
+    """(B, C, H, W) → residual blocks with stride 2 and twice the channels → their means → (B, classes)"""
+    widths = [channels * 2**i for i in range(blocks + 1)]
     head = nn.Sequential(
-        BasicBlock(channels, 2 * channels, stride=2),  # (B, 2C, H/2, W/2)
+        *(BasicBlock(narrow, wide, stride=2) for narrow, wide in pairwise(widths)),
         nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),  # (B, 2C)
-        nn.Linear(2 * channels, classes),
+        nn.Flatten(),
+        nn.Linear(widths[-1], classes),
     )
     init_convolutions(head)
     return head
@@ -91,6 +106,7 @@ HEADS: dict[str, Builder] = {
     "pooled-linear": _pooled_linear,
     "mlp": _mlp,
     "conv": _conv,
+    "tail": _tail,
 }
 
 class FlatLinear(nn.Module):

@@ -15,6 +15,7 @@ from halfpass.errors import InputError, choice_error
 from halfpass.learn.plugin import call_plugin
 from halfpass.learn.reason import reason
 from halfpass.learn.seed import derive_seed
+from halfpass.learn.transformer import TextTransformer
 
 Model = nn.Module | tuple[nn.Module, nn.Module]
 Builder = Callable[[tuple[int, ...], int], nn.Module]  # (shape of a sample, classes) → network
@@ -134,14 +135,25 @@ def _digits_cnn(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
     return DigitsCNN(_image_channels("digits-cnn", sample_shape), classes)
 
 
+def _transformer(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
+    if len(sample_shape) != 1:
+        raise InputError(
+            "model.name 'transformer'", "samples of (bytes,)", f"samples of shape {tuple(sample_shape)}",
+            "choose a network for such samples, or a data set of text",
+        )
+    return TextTransformer(sample_shape[0], classes)
+
+
 MODELS: dict[str, Builder] = {
     **{f"resnet{6 * n + 2}": partial(_resnet, n) for n in (3, 5, 7, 9, 18)},
     "digits-cnn": _digits_cnn,
+    "transformer": _transformer,
 }
 MIDDLE_CUTS: dict[str, str] = {  # the default cut of each; ResNet-110's is the paper's, behind 26 of 54 blocks
     **{f"resnet{6 * n + 2}": f"stage_2.{(n - 1) // 2}" for n in (3, 5, 7, 9)},
     "resnet110": "stage_2.7",
     "digits-cnn": "block_2",
+    "transformer": "blocks.1",
 }
 
 

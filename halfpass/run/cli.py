@@ -6,11 +6,13 @@ adds the traceback.
 
 import argparse
 import dataclasses
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
@@ -22,6 +24,7 @@ from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, descr
 from halfpass.run.client_process import join
 from halfpass.run.cuts import print_cuts
 from halfpass.run.export import export
+from halfpass.run.grid import choose, read_grid, read_pairs, run_grid
 from halfpass.run.records import default_folder
 from halfpass.run.report import write_report
 from halfpass.run.retrain import retrain
@@ -93,6 +96,13 @@ def _retrain(options: Namespace) -> None:
     _report_own([Path(str(config.out))])
 
 
+def _paper(options: Namespace) -> None:
+    out, results = Path(options.out), Path(options.results) if options.results else None
+    members = choose(read_grid(Path(options.grid), out, read_pairs("--set", options.set)), options.only)
+    run_grid(members, options.jobs, results, shlex.join(["halfpass", *sys.argv[1:]]))
+    _report_on([member.folder for member in members], out / "report.html")
+
+
 def _report(options: Namespace) -> None:
     _report_on([Path(run) for run in options.runs], Path(options.out))
 
@@ -161,6 +171,16 @@ def _add_retrain(parser: ArgumentParser) -> None:
     _add_config(parser)
 
 
+def _add_paper(parser: ArgumentParser) -> None:
+    parser.add_argument("grid", type=str, metavar="GRID", help="Grid file, such as examples/paper/small.yaml.")
+    pairs: dict[str, Any] = {"nargs": "*", "type": str, "default": []}
+    parser.add_argument("--set", **pairs, metavar="KEY=VALUE", help="Settings of all trainings, such as data.path=DIR.")
+    parser.add_argument("--only", **pairs, metavar="AXIS=CHOICE", help="Only these trainings, such as cut=deep seed=0.")
+    parser.add_argument("--jobs", type=int, default=2, help="Trainings at a time; they share the cores, or one GPU.")
+    parser.add_argument("--out", type=str, default="runs/paper", help="Folder for all runs; finished ones are kept.")
+    parser.add_argument("--results", type=str, default=None, help="JSON file to write all rows to, as they come.")
+
+
 def _add_report(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="Run folders.")
     parser.add_argument("--out", type=str, default="report.html", help="HTML file to write.")
@@ -185,6 +205,7 @@ COMMANDS = {
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
     "retrain": Command(_retrain, "Train a new server half from the uploads that a run kept; no client.", _add_retrain),
+    "paper": Command(_paper, "Train every combination that a grid file names; goes on where it stopped.", _add_paper),
     "report": Command(_report, "Draw run folders as one HTML page.", _add_report),
     "export": Command(_export, "Join the saved halves of a run into one network, and test it.", _add_export),
     "cuts": Command(_cuts, "List every place where a network can be cut, and what each costs.", _add_cuts),

@@ -62,6 +62,7 @@ class ClientRun:
                 self.connection.send_in_turn(upload)
             else:  # with nothing to do beside it, another thread would only cost time
                 self.connection.send(*upload())
+            if self.config.returns_gradient(batch.step):
                 reply = self.connection.receive("gradients").gradients
                 with epoch.tally.busy():
                     gradients = read_gradients(reply, batch)

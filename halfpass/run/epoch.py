@@ -91,7 +91,7 @@ class ClientEpoch:
             recipe = self._config.train
             lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
             set_learning_rate(self._client.optimizer, lr)
-            if self._config.method == "decoupled":
+            if not self._config.returns_gradient(step):
                 batch, loss = client_side.decoupled_step(
                     self._client, x, labels, self._epoch, step, before, after
                 )
@@ -99,11 +99,15 @@ class ClientEpoch:
                 self.tally.add(loss, len(batch), lr, last=batch.last)
                 return batch
             self._pending = client_side.conventional_forward(self._client, x, labels, self._epoch, step)
-            self.tally.add(math.nan, len(labels), lr)  # the loss is known to the server alone
+            if self._client.head is not None:
+                check_finite(
+                    self._pending.local_loss, f"client {self._client.index}, auxiliary loss", self._epoch, step
+                )
+            self.tally.add(self._pending.local_loss, len(labels), lr)
             return self._pending.batch
 
     def backward(self, gradients: tuple[Tensor, ...]) -> None:
-        """Conventional only: learns from the gradients of the last batch."""
+        """Learns from the gradients of the last batch, where the server returns them."""
         assert self._pending is not None
         with self.tally.busy():
             client_side.conventional_backward(self._client, self._pending, gradients)
@@ -129,15 +133,15 @@ def server_step(
     config: Config, server: Server, batch: CutBatch, number: int, total_steps: int, tally: Tally, use: int = 0
 ) -> tuple[Tensor, ...] | None:
     """Trains the server half on one batch or micro-batch, used `use` times before, as step `number` of `total_steps` of
-    the schedule; returns what goes back: gradients, or nothing when decoupled."""
+    the schedule; returns what goes back: gradients, or nothing."""
     with tally.busy():
         lr = learning_rate(config.train.schedule, config.train.lr, number, total_steps)
         set_learning_rate(server.optimizer, lr)
         gradients: tuple[Tensor, ...] | None = None
-        if config.method == "decoupled":
-            loss = server_side.decoupled_step(server, batch, use)
-        else:
+        if use == 0 and config.returns_gradient(batch.step):
             gradients, loss = server_side.conventional_step(server, batch)
+        else:
+            loss = server_side.decoupled_step(server, batch, use)
         check_finite(loss, f"server, batch of client {batch.client}", batch.epoch, batch.step)
         tally.add(loss, len(batch), lr, last=batch.last)
     return gradients

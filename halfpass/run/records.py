@@ -131,6 +131,7 @@ def result(
         "every": config.wire.every if split else None,
         "budget": config.wire.budget,
         "replay": config.server.replay if split else None,
+        "feedback_every": config.train.feedback_every,
         "precision": config.train.precision,
         "device": config.train.device,
         "test_accuracy": next(r["test_accuracy"] for r in owner if r["epoch"] == last),

@@ -22,6 +22,7 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
     "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "micro_batch": "train.micro_batch",
+    "feedback_every": "train.feedback_every",
 }  # fmt: skip
 NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
     "out", "data.download", "server.store", "server.store_limit",

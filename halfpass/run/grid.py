@@ -1,0 +1,223 @@
+"""`paper`: a grid of trainings from one file, several at a time, resumed where it stopped.
+
+A grid file has `settings`, by their dotted names, for every training; `seeds`; and `axes`, each with choices by name,
+whose settings hold where a training takes that choice. There is a training for every combination and every seed; a
+choice may name `seeds` of its own, and of several such the one with the fewest counts.
+"""
+
+import itertools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from halfpass.config import Config, as_dict, flatten, from_dict
+from halfpass.errors import InputError, RunError
+from halfpass.run import setup
+from halfpass.run.children import Child, stopping
+from halfpass.run.records import RunFolder, environment, read_result, write_json
+from halfpass.run.train import process_count
+
+POLL_SECONDS = 0.2
+FREE = ("out", "train.threads")  # settings in which a member that is finished may differ from what it would be now
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training of a grid."""
+
+    name: str  # its choices and its seed
+    choices: dict[str, str]  # by axis, and its seed
+    config: Config  # its `out` is its run folder
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.config.out))
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "result.json").is_file()
+
+
+def read_grid(file: Path, out: Path, changes: Mapping[str, Any]) -> list[Member]:
+    """The trainings of a grid file, seeds outermost, in folders under `out`; `changes` are settings that hold for all.
+
+    Raises InputError where the file is no grid, or a setting is unknown or refused.
+    """
+    grid = _read(file)
+    axes: dict[str, dict[str, dict[str, Any]]] = grid["axes"]
+    members = []
+    for names in itertools.product(*axes.values()):
+        choices = dict(zip(axes, map(str, names), strict=True))
+        taken = [dict(axes[axis][name]) for axis, name in zip(axes, names, strict=True)]
+        seeds = min([grid["seeds"], *(choice.pop("seeds") for choice in taken if "seeds" in choice)], key=len)
+        for number, seed in enumerate(seeds):
+            name = "-".join([*(choices[axis].replace("/", "_") for axis in axes), f"seed_{seed}"])
+            flat: dict[str, Any] = dict(grid["settings"])
+            for settings in (*taken, {"train.seed": seed, "out": str(out / name)}, changes):
+                flat.update(settings)
+            try:
+                chosen = choices | {"seed": str(seed)}
+                members.append((number, Member(name, chosen, from_dict(_nested(flat)))))
+            except InputError as error:
+                place = f"{file}, {name}: {error.place}"
+                raise InputError(place, error.expected, error.found, error.remedy) from None
+    return [member for _, member in sorted(members, key=lambda pair: pair[0])]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of a grid file, its shape checked."""
+    try:
+        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(str(file), "a grid file", str(error.strerror), "name one, e.g. in examples/paper") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(str(file), "YAML", " ".join(str(error).split()), "correct it") from None
+    remedy = "look at examples/paper/small.yaml"
+    if not isinstance(grid, dict) or set(grid) != {"settings", "seeds", "axes"}:
+        found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
+        raise InputError(str(file), "settings, seeds and axes", found or "nothing", remedy)
+    for axis, choices in (grid["axes"] if isinstance(grid["axes"], dict) else {"axes": grid["axes"]}).items():
+        for name, settings in (choices if isinstance(choices, dict) else {"": choices}).items():
+            if not isinstance(settings, dict):
+                raise InputError(f"{file}, {axis} {name}".rstrip(), "settings by name", repr(settings), remedy)
+    for kind, value in (("settings", grid["settings"]), ("seeds", grid["seeds"])):
+        if not isinstance(value, dict if kind == "settings" else list) or not value:
+            raise InputError(f"{file}, {kind}", "at least one", repr(value), remedy)
+    return grid
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.lr": 1}` → `{"train": {"lr": 1}}`, the inverse of `config.flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        group, _, name = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[name] = value
+    return nested
+
+
+def choose(members: Sequence[Member], wanted: Sequence[str]) -> list[Member]:
+    """Those of the choices `wanted`, each AXIS=CHOICE; seed is an axis too. Raises InputError where there are none."""
+    pairs = {(axis, str(choice)) for axis, choice in read_pairs("--only", wanted).items()}
+    for axis, choice in pairs:
+        known = {found for member in members if (found := member.choices.get(axis))}
+        if choice not in known:
+            raise InputError("--only", f"{axis} of {', '.join(sorted(known)) or 'no such axis'}", choice, "correct it")
+    return [member for member in members if pairs <= member.choices.items()]
+
+
+def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
+    """`data.path=DIR train.epochs=2` → values by name; raises InputError for a word that is no such pair."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(option, "NAME=VALUE", repr(word), "put an equals sign between them")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def run_grid(members: Sequence[Member], jobs: int, results: Path | None, command: str) -> None:
+    """Trains what is not finished, `jobs` at a time, each in a process of its own; writes `results`, of the form of the
+    files under results/, whenever one is done. Raises RunError at the end where some failed.
+    """
+    if jobs < 1:
+        raise InputError("--jobs", "at least 1", str(jobs), "2 is usual")
+    for member in members:
+        _check_same(member)
+    waiting = [member for member in members if not member.finished]
+    _prepare(waiting)
+    made = environment()
+    failed: list[str] = []
+    _write(results, members, made, command)
+    print(f"{len(members) - len(waiting)} of {len(members)} trainings are there already", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    for done, (member, error) in enumerate(_run(waiting, jobs), 1):
+        if error is None:
+            said = f"{100 * read_result(member.folder)['test_accuracy']:.2f} %"
+        else:
+            failed.append(member.name)
+            said = str(error)
+        left = (time.monotonic() - began) / done * (len(waiting) - done) / 60
+        line = f"{done} of {len(waiting)}: {member.name}: {said}; about {left:.0f} min to go"
+        print(line, file=sys.stderr, flush=True)
+        _write(results, members, made, command)
+    if failed:
+        found = f"{len(failed)} that failed: {', '.join(failed[:3])}"
+        raise RunError("grid", f"{len(waiting)} trainings to their end", found, "see above; start again to go on")
+
+
+def _check_same(member: Member) -> None:
+    """Refuses a folder in which a training with other settings is finished."""
+    if not member.finished:
+        return
+    there = flatten(yaml.safe_load((member.folder / "config.yaml").read_text()))
+    for key, value in flatten(as_dict(member.config)).items():
+        if key not in FREE and there.get(key) != value:
+            raise InputError(
+                str(member.folder), f"a training with {key} {value}", f"one with {there.get(key)}",
+                "choose another --out, or remove that folder",
+            )  # fmt: skip
+
+
+def _prepare(members: Sequence[Member]) -> None:
+    """Raises InputError where settings or data of one cannot be used; seeds make no difference to that."""
+    checked: dict[str, Config] = {}
+    for member in members:
+        recipe = replace(member.config.train, seed=0)
+        config = replace(member.config, train=recipe, out=None)
+        checked[json.dumps(as_dict(config))] = config
+    for _, same_data in itertools.groupby(sorted(checked.values(), key=_data_key), key=_data_key):
+        configs = list(same_data)
+        data = setup.load_data(configs[0].data)
+        for config in configs:
+            setup.prepare(config, data)
+
+
+def _data_key(config: Config) -> str:
+    return json.dumps(as_dict(config)["data"])
+
+
+def _run(waiting: Sequence[Member], jobs: int) -> Iterator[tuple[Member, RunError | None]]:
+    """Each member as it ends, and why where it failed."""
+    queue = list(waiting)
+    running: list[tuple[Member, Child]] = []
+    children: list[Child] = []
+    with stopping(children):
+        while queue or running:
+            while queue and len(running) < jobs:
+                member = queue.pop(0)
+                children.append(_start(member, jobs))
+                running.append((member, children[-1]))
+            for member, child in list(running):
+                if child.status() is not None:
+                    running.remove((member, child))
+                    children.remove(child)
+                    yield member, child.failure() if child.status() else None
+            time.sleep(POLL_SECONDS)
+
+
+def _start(member: Member, jobs: int) -> Child:
+    """`halfpass train`, anew: what a training that was broken off has left goes."""
+    shutil.rmtree(member.folder, ignore_errors=True)
+    threads = setup.threads_each(member.config, jobs * process_count(member.config))
+    config = replace(member.config, train=replace(member.config.train, threads=threads))
+    folder = RunFolder.create(member.folder, config).path
+    return Child(member.name, ["train", "--config", str(folder / "config.yaml")], quiet=True)
+
+
+def _write(results: Path | None, members: Sequence[Member], made: Mapping[str, Any], command: str) -> None:
+    rows = []
+    for member in members:
+        if member.finished:
+            result = read_result(member.folder)
+            further = {axis: choice for axis, choice in member.choices.items() if axis not in result}
+            rows.append({"training": member.name, **result, **({"settings": further} if further else {})})
+    if results is not None and rows:
+        write_json(results, {"environment": made, "command": command, "rows": rows})

@@ -1,0 +1,121 @@
+"""`paper`: a grid of trainings from one file, resumed where it stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from halfpass.errors import InputError
+from halfpass.run.cli import main
+from halfpass.run.grid import read_grid
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = """
+settings: {data.limit: 200, train.epochs: 1, train.batch_size: 50, train.threads: 1, clients.topology: independent}
+seeds: [3, 4]
+axes:
+  recipe:
+    slow: {train.lr: 0.01}
+    fast: {train.lr: 0.1, train.schedule: constant}
+  clients:
+    1: {}
+    2: {clients.count: 2, seeds: [3]}
+  method:
+    decoupled: {method: decoupled}
+    conventional: {method: conventional}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return tmp_path / "grid.yaml"
+
+
+def test_every_combination_and_seed_once_seeds_outermost(grid, tmp_path):
+    members = read_grid(grid, tmp_path, {"train.epochs": 7})
+    assert [member.name for member in members[:3]] == [
+        "slow-1-decoupled-seed_3", "slow-1-conventional-seed_3", "slow-2-decoupled-seed_3",
+    ]  # fmt: skip
+    assert len(members) == 8 + 4
+    assert {member.choices["seed"] for member in members[8:]} == {"4"}
+    assert {member.choices["clients"] for member in members[8:]} == {"1"}
+    one = next(member for member in members if member.name == "fast-2-conventional-seed_3").config
+    assert (one.train.lr, one.train.schedule, one.clients.count, one.method) == (0.1, "constant", 2, "conventional")
+    assert (one.train.seed, one.train.epochs, one.data.limit) == (3, 7, 200)
+
+
+def test_the_grids_that_halfpass_ships_are_the_paper_s():
+    full = read_grid(ROOT / "examples/paper/full.yaml", Path("runs"), {})
+    small = read_grid(ROOT / "examples/paper/small.yaml", Path("runs"), {})
+    assert len(full) == 2 * 2 * 3 * 2 * (3 + 1 + 1)
+    assert len(small) == 3 * 2 * (3 + 1)
+    middle = {member.config.model.cut for member in full if member.choices["cut"] == "middle"}
+    assert middle == {"stage_2.7"}  # 18 + 8 = 26 blocks below it
+    authors = {(m.config.train.lr, m.config.train.epochs, m.config.train.schedule) for m in full if m.choices["recipe"] == "authors"}
+    assert authors == {(0.001, 50, "constant")}
+
+
+def test_a_grid_is_trained_resumed_and_reported(grid, tmp_path, capsys):
+    out, results = tmp_path / "runs", tmp_path / "rows.json"
+    words = ["paper", str(grid), "--out", str(out), "--results", str(results), "--only", "clients=1", "method=decoupled"]
+    assert main([*words, "seed=3"]) == 0
+    assert "0 of 2 trainings are there already" in capsys.readouterr().err
+    kept = (out / "slow-1-decoupled-seed_3" / "result.json").stat().st_mtime_ns
+    shutil.rmtree(out / "fast-1-decoupled-seed_3")
+    (out / "fast-1-decoupled-seed_3").mkdir()
+    (out / "fast-1-decoupled-seed_3" / "metrics.jsonl").write_text("broken off")
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "1 of 4 trainings are there already" in said.err
+    assert "3 of 3: " in said.err
+    assert (out / "slow-1-decoupled-seed_3" / "result.json").stat().st_mtime_ns == kept
+    rows = json.loads(results.read_text())["rows"]
+    assert [(row["seed"], row["settings"]) for row in rows] == [
+        (3, {"recipe": "slow"}), (3, {"recipe": "fast"}), (4, {"recipe": "slow"}), (4, {"recipe": "fast"}),
+    ]  # fmt: skip
+    assert "recipe" not in said.out or "±" in said.out  # seeds of one recipe are one line
+    assert (out / "report.html").is_file()
+    assert main([*words, "--set", "train.lr=0.5"]) == 2
+    assert "expected a training with train.lr 0.5, found one with 0.01; choose another --out" in capsys.readouterr().err
+
+
+def test_a_training_that_fails_does_not_stop_the_others(grid, tmp_path, capsys):
+    text = grid.read_text().replace("train.lr: 0.1,", "train.lr: 1.0e+20,")
+    grid.write_text(text)
+    words = ["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "fast-1-decoupled-seed_3: " in said
+    assert "halfpass: grid: expected 2 trainings to their end, found 1 that failed: fast-1-decoupled-seed_3; see above" in said
+    assert (tmp_path / "runs" / "slow-1-decoupled-seed_3" / "result.json").is_file()
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (("seeds: [3, 4]", ""), "expected settings, seeds and axes, found settings, axes;"),
+    (("seeds: [3, 4]", "seeds: []"), "grid.yaml, seeds: expected at least one, found []"),
+    (("slow: {train.lr: 0.01}", "slow: 0.01"), "grid.yaml, recipe slow: expected settings by name, found 0.01"),
+    (("train.lr: 0.01", "train.rl: 0.01"), "slow-1-decoupled-seed_3: configuration: expected a known key, found 'train.rl'; did you mean 'train.lr'?"),
+    (("train.lr: 0.01", "train.lr: -1"), "slow-1-decoupled-seed_3: train.lr: expected a number of at least 0, found -1"),
+    (("settings:", "[settings:"), "grid.yaml: expected YAML, found"),
+])  # fmt: skip
+def test_what_is_no_grid_is_refused(grid, tmp_path, change, said):
+    grid.write_text(GRID.replace(*change))
+    with pytest.raises(InputError) as caught:
+        read_grid(grid, tmp_path, {})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["nowhere.yaml"], "nowhere.yaml: expected a grid file, found No such file or directory"),
+    (["{grid}", "--only", "cut=deep"], "--only: expected cut of no such axis, found deep"),
+    (["{grid}", "--only", "recipe=quick"], "--only: expected recipe of fast, slow, found quick"),
+    (["{grid}", "--set", "train.lr"], "--set: expected NAME=VALUE, found 'train.lr'"),
+    (["{grid}", "--set", "model.cut=nowhere"], "model.cut 'nowhere': expected"),
+    (["{grid}", "--jobs", "0"], "--jobs: expected at least 1, found 0"),
+])  # fmt: skip
+def test_wrong_arguments_write_nothing(grid, tmp_path, capsys, words, said):
+    assert main(["paper", "--out", str(tmp_path / "runs"), *(word.format(grid=grid) for word in words)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
