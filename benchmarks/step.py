@@ -44,7 +44,7 @@ from halfpass.run.train import compare
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE, CLASSES = 128, 10
 CIFAR_SAMPLES = 50_000  # batches are drawn from memory as large as CIFAR-10's
-PLAIN_SAMPLES = 100 * BATCH_SIZE  # a smaller set for the processes, each of which makes its own
+PLAIN_SAMPLES = 200 * BATCH_SIZE  # a smaller set for the processes, each of which makes its own
 CUTS = ("stage_1.0", "stage_1.1", "stage_1.2", "stage_2.0")
 PROCESS_STEPS, PROCESS_ROUNDS = 3, 3  # starting processes takes seconds: turns of 3 × the steps, a third of the rounds
 

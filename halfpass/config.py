@@ -71,6 +71,9 @@ class ModelConfig:
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
     """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, tail, or module:function."""
+    edge_cut: str | None = None
+    """A second, later cut of decoupled training: what is between the two runs on an edge server, which learns from an
+    auxiliary head of its own and uploads in its turn. Default: none; client and server."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,12 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_choices(self, "")
+        if self.model.edge_cut is not None and (self.method != "decoupled" or self.train.feedback_every is not None):
+            found = self.method if self.method != "decoupled" else "train.feedback_every"
+            raise InputError("model.edge_cut", "decoupled training, all of it", found, "leave one of them out")
+        if self.model.edge_cut is not None and self.server.store is not None:
+            expected = "its default with model.edge_cut: each server keeps its uploads in its own run folder"
+            raise InputError("server.store", expected, self.server.store, "leave it out")
         if self.method == "conventional":
             _refuse_others(
                 {"train.micro_batch": self.train.micro_batch, "wire.every": self.wire.every,

@@ -1,7 +1,6 @@
 """`paper`: a grid of trainings from one file, resumed where it stopped."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -60,24 +59,20 @@ def test_the_grids_that_halfpass_ships_are_the_paper_s():
 def test_a_grid_is_trained_resumed_and_reported(grid, tmp_path, capsys):
     out, results = tmp_path / "runs", tmp_path / "rows.json"
     words = ["paper", str(grid), "--out", str(out), "--results", str(results), "--only", "clients=1", "method=decoupled"]
-    assert main([*words, "seed=3"]) == 0
-    assert "0 of 2 trainings are there already" in capsys.readouterr().err
+    assert main([*words, "seed=3", "recipe=slow"]) == 0
+    assert "0 of 1 trainings are there already" in capsys.readouterr().err
     kept = (out / "slow-1-decoupled-seed_3" / "result.json").stat().st_mtime_ns
-    shutil.rmtree(out / "fast-1-decoupled-seed_3")
     (out / "fast-1-decoupled-seed_3").mkdir()
     (out / "fast-1-decoupled-seed_3" / "metrics.jsonl").write_text("broken off")
-    assert main(words) == 0
+    assert main([*words, "seed=3"]) == 0
     said = capsys.readouterr()
-    assert "1 of 4 trainings are there already" in said.err
-    assert "3 of 3: " in said.err
+    assert "1 of 2 trainings are there already" in said.err
+    assert "1 of 1: fast-1-decoupled-seed_3: " in said.err
     assert (out / "slow-1-decoupled-seed_3" / "result.json").stat().st_mtime_ns == kept
     rows = json.loads(results.read_text())["rows"]
-    assert [(row["seed"], row["settings"]) for row in rows] == [
-        (3, {"recipe": "slow"}), (3, {"recipe": "fast"}), (4, {"recipe": "slow"}), (4, {"recipe": "fast"}),
-    ]  # fmt: skip
-    assert "recipe" not in said.out or "±" in said.out  # seeds of one recipe are one line
+    assert [(row["seed"], row["settings"]) for row in rows] == [(3, {"recipe": "slow"}), (3, {"recipe": "fast"})]
     assert (out / "report.html").is_file()
-    assert main([*words, "--set", "train.lr=0.5"]) == 2
+    assert main([*words, "seed=3", "--set", "train.lr=0.5"]) == 2
     assert "expected a training with train.lr 0.5, found one with 0.01; choose another --out" in capsys.readouterr().err
 
 

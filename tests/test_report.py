@@ -27,7 +27,7 @@ def example_result(**changes: Any) -> dict[str, Any]:
         "method": "decoupled", "runtime": "processes", "dataset": "digits", "model": "digits-cnn", "cut": "conv_2",
         "head": "linear", "codec": "none", "topology": "splitfed", "clients": 1, "epochs": 2, "seed": 5,
         "precision": "fp32", "device": "cpu", "every": 1, "budget": None, "replay": 1, "micro_batch": None,
-        "feedback_every": None,
+        "feedback_every": None, "edge_cut": None,
         "test_accuracy": 0.9731, "aux_test_accuracy": 0.9512, "train_seconds": 12.34,
         "bytes": {
             "up": {"activations": 41_000_000, "labels": 620_000, "weights": 83_000, "other": 7_000},

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_invariants import equal
 
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig, WireConfig
 from halfpass.errors import InputError
@@ -53,16 +51,12 @@ def test_pictures_are_refused_by_the_transformer():
         build_model("transformer", (1, 8, 8), 10, seed=0)
 
 
-def test_text_is_learned_by_processes_as_in_one(tmp_path):
-    """Above what one constant answer gives, 18 %, in both halves; int8 takes its scales from the last dimension."""
-    outcomes = {
-        runtime: train(Config(
-            runtime=runtime, out=str(tmp_path / runtime), data=DataConfig("listops", limit=1000), model=ModelConfig("transformer", "blocks.0"),
-            train=TrainConfig(epochs=3, batch_size=50, optimizer="adamw", lr=2e-3, threads=1), wire=WireConfig(codec="int8", timeout=20),
-        ))
-        for runtime in ("local", "processes")
-    }  # fmt: skip
-    for name in ("client-0", "server"):
-        assert equal(*(load_file(tmp_path / runtime / f"{name}.safetensors") for runtime in outcomes)), name
-    assert outcomes["local"]["test_accuracy"] > 0.25
-    assert outcomes["local"]["aux_test_accuracy"] > 0.25
+def test_text_is_learned_by_both_halves(tmp_path):
+    """Above what one constant answer gives, 18 %; int8 takes its scales from the last dimension."""
+    outcome = train(Config(
+        out=str(tmp_path), data=DataConfig("listops", limit=1000), model=ModelConfig("transformer", "blocks.0"),
+        train=TrainConfig(epochs=3, batch_size=50, optimizer="adamw", lr=2e-3, threads=1), wire=WireConfig(codec="int8"),
+    ))  # fmt: skip
+    assert outcome["test_accuracy"] > 0.25
+    assert outcome["aux_test_accuracy"] > 0.25
+    assert outcome["bytes"]["up"]["activations"] < 3 * 1000 * 32 * 64 * 1.02  # a byte for each value

@@ -6,6 +6,7 @@ Tests: tests/test_split.py.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,25 @@ def split(model: Model, layer: str) -> Halves:
     client, server = _client_half(traced, cut), _server_half(traced, cut)
     # one of the two is copied: modules without state, such as a ReLU, may be in both
     return Halves(client.train(model.training), copy.deepcopy(server).train(model.training))
+
+
+def split_twice(model: Model, lower: str, upper: str) -> tuple[Halves, nn.Module]:
+    """Cut `model` behind two layers: (what is below the lower cut and what is above the upper one, the part between).
+
+    The part between takes what crosses the lower cut and returns a tuple of what crosses the upper one. Raises
+    InputError as `split` does, and where the layers are not in that order or have nothing to train between them.
+    """
+    place = f"model.edge_cut {upper!r}"
+    if isinstance(model, tuple):
+        raise InputError(place, "one network that can be traced", "two halves", "give one network, or leave it out")
+    traced = trace(model)
+    below, above = find_cut(traced, lower), find_cut(traced, upper)
+    if not set(below.client) < set(above.client):
+        raise InputError(place, f"a layer behind {lower}", "one that is not", "choose a later one")
+    parts = [_client_half(traced, below), _part_between(traced, below, above), _server_half(traced, above)]
+    client, between, server = (copy.deepcopy(part).train(model.training) for part in parts)
+    refuse_untrainable(place, "edge", between.parameters())
+    return Halves(client, server), between
 
 
 def layer_names(model: Model) -> list[str]:
@@ -171,17 +191,32 @@ class _Half(fx.GraphModule):
 
 def _client_half(traced: Traced, cut: Cut) -> nn.Module:
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in cut.client:
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
-    for below in dict.fromkeys(size.all_input_nodes[0] for size in cut.batch_sizes):
-        size = graph.call_method("size", (copies[below], 0))
-        graph.call_function(check_batch_size, (size, copies[cut.crossing[0]], str(below)))
-    graph.output(tuple(copies[node] for node in cut.crossing))
+    _add_nodes(graph, copies, cut.client)
+    _add_output(graph, copies, cut)
     return _Half(traced.model, graph, "ClientHalf")
+
+
+def _part_between(traced: Traced, lower: Cut, upper: Cut) -> nn.Module:
+    graph = fx.Graph()
+    copies = _add_inputs(graph, lower)
+    below_upper = set(upper.client)
+    _add_nodes(graph, copies, [node for node in lower.server if node in below_upper])
+    _add_output(graph, copies, upper)
+    return _Half(traced.model, graph, "PartBetween")
 
 
 def _server_half(traced: Traced, cut: Cut) -> nn.Module:
     graph = fx.Graph()
+    copies = _add_inputs(graph, cut)
+    _add_nodes(graph, copies, cut.server)
+    return _Half(traced.model, graph, "ServerHalf")
+
+
+Copies = dict[fx.Node, fx.Node]  # node of the trace → node of the half
+
+
+def _add_inputs(graph: fx.Graph, cut: Cut) -> Copies:
+    """What crosses the cut comes in."""
     inputs = [graph.placeholder(node.name) for node in cut.crossing]
     copies = dict(zip(cut.crossing, inputs, strict=True))
     for node in cut.crossing:
@@ -189,9 +224,20 @@ def _server_half(traced: Traced, cut: Cut) -> nn.Module:
             copies[node] = graph.call_method("clone", (copies[node],))
     for size in cut.batch_sizes:
         copies[size] = graph.call_method("size", (inputs[0], 0))
-    for node in cut.server:
+    return copies
+
+
+def _add_nodes(graph: fx.Graph, copies: Copies, nodes: Iterable[fx.Node]) -> None:
+    for node in nodes:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
-    return _Half(traced.model, graph, "ServerHalf")
+
+
+def _add_output(graph: fx.Graph, copies: Copies, cut: Cut) -> None:
+    """What crosses the cut goes out."""
+    for below in dict.fromkeys(size.all_input_nodes[0] for size in cut.batch_sizes):
+        size = graph.call_method("size", (copies[below], 0))
+        graph.call_function(check_batch_size, (size, copies[cut.crossing[0]], str(below)))
+    graph.output(tuple(copies[node] for node in cut.crossing))
 
 
 def check_batch_size(size: int, crossing: Tensor, name: str) -> None:

@@ -78,7 +78,7 @@ def _serve(options: Namespace) -> None:
         address = f"{host}:{port}"
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
 
-    serve(config, options.bind, announce)
+    serve(config, options.bind, announce, options.above)
     _report_own([Path(str(config.out))])
 
 
@@ -158,6 +158,8 @@ def _add_compare(parser: ArgumentParser) -> None:
 def _add_serve(parser: ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("--bind", default=DEFAULT_BIND, help="HOST:PORT to listen on; port 0 takes a free one.")
+    above = "HOST:PORT of the server above; makes this the edge of a run with model.edge_cut."
+    parser.add_argument("--above", type=str, default=None, help=above)
 
 
 def _add_join(parser: ArgumentParser) -> None:

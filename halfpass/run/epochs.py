@@ -37,7 +37,8 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
     memory = PeakMemory(run.server.arithmetic.device)
     rows: list[Row] = []
     uploads = sum(-(-steps // config.wire.every) for steps in run.steps)
-    with EpochProgress(config.method, config.train.epochs, uploads * config.server.replay) as progress:
+    title = config.method if config.model.edge_cut is None else f"{config.method}, edge"
+    with EpochProgress(title, config.train.epochs, uploads * config.server.replay) as progress:
         for epoch in range(config.train.epochs):
             began = time.perf_counter()
             clients, server = run.train(epoch, progress.step)

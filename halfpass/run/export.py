@@ -53,8 +53,12 @@ def _joined_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:
     if config.method == "centralized":
         return _part(run / "whole.safetensors", "whole")
     setup.check_index(config, client)
-    client_half = _part(run / f"client-{client}.safetensors", "client_half")
-    return join_state(client_half, _part(run / "server.safetensors", "server_half"))
+    server_half = _part(run / "server.safetensors", "server_half")
+    if config.model.edge_cut is None:
+        return join_state(_part(run / f"client-{client}.safetensors", "client_half"), server_half)
+    between = _part(run / "edge" / "server.safetensors", "server_half.between")
+    client_half = _part(run / "edge" / f"client-{client}.safetensors", "client_half")
+    return join_state(join_state(client_half, between), server_half)
 
 
 def _part(file: Path, part: str) -> dict[str, Tensor]:
@@ -71,6 +75,7 @@ def _part(file: Path, part: str) -> dict[str, Tensor]:
 def _test(config: Config, data: Dataset, state: dict[str, Tensor]) -> float:
     trained = setup.build_whole(config, data.train.sample_shape, data.classes)
     if config.method != "centralized":
+        config = config if config.model.edge_cut is None else setup.above_edge(config)
         network = setup.build_network(config, data.train.sample_shape, data.classes)
         trained.model = trained.arithmetic.place(whole(network.halves))
     trained.model.load_state_dict(state)

@@ -4,8 +4,10 @@ data → client half → CutBatch → codec → loopback → codec → server ha
 the order (step, client), which is also the order of `processes`: equal seeds give equal weights.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from halfpass.config import Config
@@ -13,7 +15,10 @@ from halfpass.learn import whole as whole_side
 from halfpass.learn.batches import batch_count, test_batches, train_batches
 from halfpass.learn.data import Dataset, Samples
 from halfpass.learn.optimizers import learning_rate, set_learning_rate
+from halfpass.learn.server import Server
 from halfpass.run import setup
+from halfpass.run.above import Above
+from halfpass.run.edge import LocalLink
 from halfpass.run.epoch import ClientEpoch, Tally, check_finite, handed_over, take_over, test_epoch
 from halfpass.run.epochs import run_epochs
 from halfpass.run.memory import PeakMemory
@@ -34,21 +39,24 @@ class LocalRun:
 
     def __init__(
         self, config: Config, data: Dataset, shards: list[Samples], network: setup.Network,
-        store: UploadStore | None = None,
+        store: UploadStore | None = None, link: Callable[[Server, list[int]], Above] | None = None,
     ) -> None:  # fmt: skip
+        """`link` makes what is above the server, where that is an edge: of it, and its clients' steps per epoch."""
         self.config, self.data, self.shards = config, data, shards
         self.clients = [setup.build_client(config, network, k) for k in range(config.clients.count)]
         self.server = setup.build_server(config, network)
         self.wires = [Loopback(config.wire.codec) for _ in self.clients]
         self.steps = setup.steps_per_epoch(config, shards)
         self.uplinks = [Uplink(config, steps) for steps in self.steps]
-        self.lessons = Lessons(config, self.server, self.steps, store)
+        self.above = Above() if link is None else link(self.server, self.steps)
+        self.lessons = Lessons(config, self.server, self.steps, store, self.above)
         self.has_trained = False
         self.handover = Handover(config.clients.topology, [len(shard) for shard in shards])
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""
         self.lessons.after_step = after_step
+        self.above.begin(epoch)
         clients: dict[int, Tally] = {}
         server = Tally(self.server.arithmetic.device)
         for turn in turns(self.config.clients.topology, len(self.clients)):
@@ -104,6 +112,7 @@ class LocalRun:
         """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
         correct, samples = 0, 0
         auxiliary: dict[int, float] = {}
+        self.above.begin_test(epoch)
         self.server.half.eval()
         for k in testers(self.config.clients.topology, len(self.clients)):
             test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
@@ -119,6 +128,7 @@ class LocalRun:
             if self.clients[k].head is not None:
                 auxiliary[k] = right / len(self.data.test)
         self.server.half.train()
+        self.above.end_test(epoch, correct, samples)
         return correct / samples, auxiliary
 
     def meters(self) -> dict[int, Meter]:
@@ -139,16 +149,33 @@ def train_local(
     config: Config, folder: RunFolder, data: Dataset, shards: list[Samples], network: setup.Network
 ) -> dict[str, Any]:
     """Trains by a split method in this process and writes the run folder; returns what `result.json` holds."""
-    with setup.open_store(config, network) as store:
-        run = LocalRun(config, data, shards, network, store)
+    if config.model.edge_cut is None:
+        with setup.open_store(config, network) as store:
+            return _train_link(config, folder, LocalRun(config, data, shards, network, store), network)
+    edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
+    upper = setup.build_network(top, data.train.sample_shape, data.classes)
+    with setup.open_store(edge, network) as store, setup.open_store(top, upper) as upper_store:
+        link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
+        run = LocalRun(edge, data, shards, network, store, link)
+        assert isinstance(run.above, LocalLink)
         try:
-            rows = run_epochs(config, run, folder)
-            run.finish()
-        finally:  # what was trained is kept, whatever happened
+            _train_link(edge, RunFolder.create(folder.path / "edge", edge), run, network)
+        finally:
             if run.has_trained:
-                for client in run.clients:
-                    folder.save_client(client, config)
-                folder.save_server(run.server, config)
+                run.above.save()
+        return run.above.result()
+
+
+def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: setup.Network) -> dict[str, Any]:
+    """The clients, and the server or edge that is next to them."""
+    try:
+        rows = run_epochs(config, run, folder)
+        run.finish()
+    finally:  # what was trained is kept, whatever happened
+        if run.has_trained:
+            for client in run.clients:
+                folder.save_client(client, config)
+            folder.save_server(run.server, config)
     wires = Wires(list(run.meters().values()), None)
     return folder.finish(result(config, network.cut, rows, wires, folder.environment))
 

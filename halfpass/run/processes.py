@@ -1,4 +1,4 @@
-"""A server process and one process per client, started, watched and stopped by this one.
+"""A server process, one process per client, and an edge's where there is one, started, watched and stopped by this one.
 
 They are `halfpass serve` and `halfpass join`, just as one would type them on different machines.
 """
@@ -25,9 +25,14 @@ def train_processes(config: Config, folder: Path, *, debug: bool = False) -> dic
     Raises ChildFailedError when a process fails; the others are stopped then.
     """
     common = ["--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])]
-    children = [Child("server", ["serve", *common, "--bind", "127.0.0.1:0"], pipe=True)]
+    anywhere = ["--bind", "127.0.0.1:0"]
+    children = [Child("server", ["serve", *common, *anywhere], pipe=True)]
     with stopping(children):
         address = _address(children[0])
+        if config.model.edge_cut is not None:
+            common += ["--out", str(folder / "edge")]
+            children.append(Child("edge", ["serve", *common, *anywhere, "--above", address], quiet=True, pipe=True))
+            address = _address(children[-1])
         for k in range(config.clients.count):
             children.append(Child(f"client {k}", ["join", address, "--client", str(k), *common], quiet=not debug))
         _watch(children)

@@ -121,6 +121,7 @@ def result(
         "dataset": config.data.name,
         "model": config.model.name,
         "cut": cut if split else None,
+        "edge_cut": config.model.edge_cut,
         "head": config.model.head if config.method == "decoupled" else None,
         "codec": config.wire.codec if split else None,
         "topology": config.clients.topology if split else None,

@@ -14,6 +14,7 @@ from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.learn.seed import derive_seed
 from halfpass.learn.server import Server, evaluate
+from halfpass.run.above import Above
 from halfpass.run.epoch import Tally, server_step
 from halfpass.run.rounds import place_in_epoch
 from halfpass.wire import halfpass_pb2 as pb
@@ -30,7 +31,10 @@ class Lessons:
     at the end. A replay takes the slot of the upload that it follows.
     """
 
-    def __init__(self, config: Config, server: Server, steps: Sequence[int], store: UploadStore | None) -> None:
+    def __init__(
+        self, config: Config, server: Server, steps: Sequence[int], store: UploadStore | None, above: Above
+    ) -> None:
+        self._above = above
         self._config, self._server, self._steps, self._store = config, server, steps, store
         self.after_step: Callable[[], None] = lambda: None  # for the progress of the epoch that goes on
         self._slots = sum(steps)  # of an epoch
@@ -44,6 +48,7 @@ class Lessons:
         place = place_in_epoch(self._config.clients.topology, self._steps, batch.client, batch.step)
         slot = batch.epoch * self._slots + place
         gradients = self._step(batch, slot, tally)
+        self._above.learn(batch)
         if self._store is None or upload is None:
             return gradients
         self._batches.append(upload)
@@ -59,7 +64,9 @@ class Lessons:
         that a server half can be trained anew, and tested, with no client present."""
         if self._store is not None and upload is not None and batch.epoch + 1 == self._config.train.epochs:
             self._store.add([upload])
-        return evaluate(self._server, batch)
+        right = evaluate(self._server, batch)
+        self._above.test(batch)
+        return right
 
     def end_epoch(self, epoch: int, tally: Tally) -> None:
         """What is left to replay, and after the last epoch the server's own epochs."""
@@ -76,6 +83,7 @@ class Lessons:
         self._new = []
         if self._store is not None:
             self._store.flush()
+        self._above.end(epoch, tally)
 
     def _replay(self, use: int, key: Key, slot: int, tally: Tally) -> None:
         """Learns from an upload that has been used `use` times. One that had to make room in the store is passed by."""

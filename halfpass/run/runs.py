@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 
 CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "method": "method", "runtime": "runtime", "dataset": "data.name", "model": "model.name", "cut": "model.cut",
+    "edge_cut": "model.edge_cut",
     "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
     "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "micro_batch": "train.micro_batch",

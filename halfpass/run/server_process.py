@@ -18,7 +18,9 @@ from halfpass.errors import InputError, RunError
 from halfpass.learn.batches import batch_count
 from halfpass.learn.handover import client_weights
 from halfpass.run import setup
+from halfpass.run.above import Above
 from halfpass.run.children import for_peer
+from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import Tally
 from halfpass.run.epochs import run_epochs
 from halfpass.run.records import RunFolder, Wires, refuse_run, result
@@ -83,7 +85,10 @@ def _check_sizes(place: str, join: pb.Join, batch_size: int) -> None:
             place, f"samples of 1 to {MOST_VALUES} values in 1 to {MOST_CLASSES} classes",
             f"shape {tuple(join.sample_shape)} in {join.classes} classes", "check the data set",
         )  # fmt: skip
-    _agree(place, "steps per epoch", batch_count(join.samples, batch_size), join.steps)
+    least = batch_count(join.samples, batch_size)
+    if not least <= join.steps <= join.samples:  # the batches of an edge are those of several clients
+        expected = f"steps per epoch from {least} to {join.samples}"
+        raise InputError(place, expected, str(join.steps), "both sides must run the same halfpass")
 
 
 def _agree(place: str, what: str, expected: object, found: object) -> None:
@@ -96,15 +101,19 @@ def _agree(place: str, what: str, expected: object, found: object) -> None:
 class ServerRun:
     """The server's side of a run; the same steps as `local.LocalRun`, with the clients at the end of a wire."""
 
-    def __init__(self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None) -> None:
+    def __init__(
+        self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None, above: str | None
+    ) -> None:
+        """`above` is the address of the server above an edge."""
         assert admission.network is not None
         self.config, self.hub, self.network = config, hub, admission.network
         self.server = setup.build_server(config, self.network)
         joins = [admission.joins[k] for k in range(config.clients.count)]
+        self.above = Above() if above is None else RemoteLink(config, self.server, joins, above)
         self.steps = [join.steps for join in joins]
         self.handover = Handover(config.clients.topology, [join.samples for join in joins])
         self.has_trained = False
-        self.lessons = Lessons(config, self.server, self.steps, store)
+        self.lessons = Lessons(config, self.server, self.steps, store, self.above)
         template = client_weights(setup.build_client(config, self.network, 0))
         self._weight_shapes = {name: (value.shape, value.dtype) for name, value in template.items()}
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
@@ -113,6 +122,7 @@ class ServerRun:
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         self.lessons.after_step = after_step
+        self.above.begin(epoch)
         clients: dict[int, Tally] = {}
         server = Tally(self.server.arithmetic.device)
         for turn in turns(self.config.clients.topology, len(self.steps)):
@@ -215,6 +225,7 @@ class ServerRun:
         """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
         correct, samples = 0, 0
         auxiliary: dict[int, float] = {}
+        self.above.begin_test(epoch)
         self.server.half.eval()
         for k in testers(self.config.clients.topology, len(self.steps)):
             before = self.hub.socket_traffic(k)
@@ -228,6 +239,7 @@ class ServerRun:
                 auxiliary[k] = end.aux_correct / end.samples
             self._leave_out(k, before, sum(tensor.ByteSize() for tensor in weights))
         self.server.half.train()
+        self.above.end_test(epoch, correct, samples)
         return correct / samples, auxiliary
 
     def _test_client(self, k: int, epoch: int) -> tuple[int, int, pb.TestEnd]:
@@ -272,6 +284,7 @@ class ServerRun:
             self.hub.send(k, pb.ServerMessage(finish=finish))
         for k in range(len(self.steps)):
             self.hub.take([k], "finished")
+        self.above.finish()
         meters = list(self.meters().values())
         known = [traffic for traffic in self.sockets().values() if traffic is not None]
         for k in range(len(self.steps)):
@@ -293,12 +306,18 @@ def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int,
         )  # fmt: skip
 
 
-def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[str, Any]:
+def serve(config: Config, bind: str, announce: Callable[[int], None], above: str | None = None) -> dict[str, Any]:
     """Serves one run from joining to the written run folder; returns what `result.json` holds.
 
-    `announce(port)` is called once clients can join.
+    `announce(port)` is called once clients can join. Where the run has an edge, the server with an address `above` it
+    is that edge, and the one without is the server at the top.
     """
     out = Path(str(config.out))
+    if above is not None and config.model.edge_cut is None:
+        raise InputError("--above", "a run with model.edge_cut", "none", "give both, or neither")
+    given = config
+    if above is None and config.model.edge_cut is not None:
+        config = setup.above_edge(config)
     refuse_run(out)
     setup.check_names(config)
     setup.use_threads(config)
@@ -312,8 +331,8 @@ def serve(config: Config, bind: str, announce: Callable[[int], None]) -> dict[st
         hub.wait_for_clients(JOIN_SECONDS)
         assert admission.network is not None
         with setup.open_store(config, admission.network) as store:
-            run = ServerRun(config, hub, admission, store)
-            return _run(config, RunFolder.create(out, config), run)
+            run = ServerRun(config, hub, admission, store, above)
+            return _run(config, RunFolder.create(out, given), run)
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise
@@ -325,6 +344,9 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     try:
         rows = run_epochs(config, run, folder)
         wires = run.finish()
+    except BaseException as error:
+        run.above.fail(*for_peer("edge", error))
+        raise
     finally:  # what was trained is kept, whatever happened
         if run.has_trained:
             folder.save_server(run.server, config)

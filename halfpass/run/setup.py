@@ -2,6 +2,7 @@
 the arguments is found here, before anything is written."""
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfpass.config import Config, DataConfig
+from halfpass.config import ClientsConfig, Config, DataConfig
 from halfpass.errors import InputError, choice_error
 from halfpass.learn.batches import batch_count
 from halfpass.learn.client import Client, unreached_parameters
 from halfpass.learn.data import Dataset, Samples, load
+from halfpass.learn.edge import EdgeHalf
 from halfpass.learn.heads import HEADS, build_head
-from halfpass.learn.models import MIDDLE_CUTS, MODELS, Pair, build_model
+from halfpass.learn.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
 from halfpass.learn.optimizers import build_optimizer
 from halfpass.learn.partition import partition
 from halfpass.learn.precision import Arithmetic, arithmetic
 from halfpass.learn.server import Server
-from halfpass.learn.split import Halves, cut_shapes, split
+from halfpass.learn.split import Halves, cut_shapes, split, split_twice
 from halfpass.learn.whole import Whole
 from halfpass.run.records import available_cores
 from halfpass.wire.codec import CODECS
@@ -105,7 +107,10 @@ def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -
     check_names(config)
     model = build_model(config.model.name, sample_shape, classes, config.train.seed)
     cut = _cut_name(config, model)
-    halves = split(model, cut)
+    if config.model.edge_cut is None:
+        halves = split(model, cut)
+    else:
+        halves = _below_edge(config, model, cut, sample_shape, classes)
     shapes = cut_shapes(halves.client, sample_shape)
     head = None
     if config.method == "decoupled":
@@ -120,7 +125,29 @@ def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -
     return Network(halves, head, cut, shapes, sample_shape, classes, parameters, fingerprint)
 
 
-def _cut_name(config: Config, model: nn.Module | tuple[nn.Module, nn.Module]) -> str:
+def _below_edge(
+    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], classes: int
+) -> Halves:
+    """The client half, and for a server half the edge's: what is between the cuts, and the head at the upper one."""
+    try:
+        above = build_network(above_edge(config), sample_shape, classes)
+    except InputError as error:
+        place = error.place.replace("model.cut", "model.edge_cut")
+        raise InputError(place, error.expected, error.found, error.remedy) from None
+    halves, between = split_twice(model, cut, str(config.model.edge_cut))
+    assert above.head is not None
+    return Halves(halves.client, EdgeHalf(between, above.head))
+
+
+def above_edge(config: Config) -> Config:
+    """The settings of the link between an edge and the server above: of a run with the edge as its only client."""
+    model = dataclasses.replace(config.model, cut=config.model.edge_cut, edge_cut=None)
+    wire = dataclasses.replace(config.wire, every=1, budget=None)  # an edge passes on whatever comes
+    clients = ClientsConfig(topology="independent", partition="own")
+    return dataclasses.replace(config, model=model, clients=clients, wire=wire)
+
+
+def _cut_name(config: Config, model: Model) -> str:
     if config.model.cut is not None or isinstance(model, tuple):
         return config.model.cut or ""
     if config.model.name not in MIDDLE_CUTS:

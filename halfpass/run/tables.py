@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 MISSING = "–"
 UNITS_NOTE = "MB = 10⁶ bytes; –: does not apply or was not measured"
 SETTINGS_OF_SPLITS = (  # centralized training has none of them
-    "runtime", "cut", "head", "topology", "clients", "codec", "every", "replay", "budget", "micro_batch",
+    "runtime", "cut", "edge_cut", "head", "topology", "clients", "codec", "every", "replay", "budget", "micro_batch",
     "feedback_every",
 )  # fmt: skip
 SETTINGS = ("dataset", "model", "epochs", "precision", "device", *SETTINGS_OF_SPLITS)

@@ -87,7 +87,9 @@ def _run_fresh(run: Config, debug: bool) -> None:
 
 def process_count(config: Config) -> int:
     """Processes that compute side by side."""
-    return config.clients.count + 1 if config.runtime == "processes" and config.method != "centralized" else 1
+    if config.runtime == "local" or config.method == "centralized":
+        return 1
+    return config.clients.count + (1 if config.model.edge_cut is None else 2)
 
 
 def with_threads(config: Config) -> Config:

@@ -1,0 +1,32 @@
+"""What a server tells what is above it: nothing at the top, and the server above where it is an edge (`edge.py`)."""
+
+from halfpass.cut import CutBatch
+from halfpass.run.epoch import Tally
+
+
+class Above:
+    """Nothing: above the top there is no one to tell."""
+
+    def begin(self, epoch: int) -> None:
+        """Waits until the server above wants this epoch."""
+
+    def learn(self, batch: CutBatch) -> None:
+        """The edge has learned from this batch, or micro-batch, as it came in."""
+
+    def end(self, epoch: int, tally: Tally) -> None:
+        """The edge's epoch is over, its replays too."""
+
+    def begin_test(self, epoch: int) -> None:
+        """Waits until the server above wants this test."""
+
+    def test(self, batch: CutBatch) -> None:
+        """The edge has answered this test batch."""
+
+    def end_test(self, epoch: int, right: int, samples: int) -> None:
+        """So many of the test's samples the edge's head got right."""
+
+    def finish(self) -> None:
+        """All epochs are over."""
+
+    def fail(self, reason: str, exit_status: int) -> None:
+        """The edge stops, for this reason."""

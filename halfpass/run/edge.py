@@ -1,0 +1,174 @@
+"""An edge's link to the server above it, in either runtime (`learn/edge.py` says what an edge is).
+
+An edge's clients see a server like any other. The link above it is a run of its own, with the edge as its only client:
+its run folder is the whole run's, and the edge's is `edge/` in it.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from halfpass.config import Config, shared_settings
+from halfpass.cut import CutBatch
+from halfpass.errors import RunError
+from halfpass.learn.edge import EdgeHalf
+from halfpass.learn.server import Server
+from halfpass.run import setup
+from halfpass.run.above import Above
+from halfpass.run.epoch import Tally
+from halfpass.run.memory import PeakMemory
+from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, result
+from halfpass.run.replay import Lessons
+from halfpass.run.rounds import place_in_epoch
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.connection import Connection
+from halfpass.wire.loopback import Loopback
+from halfpass.wire.messages import PROTOCOL, write_batch
+from halfpass.wire.store import UploadStore
+
+
+class _Link(Above):
+    """Numbers what goes up: in round-robin by its place in the edge's epoch, else one by one."""
+
+    def __init__(self, config: Config, edge: Server, steps: Sequence[int]) -> None:
+        """`config` is the edge's own; `steps` are its clients' per epoch."""
+        assert isinstance(edge.half, EdgeHalf)
+        self.config, self._half, self._below, self._steps = setup.above_edge(config), edge.half, config, steps
+        self._step = -1
+
+    def learn(self, batch: CutBatch) -> None:
+        if batch.before == 0:
+            place = place_in_epoch(self._below.clients.topology, self._steps, batch.client, batch.step)
+            self._step = place if self._below.wire.order == "round-robin" else self._step + 1
+        self._send(self._crossing(batch), test=False)
+
+    def test(self, batch: CutBatch) -> None:
+        self._step += 1
+        self._send(self._crossing(batch), test=True)
+
+    def begin(self, epoch: int) -> None:
+        self._step = -1
+
+    def begin_test(self, epoch: int) -> None:
+        self._step = -1
+
+    def _crossing(self, batch: CutBatch) -> CutBatch:
+        return CutBatch(
+            0, batch.epoch, self._step, self._half.crossing, batch.labels, batch.before, batch.after
+        )
+
+    def _send(self, batch: CutBatch, *, test: bool) -> None:
+        raise NotImplementedError
+
+
+class LocalLink(_Link):
+    """The server above, in the edge's own process."""
+
+    def __init__(
+        self, config: Config, edge: Server, steps: Sequence[int], network: setup.Network, folder: RunFolder,
+        store: UploadStore | None,
+    ) -> None:  # fmt: skip
+        super().__init__(config, edge, steps)
+        self.server = setup.build_server(self.config, network)
+        self._cut, self._folder, self._wire = network.cut, folder, Loopback(self.config.wire.codec)
+        self._lessons = Lessons(self.config, self.server, [sum(steps)], store, Above())
+        self._memory = PeakMemory(self.server.arithmetic.device)
+        self._rows: list[Row] = []
+
+    def begin(self, epoch: int) -> None:
+        super().begin(epoch)
+        self._served, self._began = Tally(self.server.arithmetic.device), time.perf_counter()
+
+    def end(self, epoch: int, tally: Tally) -> None:
+        self._lessons.end_epoch(epoch, self._served)
+        self._served.peak_memory_bytes = self._memory.peak_bytes()
+        self._edge, self._seconds = tally, time.perf_counter() - self._began
+
+    def begin_test(self, epoch: int) -> None:
+        super().begin_test(epoch)
+        self._right = 0
+        self.server.half.eval()
+
+    def end_test(self, epoch: int, right: int, samples: int) -> None:
+        self.server.half.train()
+        self._rows += self._folder.add_rows(epoch_rows(
+            epoch, self._seconds, self._served, {0: self._edge}, self._right / samples, {0: right / samples},
+            {0: self._wire.meter}, {0: None}, before=self._rows,
+        ))  # fmt: skip
+
+    def _send(self, batch: CutBatch, *, test: bool) -> None:
+        received, upload = self._wire.batch(write_batch(batch, self.config.wire.codec, test=test))
+        if test:
+            self._right += self._lessons.test(received, upload)
+        else:
+            self._lessons.learn(received, upload, self._served)
+        self._wire.ack(received)
+
+    def save(self) -> None:
+        self._folder.save_server(self.server, self.config)
+
+    def result(self) -> dict[str, Any]:
+        """What `result.json` of the run holds."""
+        wires = Wires([self._wire.meter], None)
+        outcome = result(self.config, self._cut, self._rows, wires, self._folder.environment)
+        return self._folder.finish(outcome)
+
+
+class RemoteLink(_Link):
+    """The server above, at the other end of a connection: a client's side of `wire/service.py`."""
+
+    def __init__(self, config: Config, edge: Server, joins: Sequence[pb.Join], address: str) -> None:
+        super().__init__(config, edge, [join.steps for join in joins])
+        self._memory = PeakMemory(edge.arithmetic.device)
+        shape, classes = tuple(joins[0].sample_shape), joins[0].classes
+        network = setup.build_network(self.config, shape, classes)
+        self.connection = Connection(
+            address, window_bytes=config.wire.window, timeout=config.wire.timeout
+        )
+        self.connection.send(pb.ClientMessage(join=pb.Join(
+            protocol=PROTOCOL, client=0, settings=json.dumps(shared_settings(self.config)), sample_shape=shape,
+            classes=classes, samples=sum(join.samples for join in joins), steps=sum(self._steps),
+            parameters=network.parameters, fingerprint=network.fingerprint,
+        )))  # fmt: skip
+        self.connection.receive("joined")
+
+    def begin(self, epoch: int) -> None:
+        super().begin(epoch)
+        self._expect(epoch, self.connection.receive("begin").begin.epoch)
+
+    def end(self, epoch: int, tally: Tally) -> None:
+        end = pb.EpochEnd(
+            epoch=epoch, loss=tally.mean_loss, samples=tally.samples, busy_seconds=tally.busy_seconds,
+            learning_rate=tally.learning_rate or 0.0, peak_memory_bytes=self._memory.peak_bytes(),
+            uploads=tally.steps,
+        )  # fmt: skip
+        self.connection.send_in_turn(lambda: [pb.ClientMessage(epoch_end=end)])
+
+    def begin_test(self, epoch: int) -> None:
+        super().begin_test(epoch)
+        self._expect(epoch, self.connection.receive("test").test.epoch)
+
+    def end_test(self, epoch: int, right: int, samples: int) -> None:
+        end = pb.TestEnd(epoch=epoch, aux_correct=right, samples=samples, has_head=True)
+        self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
+
+    def finish(self) -> None:
+        self.connection.receive("finish")
+        self.connection.finish()
+
+    def fail(self, reason: str, exit_status: int) -> None:
+        self.connection.fail(reason, exit_status)
+
+    def _expect(self, epoch: int, found: int) -> None:
+        if found != epoch:
+            remedy = "both sides must run the same halfpass"
+            raise RunError("the server above", f"epoch {epoch}", f"epoch {found}", remedy)
+
+    def _send(self, batch: CutBatch, *, test: bool) -> None:
+        self.connection.send_in_turn(partial(_encoded, batch, self.config.wire.codec, test))
+
+
+def _encoded(batch: CutBatch, codec: str, test: bool) -> list[pb.ClientMessage]:
+    return [write_batch(batch, codec, test=test)]

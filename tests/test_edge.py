@@ -1,0 +1,154 @@
+"""client → edge → server: two cuts, two one-way wires."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from plain import HandCut
+from safetensors.torch import load_file
+from test_invariants import SGD, config, data, equal, plain_batches, shards  # noqa: F401
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from halfpass.config import ClientsConfig, Config, ModelConfig, ServerConfig, TrainConfig, WireConfig
+from halfpass.learn.edge import EdgeHalf
+from halfpass.learn.models import build_model
+from halfpass.learn.split import split_twice
+from halfpass.run import setup
+from halfpass.run.cli import main
+from halfpass.run.export import export
+from halfpass.run.local import train_local
+from halfpass.run.records import RunFolder
+from halfpass.run.train import train
+
+
+class ThreeParts(HandCut):
+    def __init__(self):
+        super().__init__()
+        self.middle = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+
+    def forward(self, x):
+        return self.classifier(self.above(self.middle(self.below(x))))
+
+
+def three_parts(sample_shape, classes):
+    return ThreeParts()
+
+
+class Skipping(nn.Module):
+    """What leaves `first` is alive across both cuts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.third(self.second(x) + x)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [("stem", "stage_1.0"), ("stage_1.1.conv_1", "stage_2.0.norm_1"), ("stage_1.2", "pool")])
+@pytest.mark.parametrize("mode", [True, False])
+def test_three_parts_are_the_whole(lower, upper, mode):
+    model = build_model("resnet20", (3, 16, 16), 10, seed=0).train(mode)
+    halves, between = split_twice(model, lower, upper)
+    x = torch.randn(4, 3, 16, 16)
+    out = halves.server(*between(*halves.client(x)))
+    assert torch.equal(out, model(x))
+    parts = [part.state_dict() for part in (halves.client, between, halves.server)]
+    assert sorted(name for state in parts for name in state) == sorted(model.state_dict())
+    assert equal({name: value for state in parts for name, value in state.items()}, model.state_dict())  # statistics too
+
+
+def test_what_crosses_both_cuts_is_copied():
+    """Its memory is the wire's, which decodes the next batch into it."""
+    halves, between = split_twice(Skipping(), "first", "second")
+    half = EdgeHalf(between, nn.Linear(5, 3))
+    crossing = halves.client(torch.randn(2, 4))
+    half(*crossing)
+    assert [torch.equal(kept, crossing[0]) for kept in half.crossing] == [False, True]
+    kept = half.crossing[1].clone()
+    crossing[0].data.zero_()
+    assert torch.equal(half.crossing[1], kept)
+
+
+def test_a_chain_is_one_module_with_detach_at_both_cuts(data, tmp_path):  # noqa: F811
+    settings = config(schedule="constant", model="test_edge:three_parts")
+    settings = dataclasses.replace(settings, out=str(tmp_path), model=dataclasses.replace(settings.model, edge_cut="middle"))
+    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    upper = setup.build_network(setup.above_edge(settings), data.train.sample_shape, data.classes)
+    model, (low, high) = ThreeParts(), (network.head, upper.head)
+    model.load_state_dict(upper.halves.client.state_dict() | upper.halves.server.state_dict())
+    model, low, high = (part.to(memory_format=torch.channels_last) for part in (model, low, high))
+    parameters = [*model.parameters(), *low.parameters(), *high.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, fused=True, **SGD)
+    train_local(settings, RunFolder.create(tmp_path, settings), data, shards(data, [64]), network)
+    for x, y in plain_batches(data):
+        z = model.below(x)
+        u = model.middle(z.detach())
+        logits = model.classifier(model.above(u.detach()))
+        optimizer.zero_grad()
+        (cross_entropy(low(z), y) + cross_entropy(high(u), y) + cross_entropy(logits, y)).backward()
+        optimizer.step()
+    saved = load_file(tmp_path / "edge" / "client-0.safetensors") | {
+        f"{owner}.{name}": value for owner in ("edge", "top")
+        for name, value in load_file(tmp_path / ("edge" if owner == "edge" else "") / "server.safetensors").items()
+    }  # fmt: skip
+    state = model.state_dict()
+    expected = {f"auxiliary_head.{name}": value for name, value in low.state_dict().items()}
+    expected |= {f"edge.server_half.head.{name}": value for name, value in high.state_dict().items()}
+    for name, value in state.items():
+        part = {"below": "client_half.", "middle": "edge.server_half.between."}.get(name.partition(".")[0], "top.server_half.")
+        expected[part + name] = value
+    assert equal(saved, expected)
+
+
+CHAIN = Config(
+    model=ModelConfig("digits-cnn", "block_1", edge_cut="block_3"), clients=ClientsConfig(2),
+    train=TrainConfig(epochs=2, batch_size=64, threads=1, micro_batch=24),
+    wire=WireConfig(codec="int8", every=2, timeout=20), server=ServerConfig(replay=2),
+)  # fmt: skip
+
+
+def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
+    """Two clients, of whose batches every second goes up; in micro-batches; both servers use each upload twice."""
+    outcomes = {
+        runtime: train(dataclasses.replace(CHAIN, runtime=runtime, out=str(tmp_path / runtime)))
+        for runtime in ("local", "processes")
+    }
+    for file in ("edge/client-0", "edge/client-1", "edge/server", "server"):
+        assert equal(*(load_file(tmp_path / runtime / f"{file}.safetensors") for runtime in outcomes)), file
+    links = {
+        runtime: [json.loads((tmp_path / runtime / part / "result.json").read_text()) for part in ("edge", ".")]
+        for runtime in outcomes
+    }
+    for edge, top in links.values():
+        assert (edge["cut"], edge["edge_cut"], top["cut"], top["edge_cut"]) == ("block_1", "block_3", "block_3", None)
+        assert top["aux_test_accuracy"] == edge["test_accuracy"]
+        assert top["test_accuracy"] > 0.5
+        for link in (edge, top):
+            assert link["bytes"]["down"]["gradients"] == 0
+        assert top["bytes"]["up"]["labels"] == edge["bytes"]["up"]["labels"]
+        assert 0.4 < top["bytes"]["up"]["activations"] / edge["bytes"]["up"]["activations"] < 0.6  # 64×4×4 and 32×8×8
+    for local, processes in zip(*links.values(), strict=True):
+        assert local["test_accuracy"] == processes["test_accuracy"]
+        assert {k: local["bytes"]["up"][k] for k in ("activations", "labels")} == {
+            k: processes["bytes"]["up"][k] for k in ("activations", "labels")
+        }  # fmt: skip
+    exported = export(tmp_path / "processes", 0, None)
+    assert exported.accuracy == pytest.approx(outcomes["processes"]["test_accuracy"], abs=0.02)  # through codec int8
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["train", "--method", "conventional", "--model.edge_cut", "block_3"], "model.edge_cut: expected decoupled training, all of it, found conventional;"),
+    (["train", "--model.edge_cut", "block_3", "--train.feedback_every", "2"], "model.edge_cut: expected decoupled training, all of it, found train.feedback_every;"),
+    (["train", "--model.edge_cut", "block_1"], "model.edge_cut 'block_1': expected a layer behind block_2, found one that is not;"),
+    (["train", "--model.edge_cut", "block_9"], "model.edge_cut 'block_9': expected"),
+    (["train", "--model.edge_cut", "block_3", "--server.store", "s"], "server.store: expected its default with model.edge_cut"),
+    (["serve", "--above", "127.0.0.1:1"], "--above: expected a run with model.edge_cut, found none; give both, or neither"),
+])  # fmt: skip
+def test_what_is_no_chain_is_refused(tmp_path, capsys, words, said):
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
