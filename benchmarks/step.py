@@ -372,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     command = shlex.join(["python", "benchmarks/step.py", *(sys.argv[1:] if arguments is None else arguments)])
     out = options.out and options.out.absolute()
-    setup.use_threads(MIDDLE)
+    setup.settle_process(MIDDLE)
     rows: list[Row] = []
     for name in options.only:
         for measured in BENCHMARKS[name](Turns(options.steps, options.rounds)):

@@ -100,7 +100,7 @@ def join(config: Config, address: str, index: int) -> Path:
     """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`."""
     setup.check_index(config, index)
     folder = RunFolder.for_client(Path(str(config.out)), index)
-    setup.use_threads(config)
+    setup.settle_process(config)
     setup.check_names(config)
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]

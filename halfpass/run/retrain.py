@@ -41,7 +41,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
         network = _network(config, store)
         passes = _passes(config, store)
-        setup.use_threads(config)
+        setup.settle_process(config)
         server = setup.build_server(config, network)
         folder = RunFolder.create(out, config)
         rows, total, done = [], sum(map(len, passes)), 0

@@ -320,7 +320,7 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
         config = setup.above_edge(config)
     refuse_run(out)
     setup.check_names(config)
-    setup.use_threads(config)
+    setup.settle_process(config)
     admission = Admission(config)
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,

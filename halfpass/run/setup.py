@@ -27,6 +27,7 @@ from halfpass.learn.precision import Arithmetic, arithmetic
 from halfpass.learn.server import Server
 from halfpass.learn.split import Halves, cut_shapes, split, split_twice
 from halfpass.learn.whole import Whole
+from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
 from halfpass.wire.codec import CODECS
 from halfpass.wire.store import UploadStore
@@ -199,8 +200,9 @@ def check_names(config: Config) -> None:
         if ":" not in name and name not in table:
             raise choice_error(place, [*table, "module:function"], name)
 
-def use_threads(config: Config, processes: int = 1) -> None:
-    """Sets this process's CPU threads: as configured, or an even share of the cores."""
+def settle_process(config: Config, processes: int = 1) -> None:
+    """This process's CPU threads, as configured or an even share of the cores, and its malloc, for training."""
+    keep_freed_memory()
     torch.set_num_threads(threads_each(config, processes))
 
 

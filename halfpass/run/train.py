@@ -32,7 +32,7 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     if process_count(config) > 1:
         RunFolder.create(out, config)
         return train_processes(config, out, debug=debug)
-    setup.use_threads(config)
+    setup.settle_process(config)
     device = torch.device(config.train.device)
     # Every step seeds the global generators; the caller's come back.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
