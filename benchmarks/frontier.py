@@ -22,22 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
+from halfpass.run.figures import COLOURS, INK, STYLE
 from halfpass.run.records import environment, read_result, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, UNCOMPRESSED = "conventional, float32", "decoupled"  # what the ratios of every row are to
+CODEC_ORDER = ["none", "fp16", "bf16", "int8", "int4", "int2"]
 RECIPE = {
     "data.name": "cifar10", "model.name": "resnet20", "model.cut": "stage_2.2", "model.head": "linear",
     "train.epochs": 12, "train.precision": "bf16", "train.threads": 1,
 }  # fmt: skip
 
 
-def decoupled(codec: str, every: int = 1, replay: int = 1) -> dict[str, Any]:
-    return {"method": "decoupled", "wire.codec": codec, "wire.every": every, "server.replay": replay}
+def decoupled(codec: str, every: int = 1, replay: int = 1, **more: Any) -> dict[str, Any]:
+    return {"method": "decoupled", "wire.codec": codec, "wire.every": every, "server.replay": replay, **more}
 
 
 def conventional(codec: str, **more: Any) -> dict[str, Any]:
@@ -64,6 +66,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "decoupled, int4": decoupled("int4"),
     "decoupled, int2": decoupled("int2"),
     REFERENCE: conventional("none", **{"train.precision": "fp32"}),
+    "decoupled, int8+zstd, feedback 16": decoupled("int8+zstd", **{"train.feedback_every": 16}),
+    "decoupled, int8+zstd, feedback 4": decoupled("int8+zstd", **{"train.feedback_every": 4}),
+    "decoupled, int8+zstd, feedback 1": decoupled("int8+zstd", **{"train.feedback_every": 1}),
 }  # fmt: skip
 
 
@@ -112,27 +117,49 @@ def rows(work: Path) -> list[dict[str, Any]]:
 
 
 def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
-    """Accuracy against socket bytes, a logarithmic axis; both methods."""
-    matplotlib.rcParams["svg.hashsalt"] = "halfpass"
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for method, color, marker in (("decoupled", "tab:blue", "o"), ("conventional", "tab:orange", "s")):
-        points = [row for row in found if row["method"] == method]
-        axes.scatter(
-            [socket_bytes(row) / 1e9 for row in points], [100 * row["test_accuracy"] for row in points],
-            color=color, marker=marker, label=method,
+    """Accuracy against socket bytes, a logarithmic axis: colour for the codec, marker for what else is done."""
+    codecs = list(dict.fromkeys(row["codec"].removesuffix("+zstd") for row in found))
+    colours = dict(zip(sorted(codecs, key=CODEC_ORDER.index), COLOURS, strict=False))
+    style: dict[Any, Any] = {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "frontier", "font.size": 9}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        kinds: dict[str, tuple[str, bool]] = {}
+        for row in found:
+            kind, marker, filled = _look(row)
+            kinds[kind] = (marker, filled)
+            colour = colours[row["codec"].removesuffix("+zstd")]
+            axes.plot(
+                socket_bytes(row) / 1e9, 100 * row["test_accuracy"], linestyle="", marker=marker, markersize=7,
+                color=colour, markerfacecolor=colour if filled else "white",
+            )  # fmt: skip
+        axes.set(
+            xscale="log", xlabel="GB at the socket, up and down, in the whole training",
+            ylabel="test accuracy, last epoch (%)",
         )  # fmt: skip
-        for row in points:
-            label = row["training"].removeprefix(method).lstrip(", ") or "none"
-            place = (socket_bytes(row) / 1e9, 100 * row["test_accuracy"])
-            axes.annotate(label, place, textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set_xscale("log")
-    axes.set_xlabel("bytes at the socket, up and down, of the whole training [GB]")
-    axes.set_ylabel("test accuracy, last epoch [%]")
-    axes.set_title("CIFAR-10, ResNet-20, 12 epochs: accuracy against bytes")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(file, metadata={"Date": None})
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid()
+        legend = [Line2D([], [], color=colour, linewidth=5, label=codec) for codec, colour in colours.items()]
+        legend += [
+            Line2D([], [], linestyle="", marker=marker, color=INK, markerfacecolor=INK if full else "white", label=kind)
+            for kind, (marker, full) in kinds.items()
+        ]
+        figure.legend(handles=legend, loc="outside right upper", title="codec, with or without zstd")
+        figure.savefig(file, metadata={"Date": None, "Creator": None})
+
+
+def _look(row: dict[str, Any]) -> tuple[str, str, bool]:
+    """(what is done beside encoding, marker, whether it is filled)"""
+    if row["method"] == "conventional":
+        return "conventional", "s", True
+    if row.get("feedback_every"):
+        marker = {1: "P", 4: "X", 16: "*"}[row["feedback_every"]]
+        return f"decoupled, feedback every {row['feedback_every']}", marker, True
+    every, replay = row["every"], row["replay"]
+    words = [f"every {every}"] * (every > 1) + [f"replay {replay}"] * (replay > 1)
+    return ", ".join(["decoupled", *words]), {1: "o", 2: "^", 4: "v"}[every], replay == 1
 
 
 def main() -> int:
