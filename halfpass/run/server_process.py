@@ -39,8 +39,9 @@ MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make
 class Admission:
     """Checks newcomers. The first one's sample shape and classes settle the network; the others must agree."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, of_edge: bool = False) -> None:
+        """`of_edge`: the newcomer is an edge, whose steps are those of its clients."""
+        self.config, self._of_edge = config, of_edge
         self.joins: dict[int, pb.Join] = {}
         self.network: setup.Network | None = None  # only once a client has been admitted
 
@@ -51,7 +52,7 @@ class Admission:
         theirs, ours = _settings(place, join), shared_settings(self.config)
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
-        _check_sizes(place, join, self.config.train.batch_size)
+        _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
         _agree(place, "number of classes", first.classes, join.classes)
@@ -77,7 +78,7 @@ def _settings(place: str, join: pb.Join) -> dict[str, Any]:
     return settings
 
 
-def _check_sizes(place: str, join: pb.Join, batch_size: int) -> None:
+def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> None:
     """What a client says of its data, before anything of that size is built."""
     values = math.prod(join.sample_shape)
     if not (join.sample_shape and 0 < values <= MOST_VALUES and 0 < join.classes <= MOST_CLASSES):
@@ -85,10 +86,10 @@ def _check_sizes(place: str, join: pb.Join, batch_size: int) -> None:
             place, f"samples of 1 to {MOST_VALUES} values in 1 to {MOST_CLASSES} classes",
             f"shape {tuple(join.sample_shape)} in {join.classes} classes", "check the data set",
         )  # fmt: skip
-    least = batch_count(join.samples, batch_size)
-    if not least <= join.steps <= join.samples:  # the batches of an edge are those of several clients
-        expected = f"steps per epoch from {least} to {join.samples}"
-        raise InputError(place, expected, str(join.steps), "both sides must run the same halfpass")
+    steps = batch_count(join.samples, batch_size)
+    if of_edge and steps <= join.steps <= join.samples:  # each of several clients may have a smaller last batch
+        return
+    _agree(place, "steps per epoch", steps, join.steps)
 
 
 def _agree(place: str, what: str, expected: object, found: object) -> None:
@@ -315,13 +316,13 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
     out = Path(str(config.out))
     if above is not None and config.model.edge_cut is None:
         raise InputError("--above", "a run with model.edge_cut", "none", "give both, or neither")
-    given = config
-    if above is None and config.model.edge_cut is not None:
+    given, of_edge = config, above is None and config.model.edge_cut is not None
+    if of_edge:
         config = setup.above_edge(config)
     refuse_run(out)
     setup.check_names(config)
     setup.settle_process(config)
-    admission = Admission(config)
+    admission = Admission(config, of_edge=of_edge)
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
         admit=admission.admit, check=admission.check, keep_uploads=setup.keeps_uploads(config),
