@@ -137,7 +137,7 @@ class Feeder:
         drawn = itertools.islice(train_batches(data, shard, BATCH_SIZE, seed=0, client=0, epoch=0), MADE_BATCHES)
         cut = [client_side.decoupled_step(client, x, labels, 0, step)[0] for step, (x, labels) in enumerate(drawn)]
         self.batches = [write_batch(batch, config.wire.codec) for batch in cut]
-        self.join = join_message(config, network, data, shard, 0)
+        self.join = join_message(config, network, 0, len(shard), steps_of(config))
         self.config = config
 
     @property

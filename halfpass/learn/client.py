@@ -6,7 +6,7 @@ for the gradient of the activations, and learns from that.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int64
@@ -56,7 +56,7 @@ def decoupled_step(
         tensors = client.half(client.arithmetic.move(x))
         logits = client.head(tensors[0])  # (B, classes)
     loss = cross_entropy(logits.float(), client.arithmetic.move(labels))
-    batch = replace(_cut_batch(client, tensors, labels, epoch, step), before=before, after=after)
+    batch = _cut_batch(client, tensors, labels, epoch, step, before, after)
     (loss * batch.share).backward()
     if batch.last:
         client.optimizer.step()
@@ -133,5 +133,7 @@ def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:
     torch.manual_seed(derive_seed(client.seed, "client", client.index, epoch, step, before))
 
 
-def _cut_batch(client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int) -> CutBatch:
-    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), labels)
+def _cut_batch(
+    client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0
+) -> CutBatch:
+    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), labels, before, after)

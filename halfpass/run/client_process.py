@@ -85,15 +85,17 @@ class ClientRun:
         batches = test_batches(self.data, self.data.test, self.config.train.at_once)
         correct = 0
         for batch, right in test_epoch(self.client, batches, test.epoch):
-            self.connection.send_in_turn(partial(self._test_messages, batch))
+            self.connection.send_in_turn(partial(encoded, batch, self.config.wire.codec, test=True))
             correct += right
         end = pb.TestEnd(
             epoch=test.epoch, aux_correct=correct, samples=len(self.data.test), has_head=self.client.head is not None
         )
         self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
 
-    def _test_messages(self, batch: CutBatch) -> list[pb.ClientMessage]:
-        return [write_batch(batch, self.config.wire.codec, test=True)]
+
+def encoded(batch: CutBatch, codec: str, *, test: bool) -> list[pb.ClientMessage]:
+    """As `Connection.send_in_turn` has it made."""
+    return [write_batch(batch, codec, test=test)]
 
 
 def join(config: Config, address: str, index: int) -> Path:
@@ -110,7 +112,9 @@ def join(config: Config, address: str, index: int) -> Path:
         address, window_bytes=config.wire.window, timeout=config.wire.timeout
     )
     try:
-        connection.send(pb.ClientMessage(join=join_message(config, network, data, shard, index)))
+        connection.send(pb.ClientMessage(join=join_message(
+            config, network, index, len(shard), batch_count(len(shard), config.train.batch_size)
+        )))
         connection.receive("joined")
         run = ClientRun(config, connection, client, data, shard)
         try:
@@ -125,10 +129,10 @@ def join(config: Config, address: str, index: int) -> Path:
     return folder.path
 
 
-def join_message(config: Config, network: setup.Network, data: Dataset, shard: Samples, index: int) -> pb.Join:
+def join_message(config: Config, network: setup.Network, index: int, samples: int, steps: int) -> pb.Join:
+    """What client `index`, of so many training samples and steps per epoch, says first."""
     return pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(shared_settings(config)),
-        sample_shape=data.train.sample_shape, classes=data.classes, samples=len(shard),
-        steps=batch_count(len(shard), config.train.batch_size), parameters=network.parameters,
-        fingerprint=network.fingerprint,
+        sample_shape=network.sample_shape, classes=network.classes, samples=samples, steps=steps,
+        parameters=network.parameters, fingerprint=network.fingerprint,
     )  # fmt: skip

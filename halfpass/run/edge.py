@@ -4,19 +4,20 @@ An edge's clients see a server like any other. The link above it is a run of its
 its run folder is the whole run's, and the edge's is `edge/` in it.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from halfpass.config import Config, shared_settings
+from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
 from halfpass.learn.edge import EdgeHalf
 from halfpass.learn.server import Server
 from halfpass.run import setup
 from halfpass.run.above import Above
+from halfpass.run.children import for_peer
+from halfpass.run.client_process import encoded, join_message
 from halfpass.run.epoch import Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, result
@@ -25,7 +26,7 @@ from halfpass.run.rounds import place_in_epoch
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.loopback import Loopback
-from halfpass.wire.messages import PROTOCOL, write_batch
+from halfpass.wire.messages import write_batch
 from halfpass.wire.store import UploadStore
 
 
@@ -122,17 +123,18 @@ class RemoteLink(_Link):
     def __init__(self, config: Config, edge: Server, joins: Sequence[pb.Join], address: str) -> None:
         super().__init__(config, edge, [join.steps for join in joins])
         self._memory = PeakMemory(edge.arithmetic.device)
-        shape, classes = tuple(joins[0].sample_shape), joins[0].classes
-        network = setup.build_network(self.config, shape, classes)
+        network = setup.build_network(self.config, tuple(joins[0].sample_shape), joins[0].classes)
+        samples = sum(join.samples for join in joins)
         self.connection = Connection(
             address, window_bytes=config.wire.window, timeout=config.wire.timeout
         )
-        self.connection.send(pb.ClientMessage(join=pb.Join(
-            protocol=PROTOCOL, client=0, settings=json.dumps(shared_settings(self.config)), sample_shape=shape,
-            classes=classes, samples=sum(join.samples for join in joins), steps=sum(self._steps),
-            parameters=network.parameters, fingerprint=network.fingerprint,
-        )))  # fmt: skip
-        self.connection.receive("joined")
+        try:
+            join = join_message(self.config, network, 0, samples, sum(self._steps))
+            self.connection.send(pb.ClientMessage(join=join))
+            self.connection.receive("joined")
+        except BaseException as error:
+            self.fail(*for_peer("edge", error))
+            raise
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
@@ -167,8 +169,4 @@ class RemoteLink(_Link):
             raise RunError("the server above", f"epoch {epoch}", f"epoch {found}", remedy)
 
     def _send(self, batch: CutBatch, *, test: bool) -> None:
-        self.connection.send_in_turn(partial(_encoded, batch, self.config.wire.codec, test))
-
-
-def _encoded(batch: CutBatch, codec: str, test: bool) -> list[pb.ClientMessage]:
-    return [write_batch(batch, codec, test=test)]
+        self.connection.send_in_turn(partial(encoded, batch, self.config.wire.codec, test=test))

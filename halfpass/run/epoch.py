@@ -91,20 +91,17 @@ class ClientEpoch:
             recipe = self._config.train
             lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
             set_learning_rate(self._client.optimizer, lr)
-            if not self._config.returns_gradient(step):
+            if self._config.returns_gradient(step):
+                self._pending = client_side.conventional_forward(self._client, x, labels, self._epoch, step)
+                batch, loss = self._pending.batch, self._pending.local_loss
+            else:
                 batch, loss = client_side.decoupled_step(
                     self._client, x, labels, self._epoch, step, before, after
                 )
-                check_finite(loss, f"client {self._client.index}, auxiliary loss", self._epoch, step)
-                self.tally.add(loss, len(batch), lr, last=batch.last)
-                return batch
-            self._pending = client_side.conventional_forward(self._client, x, labels, self._epoch, step)
             if self._client.head is not None:
-                check_finite(
-                    self._pending.local_loss, f"client {self._client.index}, auxiliary loss", self._epoch, step
-                )
-            self.tally.add(self._pending.local_loss, len(labels), lr)
-            return self._pending.batch
+                check_finite(loss, f"client {self._client.index}, auxiliary loss", self._epoch, step)
+            self.tally.add(loss, len(batch), lr, last=batch.last)
+            return batch
 
     def backward(self, gradients: tuple[Tensor, ...]) -> None:
         """Learns from the gradients of the last batch, where the server returns them."""
