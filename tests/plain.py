@@ -3,9 +3,15 @@
 `whole_model` is not cut by torch.fx: its forward is written out in two parts by hand.
 """
 
+import dataclasses
+import json
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
+
+from halfpass.run.train import train
 
 
 class HandCut(nn.Module):
@@ -45,3 +51,22 @@ def train_end_to_end(model, batches, lr_of_step, settings):
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def train_in_both_runtimes(settings, folder, owners=("client-0", "client-1", "server")):
+    """Holds that processes and one process end with the same weights of all `owners`; returns both results."""
+    runtimes = ("local", "processes")
+    results = {name: train(dataclasses.replace(settings, runtime=name, out=str(folder / name))) for name in runtimes}
+    for owner in owners:
+        local, processes = (load_file(folder / name / f"{owner}.safetensors") for name in runtimes)
+        assert equal(local, processes), owner
+    return results
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from plain import HandCut
+from plain import HandCut, equal, train_in_both_runtimes
 from safetensors.torch import load_file
-from test_invariants import SGD, config, data, equal, plain_batches, shards  # noqa: F401
+from test_invariants import SGD, config, data, plain_batches, shards  # noqa: F401
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -20,7 +20,6 @@ from halfpass.run.cli import main
 from halfpass.run.export import export
 from halfpass.run.local import train_local
 from halfpass.run.records import RunFolder
-from halfpass.run.train import train
 
 
 class ThreeParts(HandCut):
@@ -113,12 +112,8 @@ CHAIN = Config(
 
 def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
     """Two clients, of whose batches every second goes up; in micro-batches; both servers use each upload twice."""
-    outcomes = {
-        runtime: train(dataclasses.replace(CHAIN, runtime=runtime, out=str(tmp_path / runtime)))
-        for runtime in ("local", "processes")
-    }
-    for file in ("edge/client-0", "edge/client-1", "edge/server", "server"):
-        assert equal(*(load_file(tmp_path / runtime / f"{file}.safetensors") for runtime in outcomes)), file
+    owners = ("edge/client-0", "edge/client-1", "edge/server", "server")
+    outcomes = train_in_both_runtimes(CHAIN, tmp_path, owners)
     links = {
         runtime: [json.loads((tmp_path / runtime / part / "result.json").read_text()) for part in ("edge", ".")]
         for runtime in outcomes

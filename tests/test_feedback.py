@@ -1,16 +1,13 @@
 """The dial between the methods: a gradient for every so-manieth batch of a decoupled run."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_invariants import SGD, config, data, equal, joined, plain_batches, plain_start, run  # noqa: F401
+from plain import equal, rows_of, train_in_both_runtimes
+from test_invariants import SGD, config, data, joined, plain_batches, plain_start, run  # noqa: F401
 from torch.nn.functional import cross_entropy
 
 from halfpass.config import ClientsConfig, Config, ServerConfig, TrainConfig, WireConfig
 from halfpass.run.cli import main
-from halfpass.run.train import train
 
 
 def test_a_gradient_for_every_batch_makes_it_conventional(data):  # noqa: F811
@@ -43,20 +40,15 @@ def test_a_gradient_now_and_then_by_hand(data):  # noqa: F811
 
 def test_processes_do_what_local_does_and_replays_get_no_gradient(tmp_path):
     """Two clients with unequal shards; every second batch goes up, every fourth comes back, and all are used twice."""
-    outcomes, names = {}, ["client-0", "client-1", "server"]
-    for runtime in ("local", "processes"):
-        outcomes[runtime] = train(Config(
-            runtime=runtime, out=str(tmp_path / runtime), clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0),
-            train=TrainConfig(epochs=2, batch_size=64, threads=1, feedback_every=4),
-            wire=WireConfig(every=2, codec="bf16", timeout=20), server=ServerConfig(replay=2),
-        ))  # fmt: skip
-    local, processes = ({n: load_file(tmp_path / runtime / f"{n}.safetensors") for n in names} for runtime in outcomes)
-    for name in names:
-        assert equal(local[name], processes[name]), name
-    for outcome in outcomes.values():
+    settings = Config(
+        clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0),
+        train=TrainConfig(epochs=2, batch_size=64, threads=1, feedback_every=4),
+        wire=WireConfig(every=2, codec="bf16", timeout=20), server=ServerConfig(replay=2),
+    )  # fmt: skip
+    for outcome in train_in_both_runtimes(settings, tmp_path).values():
         up, down = outcome["bytes"]["up"]["activations"], outcome["bytes"]["down"]["gradients"]
         assert 0.4 < down / up < 0.6
-    rows = [json.loads(line) for line in (tmp_path / "processes" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "processes")
     uploads = sum(row["uploads"] for row in rows if row["process"] != "server")
     assert sum(row["steps"] for row in rows if row["process"] == "server") == 2 * uploads
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from plain import HandCut, train_decoupled, train_end_to_end
+from plain import HandCut, equal, train_decoupled, train_end_to_end
 from torch import nn
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
@@ -86,11 +86,6 @@ def one_cycle(step, total=8, peak=0.05):
         optimizer.step()
         schedule.step()
     return optimizer.param_groups[0]["lr"]
-
-
-def equal(one, other):
-    assert one.keys() == other.keys()
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def close(one, other):

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from plain import rows_of, train_in_both_runtimes
 
 from halfpass.config import ClientsConfig, Config, TrainConfig, WireConfig, as_dict
 from halfpass.errors import RunError
@@ -31,28 +30,13 @@ def config(out, runtime="processes", method="decoupled", clients=2, topology="sp
     )  # fmt: skip
 
 
-def weights(folder, names):
-    return {name: load_file(Path(folder) / f"{name}.safetensors") for name in names}
-
-
-def same(one, other):
-    return all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
-
-
 @pytest.mark.parametrize(("method", "topology", "codec"), [
     ("decoupled", "splitfed", "none"), ("conventional", "relay", "none"), ("decoupled", "independent", "bf16"),
 ])  # fmt: skip
 def test_local_and_processes_give_equal_weights_and_equal_bytes(tmp_path, method, topology, codec):
     """Unequal shards (Dirichlet), so that the clients' numbers of steps differ too."""
-    runs = {}
-    for runtime in ("local", "processes"):
-        settings = config(tmp_path / runtime, runtime, method, topology=topology, codec=codec)
-        runs[runtime] = train(settings)
-    names = ["client-0", "client-1", "server"]
-    local, processes = weights(tmp_path / "local", names), weights(tmp_path / "processes", names)
-    assert same(local, processes)
-    assert not same(local, {name: {k: v + 1 for k, v in part.items()} for name, part in processes.items()})
-    one, other = runs["local"], runs["processes"]
+    settings = config(tmp_path, method=method, topology=topology, codec=codec)
+    one, other = train_in_both_runtimes(settings, tmp_path).values()
     for key in ("test_accuracy", "aux_test_accuracy"):
         assert one[key] == other[key]
     for direction, kinds in (("up", ("activations", "labels", "weights")), ("down", ("gradients", "weights"))):
@@ -70,7 +54,7 @@ def test_local_and_processes_give_equal_weights_and_equal_bytes(tmp_path, method
 
 def check_rows(folder, outcome, topology):
     """A row per epoch per process; the accuracy reported is the last epoch's, and seconds add up."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(folder)
     assert [(r["epoch"], r["process"]) for r in rows] == [
         (epoch, name) for epoch in (1, 2) for name in ("client-0", "client-1", "server")
     ]
@@ -88,7 +72,7 @@ def test_accuracy_is_the_last_epoch_s_even_when_an_earlier_one_was_better(tmp_pa
     tested = iter([(0.5, {0: 0.4}), (0.9, {0: 0.8}), (0.7, {0: 0.6})])
     monkeypatch.setattr(LocalRun, "test", lambda run, epoch: next(tested))
     outcome = train(config(tmp_path / "run", "local", clients=1, epochs=3))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "run")
     assert [r["test_accuracy"] for r in rows if r["process"] == "server"] == [0.5, 0.9, 0.7]
     assert (outcome["test_accuracy"], outcome["aux_test_accuracy"]) == (0.7, 0.6)
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain import HandCut
+from plain import HandCut, equal, rows_of, train_in_both_runtimes
 from safetensors.torch import load_file
-from test_invariants import SGD, close, config, data, equal, joined, one_cycle, plain_batches, plain_start, shards  # noqa: F401
+from test_invariants import SGD, close, config, data, joined, one_cycle, plain_batches, plain_start, shards  # noqa: F401
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -181,19 +181,14 @@ def test_a_replayed_step_is_the_step_on_what_was_decoded(data, store):  # noqa: 
 
 def test_local_and_processes_agree_on_what_goes_up_and_how_often_it_is_used(tmp_path):
     """Unequal shards, a budget, replay and a lossy codec with a size that depends on the values."""
-    outcomes, names = {}, ["client-0", "client-1", "server"]
-    for runtime in ("local", "processes"):
-        outcomes[runtime] = train(Config(
-            runtime=runtime, out=str(tmp_path / runtime), clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0),
-            train=TrainConfig(epochs=2, batch_size=64, threads=1, micro_batch=40),
-            wire=WireConfig(every=2, budget=150_000, codec="int4+zstd", timeout=20), server=ServerConfig(replay=2),
-        ))  # fmt: skip
-    local, processes = ({n: load_file(tmp_path / runtime / f"{n}.safetensors") for n in names} for runtime in outcomes)
-    for name in names:
-        assert equal(local[name], processes[name]), name
+    outcomes = train_in_both_runtimes(Config(
+        clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0),
+        train=TrainConfig(epochs=2, batch_size=64, threads=1, micro_batch=40),
+        wire=WireConfig(every=2, budget=150_000, codec="int4+zstd", timeout=20), server=ServerConfig(replay=2),
+    ), tmp_path)  # fmt: skip
     assert outcomes["local"]["test_accuracy"] == outcomes["processes"]["test_accuracy"]
     assert 0 < outcomes["processes"]["bytes"]["up"]["activations"] < 2 * 150_000
-    rows = [json.loads(line) for line in (tmp_path / "processes" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "processes")
     uploads = sum(row["uploads"] for row in rows if row["process"] != "server")
     assert sum(row["steps"] for row in rows if row["process"] == "server") == 2 * uploads
 
@@ -375,18 +370,12 @@ def test_micro_batches_come_whole_and_in_their_order():
 
 def test_micro_batches_of_one_batch_stay_together_whatever_arrives(tmp_path):
     """Two clients, taken in any order: each one's weights are those of `local`, and the server steps once per batch."""
-    rows = {}
-    for runtime in ("local", "processes"):
-        train(Config(
-            runtime=runtime, out=str(tmp_path / runtime), clients=ClientsConfig(2, "independent"),
-            train=TrainConfig(epochs=1, batch_size=64, threads=1, micro_batch=24), wire=WireConfig(order="arrival", timeout=20),
-        ))  # fmt: skip
-        rows[runtime] = [json.loads(line) for line in (tmp_path / runtime / "metrics.jsonl").read_text().splitlines()]
-    for name in ("client-0", "client-1"):
-        local, processes = (load_file(tmp_path / runtime / f"{name}.safetensors") for runtime in rows)
-        assert equal(local, processes), name
-    for runtime in rows:
-        assert [(row["process"], row["steps"], row["samples"]) for row in rows[runtime]] == [
+    settings = Config(
+        clients=ClientsConfig(2, "independent"), train=TrainConfig(epochs=1, batch_size=64, threads=1, micro_batch=24),
+        wire=WireConfig(order="arrival", timeout=20),
+    )  # fmt: skip
+    for runtime in train_in_both_runtimes(settings, tmp_path, ("client-0", "client-1")):
+        assert [(row["process"], row["steps"], row["samples"]) for row in rows_of(tmp_path / runtime)] == [
             ("client-0", 12, 719), ("client-1", 12, 718), ("server", 24, 1437),
         ]  # fmt: skip
 
