@@ -14,7 +14,6 @@ Exit status: 1 where a bar is missed. Nothing else should run meanwhile.
 import argparse
 import itertools
 import re
-import shlex
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ from halfpass.learn.cifar import CIFAR
 from halfpass.learn.client import Client, decoupled_step
 from halfpass.learn.data import Dataset, Samples, load
 from halfpass.run import setup
-from halfpass.run.records import environment, write_json
+from halfpass.run.records import command_line, environment, write_json
 from halfpass.wire.codec import CODECS
 from halfpass.wire.messages import read_tensor, write_tensor
 
@@ -141,7 +140,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; 0 when every bar is met."""
     options = parse(arguments)
-    command = shlex.join(["python", "benchmarks/codecs.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_line("python benchmarks/codecs.py", arguments)
     torch.set_num_threads(1)
     data = pictures(options.data)
     client = build_client(data)

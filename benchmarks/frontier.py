@@ -1,7 +1,7 @@
 """Test accuracy against the bytes at the socket, for every way to send less: CIFAR-10, ResNet-20, real processes.
 
     python benchmarks/frontier.py --data DIR              all trainings, hours; into results/frontier.json
-    python benchmarks/frontier.py --data DIR --only NAME,NAME --jobs 1
+    python benchmarks/frontier.py --data DIR --only "NAME; NAME" --jobs 1
     python benchmarks/frontier.py --plot                  docs/frontier.svg from results/frontier.json
 
 Every training is `halfpass train --runtime processes` in a folder of its own under runs/frontier: what is finished
@@ -10,14 +10,10 @@ of result.json with two ratios, in words. Seconds in them mean nothing: several 
 """
 
 import argparse
-import contextlib
 import json
-import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +22,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from halfpass.config import from_dict, nested
+from halfpass.errors import HalfpassError
 from halfpass.run.figures import COLOURS, INK, STYLE
-from halfpass.run.records import environment, read_result, write_json
+from halfpass.run.grid import Member, grid_rows, read_pairs, run_grid
+from halfpass.run.records import command_line, environment, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, UNCOMPRESSED = "conventional, float32", "decoupled"  # what the ratios of every row are to
@@ -72,35 +71,23 @@ RUNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def folder_of(work: Path, name: str) -> Path:
-    return work / name.replace(", ", "-").replace(" ", "")
-
-
-def train(work: Path, name: str, data: str, more: Sequence[str]) -> None:
-    """One training to its end, unless it is there already; its words go to NAME.log."""
-    out = folder_of(work, name)
-    if (out / "result.json").is_file():
-        return
-    shutil.rmtree(out, ignore_errors=True)  # of a training that was broken off
-    options = RECIPE | {"data.path": data, "runtime": "processes", "out": out} | RUNS[name]
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    print(f"start: {name}", file=sys.stderr, flush=True)
-    with out.with_suffix(".log").open("w") as log:
-        command = [sys.executable, "-m", "halfpass", "train", *words, *more]
-        status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-    with contextlib.suppress(OSError):
-        shutil.rmtree(out / "store")  # gigabytes, and not needed any more
-    print(f"{'done' if status == 0 else 'failed, see its log'}: {name}", file=sys.stderr, flush=True)
+def trainings(work: Path, changes: Mapping[str, Any]) -> list[Member]:
+    """All of RUNS, with `changes` to the recipe, in folders under `work`."""
+    members = []
+    for name, settings in RUNS.items():
+        out = work / name.replace(", ", "-").replace(" ", "")
+        config = from_dict(nested({**RECIPE, **settings, "runtime": "processes", "out": str(out), **changes}))
+        members.append(Member(name, {}, config))
+    return members
 
 
 def socket_bytes(result: dict[str, Any]) -> int:
     return int(result["bytes"]["socket_up"] + result["bytes"]["socket_down"])
 
 
-def rows(work: Path) -> list[dict[str, Any]]:
+def rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     """Of all trainings that are finished, with the ratios where the reference is."""
-    finished = [name for name in RUNS if (folder_of(work, name) / "result.json").is_file()]
-    found = {name: read_result(folder_of(work, name)) for name in finished}
+    found = {row["training"]: row for row in grid_rows(members)}
     made = []
     for name, result in found.items():
         ratios: dict[str, float | None] = {
@@ -112,7 +99,7 @@ def rows(work: Path) -> list[dict[str, Any]]:
         if UNCOMPRESSED in found:
             lost = found[UNCOMPRESSED]["test_accuracy"] - result["test_accuracy"]
             ratios["points_below_uncompressed_decoupled"] = 100 * lost
-        made.append({"training": name, "ratios": ratios, **result})
+        made.append({"training": name, "ratios": ratios} | result)
     return made
 
 
@@ -170,7 +157,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/frontier"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
     parser.add_argument("--plot", action="store_true", help="draw docs/frontier.svg from --out, train nothing")
-    parser.add_argument("more", nargs="*", help="further options of halfpass train, after --")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all, often")
     options = parser.parse_args()
     if options.plot:
         draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "frontier.svg")
@@ -180,16 +167,22 @@ def main() -> int:
     names = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS)
     if unknown := [name for name in names if name not in RUNS]:
         parser.error(f"--only: expected names of {'; '.join(RUNS)}, found {unknown[0]!r}")
-    options.work.mkdir(parents=True, exist_ok=True)
-    made, command = environment(), shlex.join(["python", "benchmarks/frontier.py", *sys.argv[1:]])
+    made = {"environment": environment(), "command": command_line("python benchmarks/frontier.py")}
+    try:
+        members = trainings(options.work, {"data.path": options.data, **read_pairs("--set", options.set)})
 
-    def one(name: str) -> None:
-        train(options.work, name, options.data, options.more)
-        write_json(options.out, {"environment": made, "command": command, "rows": rows(options.work)})
+        def write_rows() -> None:
+            for member in members:
+                if member.finished:  # its store is gigabytes, and not needed any more
+                    shutil.rmtree(member.folder / "store", ignore_errors=True)
+            if found := rows(members):
+                write_json(options.out, {**made, "rows": found})
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, names))
-    return 0 if all((folder_of(options.work, name) / "result.json").is_file() for name in names) else 1
+        run_grid([member for member in members if member.name in names], options.jobs, write_rows)
+    except HalfpassError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import io
 import itertools
 import math
 import multiprocessing
-import shlex
 import statistics
 import sys
 import tempfile
@@ -56,7 +55,7 @@ from halfpass.learn.split import Halves
 from halfpass.run import setup
 from halfpass.run.client_process import join
 from halfpass.run.local import LocalRun
-from halfpass.run.records import environment, write_json
+from halfpass.run.records import command_line, environment, write_json
 from halfpass.run.train import train
 
 MEMORY_BAR, TIME_BAR = 0.42, 1.05  # decoupled over conventional
@@ -282,7 +281,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; 0 when every bar is met."""
     options = parse(arguments)
-    command = shlex.join(["python", "benchmarks/memory.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_line("python benchmarks/memory.py", arguments)
     out = options.out and options.out.absolute()
     measured_on = environment()
     rows: dict[str, Row] = {}  # by cut

@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -46,7 +45,7 @@ from halfpass.run import setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.client_process import join_message
 from halfpass.run.figures import BLUE, GREY, INK, STYLE, VERMILLION
-from halfpass.run.records import RunFolder, environment, write_json
+from halfpass.run.records import RunFolder, command_line, environment, write_json
 from halfpass.run.tables import significant
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
@@ -401,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.draw:
         draw(json.loads(RESULTS.read_text())["rows"], PICTURE)
         return 0
-    command = shlex.join(["python", "benchmarks/overlap.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_line("python benchmarks/overlap.py", arguments)
     out = options.out and options.out.absolute()
     torch.set_num_threads(1)
     config = Config(

@@ -14,7 +14,6 @@ import contextlib
 import copy
 import itertools
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from halfpass.learn.models import CifarResNet, build_model
 from halfpass.learn.split import join_state
 from halfpass.run import setup
 from halfpass.run.local import LocalRun
-from halfpass.run.records import environment, write_json
+from halfpass.run.records import command_line, environment, write_json
 from halfpass.run.train import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -370,7 +369,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; 0 when every bar is met."""
     options = parse(arguments)
-    command = shlex.join(["python", "benchmarks/step.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_line("python benchmarks/step.py", arguments)
     out = options.out and options.out.absolute()
     setup.settle_process(MIDDLE)
     rows: list[Row] = []

@@ -54,9 +54,12 @@ class DataConfig:
     crop_padding: int = 2
     """Pixels of mirrored margin around a CIFAR training picture, out of which it is cropped at random in every epoch;
     it is flipped at random too. More suits longer training."""
+    validation: int | None = None
+    """Hold out so many training samples, always the same ones, and test on them: settings are to be chosen by these and
+    not by the test set, which is left alone then."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data.", limit=1, image_size=1, crop_padding=0)
+        _at_least(self, "data.", limit=1, image_size=1, crop_padding=0, validation=1)
 
 
 @dataclass(frozen=True)
@@ -269,12 +272,21 @@ def from_dict(settings: dict[str, Any]) -> Config:
     return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in settings.items()})
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"train": {"lr": 1}}` → `{"train.lr": 1}`, as the command line names them."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
     return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.lr": 1}` → `{"train": {"lr": 1}}`, the inverse of `flatten`."""
+    groups: dict[str, Any] = {}
+    for key, value in flat.items():
+        group, _, name = key.rpartition(".")
+        (groups.setdefault(group, {}) if group else groups)[name] = value
+    return groups
 
 
 # What may differ between a server and its clients: each one's own device and folders, and the whole group `server`.

@@ -385,6 +385,19 @@ def test_digits_are_all_there_and_split_by_class() -> None:
     assert x.std(correction=0).item() == pytest.approx(1, abs=1e-4)
 
 
+def test_validation_samples_are_of_the_training_set_and_always_the_same() -> None:
+    whole, held = load("digits"), load("digits", validation=300)
+    assert (len(held.train), len(held.test)) == (1137, 300)
+    together = torch.cat([held.train.inputs, held.test.inputs]).flatten(1)
+    assert sorted(together.tolist()) == sorted(whole.train.inputs.flatten(1).tolist())
+    assert torch.equal(held.test.inputs, load("digits", validation=300, limit=310).test.inputs)
+    assert not torch.equal(held.test.labels, whole.train.labels[:300])  # drawn, not the first
+    assert torch.equal(load("digits", validation=300, limit=7).train.inputs, held.train.inputs[:7])
+    assert message(lambda: load("digits", validation=1437)) == (
+        "data.validation: expected 1 to 1436 of 1437 samples, found 1437; hold out fewer"
+    )
+
+
 def test_limit_keeps_the_first_of_each_split() -> None:
     whole, limited = load("digits"), load("digits", limit=400)
     assert (len(limited.train), len(limited.test)) == (400, 360)

@@ -89,7 +89,9 @@ def test_a_training_that_fails_does_not_stop_the_others(grid, tmp_path, capsys):
 
 @pytest.mark.parametrize(("change", "said"), [
     (("seeds: [3, 4]", ""), "expected settings, seeds and axes, found settings, axes;"),
-    (("seeds: [3, 4]", "seeds: []"), "grid.yaml, seeds: expected at least one, found []"),
+    (("seeds: [3, 4]", "seeds: []"), "grid.yaml, seeds: expected a list of at least one, found []"),
+    (("seeds: [3]", "seeds: 3"), "grid.yaml, clients 2, seeds: expected a list of at least one, found 3"),
+    (("axes:", "axes: []\nx:"), "expected settings, seeds and axes, found settings, seeds, axes, x;"),
     (("slow: {train.lr: 0.01}", "slow: 0.01"), "grid.yaml, recipe slow: expected settings by name, found 0.01"),
     (("train.lr: 0.01", "train.rl: 0.01"), "slow-1-decoupled-seed_3: configuration: expected a known key, found 'train.rl'; did you mean 'train.lr'?"),
     (("train.lr: 0.01", "train.lr: -1"), "slow-1-decoupled-seed_3: train.lr: expected a number of at least 0, found -1"),
@@ -106,6 +108,7 @@ def test_what_is_no_grid_is_refused(grid, tmp_path, change, said):
     (["nowhere.yaml"], "nowhere.yaml: expected a grid file, found No such file or directory"),
     (["{grid}", "--only", "cut=deep"], "--only: expected cut of no such axis, found deep"),
     (["{grid}", "--only", "recipe=quick"], "--only: expected recipe of fast, slow, found quick"),
+    (["{grid}", "--only", "clients=2", "seed=4"], "--only: expected choices that the grid combines, found clients=2 seed=4"),
     (["{grid}", "--set", "train.lr"], "--set: expected NAME=VALUE, found 'train.lr'"),
     (["{grid}", "--set", "model.cut=nowhere"], "model.cut 'nowhere': expected"),
     (["{grid}", "--jobs", "0"], "--jobs: expected at least 1, found 0"),

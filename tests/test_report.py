@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def example_result(**changes: Any) -> dict[str, Any]:
     """A result.json with a different number in every place."""
     result: dict[str, Any] = {
-        "method": "decoupled", "runtime": "processes", "dataset": "digits", "model": "digits-cnn", "cut": "conv_2",
+        "method": "decoupled", "runtime": "processes", "dataset": "digits", "validation": None, "model": "digits-cnn", "cut": "conv_2",
         "head": "linear", "codec": "none", "topology": "splitfed", "clients": 1, "epochs": 2, "seed": 5,
         "precision": "fp32", "device": "cpu", "every": 1, "budget": None, "replay": 1, "micro_batch": None,
         "feedback_every": None, "edge_cut": None,

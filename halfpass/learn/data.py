@@ -19,6 +19,7 @@ from halfpass.learn.cifar import CIFAR, read_cifar
 from halfpass.learn.imagefolder import read_imagefolder
 from halfpass.learn.listops import CLASSES, LENGTH, generate_listops
 from halfpass.learn.plugin import call_plugin
+from halfpass.learn.seed import derive_seed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -127,22 +128,33 @@ class Source:
 
 def load(
     name: str, path: str | None = None, *, limit: int | None = None, download: bool = False, image_size: int = 32,
-    crop_padding: int = 2,
+    crop_padding: int = 2, validation: int | None = None,
 ) -> Dataset:  # fmt: skip
     """The data set of that name: one of `DATASETS`, or `module:function`.
 
     A `module:function` takes no arguments and returns train and test, each a `torch.utils.data.Dataset` of (input,
     label); the working directory may hold the module. `path` is where files are read from. `limit` keeps at most that
     many of the first training samples and as many test samples. `download` lets CIFAR be fetched into `path`.
-    `image_size`, in pixels, is for `imagefolder`, `crop_padding` for CIFAR. Raises InputError that names the argument,
-    file or sample at fault.
+    `image_size`, in pixels, is for `imagefolder`, `crop_padding` for CIFAR. `validation` puts so many training samples,
+    drawn once and for all, in the test set's place. Raises InputError that names the argument, file or sample at fault.
     """
     if limit is not None and limit < 1:
         raise InputError("data.limit", "at least 1 sample", f"{limit}", "leave it out for all samples")
     if name not in DATASETS and ":" not in name:
         raise choice_error("data.name", [*DATASETS, "module:function"], name)
-    data = DATASETS.get(name, _function)(Source(name, path, limit, download, image_size, crop_padding))
+    needed = limit if validation is None else None  # all, to hold some out
+    data = DATASETS.get(name, _function)(Source(name, path, needed, download, image_size, crop_padding))
+    if validation is not None:
+        data = _held_out(data, validation)
     return replace(data, train=_first(data.train, limit), test=_first(data.test, limit))
+
+
+def _held_out(data: Dataset, count: int) -> Dataset:
+    samples = len(data.train)
+    if not 1 <= count < samples:
+        raise InputError("data.validation", f"1 to {samples - 1} of {samples} samples", f"{count}", "hold out fewer")
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(derive_seed("validation")))
+    return replace(data, train=data.train.take(order[count:].sort().values), test=data.train.take(order[:count]))
 
 
 def _first(samples: Samples, limit: int | None) -> Samples:

@@ -6,7 +6,6 @@ adds the traceback.
 
 import argparse
 import dataclasses
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,8 +23,8 @@ from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, descr
 from halfpass.run.client_process import join
 from halfpass.run.cuts import print_cuts
 from halfpass.run.export import export
-from halfpass.run.grid import choose, read_grid, read_pairs, run_grid
-from halfpass.run.records import default_folder
+from halfpass.run.grid import choose, grid_rows, read_grid, read_pairs, run_grid
+from halfpass.run.records import command_line, default_folder, environment, write_json
 from halfpass.run.report import write_report
 from halfpass.run.retrain import retrain
 from halfpass.run.runs import read_run, summary
@@ -99,7 +98,14 @@ def _retrain(options: Namespace) -> None:
 def _paper(options: Namespace) -> None:
     out, results = Path(options.out), Path(options.results) if options.results else None
     members = choose(read_grid(Path(options.grid), out, read_pairs("--set", options.set)), options.only)
-    run_grid(members, options.jobs, results, shlex.join(["halfpass", *sys.argv[1:]]))
+    made = {"environment": environment(), "command": command_line("halfpass")}
+
+    def write_rows() -> None:
+        rows = grid_rows(members)
+        if results is not None and rows:
+            write_json(results, {**made, "rows": rows})
+
+    run_grid(members, options.jobs, write_rows)
     _report_on([member.folder for member in members], out / "report.html")
 
 

@@ -10,21 +10,22 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from halfpass.config import Config, as_dict, flatten, from_dict
+from halfpass.config import Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.records import RunFolder, environment, read_result, write_json
+from halfpass.run.records import RunFolder, read_result
 from halfpass.run.train import process_count
 
 POLL_SECONDS = 0.2
+REMEDY = "look at examples/paper/small.yaml"
 FREE = ("out", "train.threads")  # settings in which a member that is finished may differ from what it would be now
 
 
@@ -64,7 +65,7 @@ def read_grid(file: Path, out: Path, changes: Mapping[str, Any]) -> list[Member]
                 flat.update(settings)
             try:
                 chosen = choices | {"seed": str(seed)}
-                members.append((number, Member(name, chosen, from_dict(_nested(flat)))))
+                members.append((number, Member(name, chosen, from_dict(nested(flat)))))
             except InputError as error:
                 place = f"{file}, {name}: {error.place}"
                 raise InputError(place, error.expected, error.found, error.remedy) from None
@@ -79,27 +80,25 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(str(file), "a grid file", str(error.strerror), "name one, e.g. in examples/paper") from None
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(str(file), "YAML", " ".join(str(error).split()), "correct it") from None
-    remedy = "look at examples/paper/small.yaml"
     if not isinstance(grid, dict) or set(grid) != {"settings", "seeds", "axes"}:
         found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
-        raise InputError(str(file), "settings, seeds and axes", found or "nothing", remedy)
-    for axis, choices in (grid["axes"] if isinstance(grid["axes"], dict) else {"axes": grid["axes"]}).items():
-        for name, settings in (choices if isinstance(choices, dict) else {"": choices}).items():
-            if not isinstance(settings, dict):
-                raise InputError(f"{file}, {axis} {name}".rstrip(), "settings by name", repr(settings), remedy)
-    for kind, value in (("settings", grid["settings"]), ("seeds", grid["seeds"])):
-        if not isinstance(value, dict if kind == "settings" else list) or not value:
-            raise InputError(f"{file}, {kind}", "at least one", repr(value), remedy)
+        raise InputError(str(file), "settings, seeds and axes", found or "nothing", REMEDY)
+    _check(f"{file}, settings", grid["settings"], dict, "settings by name")
+    _check(f"{file}, seeds", grid["seeds"], list, "a list of at least one")
+    _check(f"{file}, axes", grid["axes"], dict, "axes by name")
+    for axis, choices in grid["axes"].items():
+        _check(f"{file}, {axis}", choices, dict, "choices by name")
+        for name, settings in choices.items():
+            if settings != {}:  # a choice may leave everything as it is
+                _check(f"{file}, {axis} {name}", settings, dict, "settings by name")
+            if "seeds" in settings:
+                _check(f"{file}, {axis} {name}, seeds", settings["seeds"], list, "a list of at least one")
     return grid
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"train.lr": 1}` → `{"train": {"lr": 1}}`, the inverse of `config.flatten`."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        group, _, name = key.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[name] = value
-    return nested
+def _check(place: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind) or not value:
+        raise InputError(place, expected, repr(value), REMEDY)
 
 
 def choose(members: Sequence[Member], wanted: Sequence[str]) -> list[Member]:
@@ -109,7 +108,10 @@ def choose(members: Sequence[Member], wanted: Sequence[str]) -> list[Member]:
         known = {found for member in members if (found := member.choices.get(axis))}
         if choice not in known:
             raise InputError("--only", f"{axis} of {', '.join(sorted(known)) or 'no such axis'}", choice, "correct it")
-    return [member for member in members if pairs <= member.choices.items()]
+    chosen = [member for member in members if pairs <= member.choices.items()]
+    if not chosen:
+        raise InputError("--only", "choices that the grid combines", " ".join(wanted), "see the choices' own seeds")
+    return chosen
 
 
 def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
@@ -123,9 +125,9 @@ def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def run_grid(members: Sequence[Member], jobs: int, results: Path | None, command: str) -> None:
-    """Trains what is not finished, `jobs` at a time, each in a process of its own; writes `results`, of the form of the
-    files under results/, whenever one is done. Raises RunError at the end where some failed.
+def run_grid(members: Sequence[Member], jobs: int, finished: Callable[[], None]) -> None:
+    """Trains what is not finished, `jobs` at a time, each in a process of its own; calls `finished` first, and whenever
+    one has ended. Raises RunError at the end where some failed.
     """
     if jobs < 1:
         raise InputError("--jobs", "at least 1", str(jobs), "2 is usual")
@@ -133,9 +135,8 @@ def run_grid(members: Sequence[Member], jobs: int, results: Path | None, command
         _check_same(member)
     waiting = [member for member in members if not member.finished]
     _prepare(waiting)
-    made = environment()
     failed: list[str] = []
-    _write(results, members, made, command)
+    finished()
     print(f"{len(members) - len(waiting)} of {len(members)} trainings are there already", file=sys.stderr, flush=True)
     began = time.monotonic()
     for done, (member, error) in enumerate(_run(waiting, jobs), 1):
@@ -147,7 +148,7 @@ def run_grid(members: Sequence[Member], jobs: int, results: Path | None, command
         left = (time.monotonic() - began) / done * (len(waiting) - done) / 60
         line = f"{done} of {len(waiting)}: {member.name}: {said}; about {left:.0f} min to go"
         print(line, file=sys.stderr, flush=True)
-        _write(results, members, made, command)
+        finished()
     if failed:
         found = f"{len(failed)} that failed: {', '.join(failed[:3])}"
         raise RunError("grid", f"{len(waiting)} trainings to their end", found, "see above; start again to go on")
@@ -157,11 +158,11 @@ def _check_same(member: Member) -> None:
     """Refuses a folder in which a training with other settings is finished."""
     if not member.finished:
         return
-    there = flatten(yaml.safe_load((member.folder / "config.yaml").read_text()))
+    there = flatten(as_dict(from_dict(yaml.safe_load((member.folder / "config.yaml").read_text()))))
     for key, value in flatten(as_dict(member.config)).items():
-        if key not in FREE and there.get(key) != value:
+        if key not in FREE and there[key] != value:
             raise InputError(
-                str(member.folder), f"a training with {key} {value}", f"one with {there.get(key)}",
+                str(member.folder), f"a training with {key} {value}", f"one with {there[key]}",
                 "choose another --out, or remove that folder",
             )  # fmt: skip
 
@@ -212,12 +213,12 @@ def _start(member: Member, jobs: int) -> Child:
     return Child(member.name, ["train", "--config", str(folder / "config.yaml")], quiet=True)
 
 
-def _write(results: Path | None, members: Sequence[Member], made: Mapping[str, Any], command: str) -> None:
+def grid_rows(members: Sequence[Member]) -> list[dict[str, Any]]:
+    """result.json of every training that is finished, with its name and the choices that result.json does not tell."""
     rows = []
     for member in members:
         if member.finished:
             result = read_result(member.folder)
             further = {axis: choice for axis, choice in member.choices.items() if axis not in result}
             rows.append({"training": member.name, **result, **({"settings": further} if further else {})})
-    if results is not None and rows:
-        write_json(results, {"environment": made, "command": command, "rows": rows})
+    return rows

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -119,6 +121,7 @@ def result(
         "method": config.method,
         "runtime": config.runtime,
         "dataset": config.data.name,
+        "validation": config.data.validation,
         "model": config.model.name,
         "cut": cut if split else None,
         "edge_cut": config.model.edge_cut,
@@ -173,6 +176,11 @@ def environment() -> dict[str, Any]:
         "hardware": _hardware(),
         "threads": torch.get_num_threads(),
     }
+
+
+def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
+    """What was typed, for a results file: `program` stands for what this process was started by."""
+    return " ".join([program, shlex.join(sys.argv[1:] if arguments is None else arguments)]).rstrip()
 
 
 def _commit() -> str:

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from halfpass.config import flatten
 from halfpass.errors import InputError
 from halfpass.run import tables
 
 Row = Mapping[str, Any]
 
 CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
-    "method": "method", "runtime": "runtime", "dataset": "data.name", "model": "model.name", "cut": "model.cut",
+    "method": "method", "runtime": "runtime", "dataset": "data.name",
+    "validation": "data.validation", "model": "model.name", "cut": "model.cut",
     "edge_cut": "model.edge_cut",
     "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
@@ -85,11 +87,11 @@ def read_run(path: Path) -> Run:
     result = None
     if (path / "result.json").exists():
         _, result = _read(path / "result.json", "JSON", _json)
-        _check_result(path / "result.json", _flat(result))
+        _check_result(path / "result.json", flatten(result))
     else:
         last = max((row["epoch"] for row in metrics), default=0)
         notes = [*notes, f"unfinished: there is no result.json; the last epoch in metrics.jsonl is {last}"]
-    return Run(path, config, _flat(settings), metrics, result, notes)
+    return Run(path, config, flatten(settings), metrics, result, notes)
 
 
 def _read(file: Path, form: str, parse: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
@@ -153,13 +155,6 @@ def _check_result(file: Path, flat: Mapping[str, Any]) -> None:
 def _check_number(value: Any, place: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise InputError(place, "a number or null", repr(value), "run again")
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 # Runs → results → series

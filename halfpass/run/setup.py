@@ -83,7 +83,7 @@ def check_index(config: Config, index: int) -> None:
 def load_data(config: DataConfig) -> Dataset:
     return load(
         config.name, config.path, limit=config.limit, download=config.download, image_size=config.image_size,
-        crop_padding=config.crop_padding,
+        crop_padding=config.crop_padding, validation=config.validation,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ SETTINGS_OF_SPLITS = (  # centralized training has none of them
     "runtime", "cut", "edge_cut", "head", "topology", "clients", "codec", "every", "replay", "budget", "micro_batch",
     "feedback_every",
 )  # fmt: skip
-SETTINGS = ("dataset", "model", "epochs", "precision", "device", *SETTINGS_OF_SPLITS)
+SETTINGS = ("dataset", "validation", "model", "epochs", "precision", "device", *SETTINGS_OF_SPLITS)
 
 
 # Groups and their settings

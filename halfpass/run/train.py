@@ -1,7 +1,6 @@
 """`train` and `compare`: from settings to finished runs."""
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from halfpass.run import setup
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_centralized, train_local
 from halfpass.run.processes import train_processes
-from halfpass.run.records import RunFolder, default_folder, read_result, refuse_run, write_json
+from halfpass.run.records import RunFolder, command_line, default_folder, read_result, refuse_run, write_json
 
 
 def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
@@ -70,8 +69,8 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
         _run_fresh(run, debug)
     folders = [Path(str(run.out)) for run in runs]
     rows = [read_result(folder) for folder in folders]
-    command = shlex.join(["halfpass", *sys.argv[1:]])
-    write_json(out / "compare.json", {"environment": rows[0]["environment"], "command": command, "rows": rows})
+    made = {"environment": rows[0]["environment"], "command": command_line("halfpass")}
+    write_json(out / "compare.json", {**made, "rows": rows})
     return folders
 
 
