@@ -1,13 +1,14 @@
 """One server and 1 to 32 client processes: does the server keep its pace, does anyone starve, what does a client cost?
 
-    python benchmarks/clients.py --out results/clients.json     all counts, both orders; 20 minutes on two cores
+    python benchmarks/clients.py --out results/clients.json     all counts, both orders; 10 minutes on two cores
     python benchmarks/clients.py --clients 1,4 --batches 32         does it run?
 
 Server and clients are processes as `halfpass serve` and `halfpass join` run them, decoupled and splitfed, one thread
 each. ResNet-20 is cut behind its stem and batches are small, so the server half has far more to compute than a client
 half, and one client is enough to keep the server busy: `server_busy_share` says how busy it was. What is left to see is
-what more clients cost. All counts train on the same batches per epoch, dealt out evenly, of random pictures; a client
-may be four batches ahead of the server.
+what more clients cost: so the server has a core of its own, as if the clients were elsewhere, and they share the other
+cores (on Linux, with two cores at least). All counts train on the same batches per epoch, dealt out evenly, of random
+pictures; a client may be four batches ahead of the server.
 
   batches per second   that the server trained, over the time of its epochs but the first; without evaluation, with the
                        averaging of the client halves and the wait for the first batches of an epoch
@@ -21,7 +22,7 @@ Exit status: 1 where the server falls more than 10 % behind its pace with one cl
 import argparse
 import contextlib
 import multiprocessing
-import shlex
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -38,7 +39,7 @@ from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, Wire
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
 from halfpass.run.children import Child, stopping
-from halfpass.run.records import RunFolder, environment, write_json
+from halfpass.run.records import RunFolder, command_line, environment, write_json
 from halfpass.run.replay import Lessons
 from halfpass.run.runs import read_run
 from halfpass.run.server_process import serve
@@ -82,11 +83,16 @@ def serve_clients(config: Config) -> Served:
         return learn(self, batch, *rest)
 
     children: list[Child] = []
+    own, rest = split_cores()
+    if rest:
+        os.sched_setaffinity(0, own)
 
     def start_clients(port: int) -> None:
         for k in range(config.clients.count):
             options = ["--client", str(k), "--config", str(folder / "config.yaml")]
             children.append(Child(f"client {k}", ["join", f"127.0.0.1:{port}", *options], quiet=True))
+            if rest:
+                os.sched_setaffinity(children[-1].process.pid, rest)
 
     with stopping(children), mock.patch.object(Lessons, "learn", noting):
         result = serve(config, "127.0.0.1:0", start_clients)
@@ -94,6 +100,12 @@ def serve_clients(config: Config) -> Served:
             if child.process.wait(END_SECONDS) != 0:
                 raise child.failure()
     return Served(result, read_run(folder).metrics, order)
+
+
+def split_cores() -> tuple[set[int], set[int]]:
+    """The server's core and the clients'; none for them where they have to share it, or where that cannot be said."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    return set(cores[:1]), set(cores[1:])
 
 
 def measure(config: Config) -> Row:
@@ -183,7 +195,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; 0 when every bar is met."""
     options = parse(arguments)
-    command = shlex.join(["python", "benchmarks/clients.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_line("python benchmarks/clients.py", arguments)
     out = options.out and options.out.absolute()
     measured_on = environment()
     rows: list[Row] = []
