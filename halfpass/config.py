@@ -125,6 +125,8 @@ class TrainConfig:
     feedback_every: int | None = None
     """The server of a decoupled run returns the gradient of every so-manieth batch, and the client half learns from
     that instead of the auxiliary head: 1 learns, and waits, as conventional does. Default: never."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread evenly over all classes, in every loss that is trained by."""
     seed: int = 0
     """Fixes initial weights, partition, batch order, augmentation and dropout."""
     precision: Precision = "fp32"
@@ -143,6 +145,9 @@ class TrainConfig:
         _check_choices(self, "train.")
         _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
                   feedback_every=1, micro_batch=2)  # fmt: skip  # BatchNorm cannot normalize a single value per channel
+        if not 0 <= self.label_smoothing < 1:
+            found = f"{self.label_smoothing}"
+            raise InputError("train.label_smoothing", "at least 0 and less than 1", found, "0.1 is usual")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise InputError("train.nesterov", "a momentum above 0", "train.momentum 0", "set train.nesterov to false")
 

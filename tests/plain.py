@@ -32,24 +32,24 @@ def hand_cut(sample_shape, classes):
     return HandCut()
 
 
-def train_decoupled(model, head, batches, lr_of_step, settings):
+def train_decoupled(model, head, batches, lr_of_step, settings, loss_of=cross_entropy):
     """One ordinary module, `detach()` at the cut, one optimizer over everything, the sum of both losses."""
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1, fused=True, **settings)
     for step, (x, y) in enumerate(batches):
         optimizer.param_groups[0]["lr"] = lr_of_step(step)
         z = model.below(x)
-        loss = cross_entropy(head(z), y) + cross_entropy(model.classifier(model.above(z.detach())), y)
+        loss = loss_of(head(z), y) + loss_of(model.classifier(model.above(z.detach())), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
 
-def train_end_to_end(model, batches, lr_of_step, settings):
+def train_end_to_end(model, batches, lr_of_step, settings, loss_of=cross_entropy):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True, **settings)
     for step, (x, y) in enumerate(batches):
         optimizer.param_groups[0]["lr"] = lr_of_step(step)
         optimizer.zero_grad()
-        cross_entropy(model(x), y).backward()
+        loss_of(model(x), y).backward()
         optimizer.step()
 
 

@@ -58,6 +58,7 @@ CHOICES = "decoupled, conventional, centralized"
     (["train", "--clients.count", "5000"], "clients.count: expected 1 to 1437, because there are 1437 samples, found 5000; ask for fewer .*"),
     (["train", "--train.batch_size", "2000"], "train.batch_size: expected at most .*, the samples of client 0, found 2000; .*"),
     (["train", "--train.device", "tpu"], "train.device: expected a device of this machine, found 'tpu' .*; use cpu"),
+    (["train", "--train.label_smoothing", "1"], "train.label_smoothing: expected at least 0 and less than 1, found 1.0; .*"),
     (["train", "--train.momentum", "0"], "train.nesterov: expected a momentum above 0, .*"),
     (["serve", "--bind", "0.0.0.0:1"], "server address: expected a loopback host .*, found '0.0.0.0'; this version has no TLS.*"),
     (["join", "example.org:1"], "server address: expected a loopback host .*"),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -110,6 +111,20 @@ def test_conventional_is_plain_end_to_end_training(data):
     model, _ = plain_start(settings, data)
     train_end_to_end(model, plain_batches(data), lambda step: 0.05, SGD)
     assert equal(joined(local), model.state_dict())
+
+
+def test_smoothed_labels_in_every_loss(data):
+    smoothed = functools.partial(nn.functional.cross_entropy, label_smoothing=0.3)
+    for method in ("decoupled", "conventional"):
+        settings = config(method, schedule="constant", label_smoothing=0.3)
+        model, head = plain_start(settings, data)
+        if method == "decoupled":
+            train_decoupled(model, head, plain_batches(data), lambda step: 0.05, SGD, smoothed)
+        else:
+            train_end_to_end(model, plain_batches(data), lambda step: 0.05, SGD, smoothed)
+        local = run(settings, data)
+        assert equal(joined(local), model.state_dict())
+        assert not equal(joined(local), joined(run(config(method, schedule="constant"), data)))
 
 
 def test_the_methods_differ_from_each_other(data):

@@ -6,6 +6,7 @@ for the gradient of the activations, and learns from that.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,7 @@ class Client:
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     index: int = 0
     seed: int = 0
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
 
 
 def decoupled_step(
@@ -55,7 +57,7 @@ def decoupled_step(
     with client.arithmetic.autocast():
         tensors = client.half(client.arithmetic.move(x))
         logits = client.head(tensors[0])  # (B, classes)
-    loss = cross_entropy(logits.float(), client.arithmetic.move(labels))
+    loss = client.loss(logits.float(), client.arithmetic.move(labels))
     batch = _cut_batch(client, tensors, labels, epoch, step, before, after)
     (loss * batch.share).backward()
     if batch.last:
@@ -87,7 +89,7 @@ def conventional_forward(
         logits = None if client.head is None else client.head(tensors[0].detach())
     local_loss = math.nan
     if logits is not None:
-        loss = cross_entropy(logits.float(), client.arithmetic.move(labels))
+        loss = client.loss(logits.float(), client.arithmetic.move(labels))
         loss.backward()
         local_loss = loss.item()
     return Pending(_cut_batch(client, tensors, labels, epoch, step), tensors, local_loss)

@@ -1,5 +1,6 @@
 """The server's step, the other half of the algorithm in `client.py`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ class Server:
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     seed: int = 0
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
 
 
 def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
@@ -51,7 +53,7 @@ def _learn(server: Server, batch: CutBatch, tensors: tuple[Tensor, ...], use: in
         server.optimizer.zero_grad(set_to_none=True)
     with server.arithmetic.autocast():
         logits = server.half(*tensors)  # (B, classes)
-    loss = cross_entropy(logits.float(), server.arithmetic.move(batch.labels))
+    loss = server.loss(logits.float(), server.arithmetic.move(batch.labels))
     (loss * batch.share).backward()
     if batch.last:
         server.optimizer.step()

@@ -1,5 +1,6 @@
 """The centralized baseline: the uncut network, trained end to end on all data in one place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,7 @@ class Whole:
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     seed: int = 0
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
 
 
 def whole_step(whole: Whole, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int) -> float:
@@ -24,7 +26,7 @@ def whole_step(whole: Whole, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " 
     torch.manual_seed(derive_seed(whole.seed, "whole", epoch, step))
     with whole.arithmetic.autocast():
         logits = whole.model(whole.arithmetic.move(x))
-    loss = cross_entropy(logits.float(), whole.arithmetic.move(labels))
+    loss = whole.loss(logits.float(), whole.arithmetic.move(labels))
     whole.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     whole.optimizer.step()

@@ -4,14 +4,16 @@ the arguments is found here, before anything is written."""
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from halfpass.config import ClientsConfig, Config, DataConfig
 from halfpass.errors import InputError, choice_error
@@ -216,13 +218,13 @@ def build_client(config: Config, network: Network, index: int) -> Client:
     half = place.place(copy.deepcopy(network.halves.client)).train()
     head = None if network.head is None else place.place(copy.deepcopy(network.head)).train()
     parameters = [*half.parameters(), *(() if head is None else head.parameters())]
-    return Client(half, head, _optimizer(config, parameters), place, index, config.train.seed)
+    return Client(half, head, _optimizer(config, parameters), place, index, config.train.seed, _loss(config))
 
 
 def build_server(config: Config, network: Network) -> Server:
     place = _arithmetic(config)
     half = place.place(copy.deepcopy(network.halves.server)).train()
-    return Server(half, _optimizer(config, list(half.parameters())), place, config.train.seed)
+    return Server(half, _optimizer(config, list(half.parameters())), place, config.train.seed, _loss(config))
 
 
 def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> Whole:
@@ -232,7 +234,7 @@ def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> 
         model = Pair(*model)
     place = _arithmetic(config)
     whole = place.place(model).train()
-    return Whole(whole, _optimizer(config, list(whole.parameters())), place, config.train.seed)
+    return Whole(whole, _optimizer(config, list(whole.parameters())), place, config.train.seed, _loss(config))
 
 
 def steps_per_epoch(config: Config, shards: list[Samples]) -> list[int]:
@@ -277,6 +279,10 @@ def identity(network: Network) -> dict[str, Any]:
 
 def _arithmetic(config: Config) -> Arithmetic:
     return arithmetic(config.train.device, config.train.precision)
+
+
+def _loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    return partial(cross_entropy, label_smoothing=config.train.label_smoothing)
 
 
 def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
