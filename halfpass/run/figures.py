@@ -4,7 +4,6 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
-from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halfpass.run import tables
@@ -107,6 +106,32 @@ def pictures(series: Sequence[Series]) -> list[Picture]:
     return [picture for picture in drawn if picture]
 
 
+# What tells the series apart
+
+
+def looks(series: Sequence[Series]) -> list[tuple[str, str]]:
+    """Colour and marker of each; where there are not enough for all, those of its method."""
+    names = [one.label if len(series) <= len(LOOKS) else one.method for one in series]
+    order = list(dict.fromkeys(names))
+    return [LOOKS[order.index(name) % len(LOOKS)] for name in names]
+
+
+def legend(series: Sequence[Series]) -> dict[str, tuple[str, str]]:
+    """What the looks stand for."""
+    names = [one.label if len(series) <= len(LOOKS) else one.method for one in series]
+    return dict(zip(names, looks(series), strict=True))
+
+
+def panels(series: Sequence[Series]) -> dict[str, list[Series]]:
+    """All in one, or, where the looks are not enough for that, those that differ by the method only, by their title."""
+    if len(series) <= len(LOOKS):
+        return {"": list(series)}
+    found: dict[str, list[Series]] = {}
+    for one in series:
+        found.setdefault(one.settings, []).append(one)
+    return found
+
+
 # Curves
 
 
@@ -114,32 +139,48 @@ def curves(
     series: Sequence[Series], title: str, unit: str, keys: Mapping[str, str], dashed: str, caption: str, percent: bool
 ) -> Picture | None:
     """Curves over epochs of the server's key, solid, and of the clients', dashed and so named in the legend."""
-    lines = [
-        Line(one.label + (", client" if side == "client" else ""), *look, side == "client", points)
-        for one, look in zip(series, cycle(LOOKS), strict=False)
-        for side, key in keys.items()
-        if (points := mean_curve(one.runs, side, key, 100.0 if percent else 1.0))
-    ]
-    if not lines:
+    lines = {
+        one.label: [
+            Line(one.label + (", client" if side == "client" else ""), *look, side == "client", points)
+            for side, key in keys.items()
+            if (points := mean_curve(one.runs, side, key, 100.0 if percent else 1.0))
+        ]
+        for one, look in zip(series, looks(series), strict=True)
+    }
+    every = [line for found in lines.values() for line in found]
+    if not every:
         return None
-    if not any(line.dashed for line in lines):
+    if not any(line.dashed for line in every):
         caption = re.sub(r" Dashed: [^.]*\.", "", caption)
 
-    def paint(figure: "Figure", axes: "Axes") -> None:
-        for line in lines:
-            _paint_line(axes, line)
-        axes.set(xlabel="epoch", ylabel=unit)
-        axes.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
-        axes.grid(axis="y")
-        means = [point.mean for line in lines for point in line.points]
-        if not percent and 0 < 30 * min(means) < max(means):  # losses near zero would all lie on the axis
-            axes.set_yscale("log")
-            axes.set_ylim(min(means) / 1.5, max(means) * 1.5)
-            axes.yaxis.set_major_formatter("{x:g}")
-        _paint_legend(figure, series, dashed if any(line.dashed for line in lines) else None)
+    shown = panels(series)
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    means = [point.mean for line in every for point in line.points]
+    log = not percent and 0 < 30 * min(means) < max(means)  # losses near zero would all lie on the axis
 
-    height = 2.6 + 0.16 * sum(1 + len(one.label) // 48 for one in series)  # its legend needs a place, too
-    return Picture(title, draw(title, height, paint), caption, ["epoch", *(line.name for line in lines)], _cells(lines))
+    def paint(figure: "Figure") -> None:
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, (settings, members) in zip(grid.flat, shown.items(), strict=False):
+            for line in (line for one in members for line in lines[one.label]):
+                _paint_line(axes, line)
+            axes.set_title(textwrap.fill(settings, 40), size="medium", loc="left")
+            axes.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
+            axes.grid(axis="y")
+        for axes in grid.flat[len(shown) :]:
+            axes.set_visible(False)
+        if log:
+            grid[0, 0].set_yscale("log")
+            grid[0, 0].set_ylim(min(means) / 1.5, max(means) * 1.5)
+            grid[0, 0].yaxis.set_major_formatter("{x:g}")
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
+        for axes in grid[:, 0]:
+            axes.set_ylabel(unit)
+        _paint_legend(figure, series, dashed if any(line.dashed for line in every) else None)
+
+    height = 0.6 + 2.0 * rows + 0.16 * sum(1 + len(name) // 48 for name in legend(series))
+    return Picture(title, draw(title, height, paint), caption, ["epoch", *(line.name for line in every)], _cells(every))
 
 
 def _cells(lines: Sequence[Line]) -> list[list[str]]:
@@ -167,9 +208,9 @@ def _paint_line(axes: "Axes", line: Line) -> None:
 def _paint_legend(figure: "Figure", series: Sequence[Series], dashed: str | None) -> None:
     from matplotlib.lines import Line2D
 
-    looks = zip(series, cycle(LOOKS), strict=False)
-    handles = [Line2D([], [], color=colour, marker=marker) for _, (colour, marker) in looks]
-    names = [textwrap.fill(one.label, 48) for one in series]
+    entries = legend(series)
+    handles = [Line2D([], [], color=colour, marker=marker) for colour, marker in entries.values()]
+    names = [textwrap.fill(name, 48) for name in entries]
     if dashed:
         handles, names = [*handles, Line2D([], [], color=GREY, linestyle=DASHED)], [*names, dashed]
     columns = max(1, 80 // (max(map(len, names)) + 6))  # some 80 letters fit the width; a handle is as wide as six
@@ -178,24 +219,29 @@ def _paint_legend(figure: "Figure", series: Sequence[Series], dashed: str | None
 
 def frontier(series: Sequence[Series], title: str, caption: str) -> Picture | None:
     """A point per series that sent something, where there are two or more of them."""
-    found = [(one, look, sent_megabytes(one), _accuracy(one)) for one, look in zip(series, cycle(LOOKS), strict=False)]
+    found = [(one, look, sent_megabytes(one), _accuracy(one)) for one, look in zip(series, looks(series), strict=True)]
     points = [(one, look, sent, percent) for one, look, sent, percent in found if sent and percent is not None]
     if len(points) < 2:
         return None
 
-    def paint(figure: "Figure", axes: "Axes") -> None:
-        for one, (colour, marker), sent, percent in points:
+    def paint(figure: "Figure") -> None:
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        axes = figure.add_subplot()
+        for _, (colour, marker), sent, percent in points:
             axes.plot([sent], [percent], color=colour, marker=marker, linestyle="", markersize=6)
-            place = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
-            axes.annotate(one.label, (sent, percent), **place, in_layout=False)  # type: ignore[arg-type]
         axes.set(xscale="log", xlabel="MB, up and down", ylabel="test accuracy (%)")
         axes.margins(0.15, 0.15)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.grid()
+        _paint_legend(figure, series, None)
 
     cells = [[one.label, tables.amount(sent), f"{percent:.2f}"] for one, _, sent, percent in points]
     headings = ["method", "MB up and down", "test accuracy %"]
-    return Picture(title, draw(title, 2.9, paint), caption, headings, cells)
+    height = 2.7 + 0.16 * len(legend(series))
+    return Picture(title, draw(title, height, paint), caption, headings, cells)
 
 
 def sent_megabytes(one: Series) -> float | None:
@@ -222,7 +268,8 @@ def bars(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], cap
     if not every:
         return None
 
-    def paint(figure: "Figure", axes: "Axes") -> None:
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
         longest = max(sum(bar.parts.values()) for _, bar in every) or 1.0
         names: dict[int, str] = {}  # by place, from the top
         for label, group in groups:
@@ -299,7 +346,7 @@ def _mean_megabytes(one: Series, *keys: str) -> float | None:
 # SVG
 
 
-def draw(title: str, height_inches: float, paint: Callable[["Figure", "Axes"], None]) -> str:
+def draw(title: str, height_inches: float, paint: Callable[["Figure"], None]) -> str:
     """An SVG element that takes the width of its place, and whose ids no other figure of the page has."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -309,7 +356,7 @@ def draw(title: str, height_inches: float, paint: Callable[["Figure", "Axes"], N
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         FigureCanvasSVG(figure)
-        paint(figure, figure.add_subplot())
+        paint(figure)
         text = StringIO()
         without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=without)

@@ -44,8 +44,10 @@ def render(runs: Sequence[Run]) -> str:
         seeds=_distinct(groups, "seed"),
         facts=tables.shared_settings(groups),
         columns=columns,
-        rows=[(one.label, [column.cell(one.results) for column in columns]) for one in series],
-        colours=figures.COLOURS,
+        rows=[
+            (one.label, colour, [column.cell(one.results) for column in columns])
+            for one, (colour, _) in zip(series, figures.looks(series), strict=True)
+        ],
         units_note=tables.UNITS_NOTE,
         several_seeds=any(len(group) > 1 for group in groups),
         pictures=figures.pictures(series),

@@ -59,11 +59,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ only by the seed, their summaries, and the name they have in every figure."""
+    """Runs that differ only by the seed, their summaries, and what tells them from other runs of a report."""
 
-    label: str
+    method: str
+    settings: str
     runs: Sequence[Run]
     results: Sequence[tables.Result]
+
+    @property
+    def label(self) -> str:
+        return tables.label(self.method, self.settings)
 
 
 class Point(NamedTuple):
@@ -200,5 +205,5 @@ def make_series(runs: Sequence[Run]) -> list[Series]:
     """The runs, those that differ only by the seed as one, named by method and the settings that tell them apart."""
     groups = tables.group_seeds([(run, summary(run)) for run in runs], lambda pair: pair[1])
     results = [[result for _, result in group] for group in groups]
-    named = zip(tables.labels(results), groups, results, strict=True)
-    return [Series(label, [run for run, _ in group], own) for label, group, own in named]
+    named = zip(tables.names(results), groups, results, strict=True)
+    return [Series(*name, [run for run, _ in group], own) for name, group, own in named]

@@ -67,11 +67,15 @@ def telling_settings(groups: Sequence[Group]) -> list[str]:
     return main + [n for n in further if any(len({_setting(group, n) for group in some}) > 1 for some in alike)]
 
 
-def labels(groups: Sequence[Group]) -> list[str]:
-    """A name for each group: the method and the settings that tell it apart."""
+def names(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """A name for each group: the method, and the settings that tell it apart."""
     told = [[(name, _setting(group, name)) for name in telling_settings(groups)] for group in groups]
-    settings = [[f"{name} {value}" for name, value in one if value is not None] for one in told]
-    return [" · ".join([_method(group), *one]) for group, one in zip(groups, settings, strict=True)]
+    settings = [" · ".join(f"{name} {value}" for name, value in one if value is not None) for one in told]
+    return [(_method(group), one) for group, one in zip(groups, settings, strict=True)]
+
+
+def label(method: str, settings: str) -> str:
+    return " · ".join(filter(None, (method, settings)))
 
 
 # Numbers
@@ -207,9 +211,9 @@ def rich_table(results: Sequence[Result]) -> "Table":
     table.add_column("method", overflow="fold")
     for column in columns:
         table.add_column(Text(column.heading.replace(" ", "\n")), justify="right", overflow="fold")
-    for label, group in zip(labels(groups), groups, strict=True):
+    for name, group in zip(names(groups), groups, strict=True):
         cells = (column.cell(group).replace(" ± ", "\n± ").replace(" (", "\n(") for column in columns)
-        table.add_row(Text(label.replace(" · ", "\n").replace(" (", "\n(")), *(Text(cell) for cell in cells))
+        table.add_row(Text(label(*name).replace(" · ", "\n").replace(" (", "\n(")), *(Text(cell) for cell in cells))
     return table
 
 
