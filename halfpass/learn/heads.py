@@ -7,10 +7,11 @@ choices trade that against the client's work, and `halfpass cuts` prints what ea
 from itertools import pairwise
 from math import ceil, log2, prod
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfpass.errors import InputError
-from halfpass.learn.models import BasicBlock, Builder, check_output, choose, init_convolutions, seeded
+from halfpass.learn.models import BasicBlock, Builder, GlobalAverage, check_output, choose, init_convolutions, seeded
 from halfpass.learn.plugin import call_plugin
 
 HIDDEN_LIMIT = 512  # hidden width of `mlp` at most, so that a wide cut does not make the head the larger part
@@ -93,8 +94,7 @@ def _strided(channels: int, blocks: int, classes: int) -> nn.Module:
     widths = [channels * 2**i for i in range(blocks + 1)]
     head = nn.Sequential(
         *(BasicBlock(narrow, wide, stride=2) for narrow, wide in pairwise(widths)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
+        GlobalAverage(),
         nn.Linear(widths[-1], classes),
     )
     init_convolutions(head)
@@ -130,7 +130,11 @@ class FlatLinear(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.linear(z.flatten(1) * self.scale)
+        weight = self.linear.weight
+        if z.ndim == 4:  # channels last, as they are in memory, and as the layers below want their gradient
+            weight = weight.unflatten(1, z.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+            z = z.permute(0, 2, 3, 1)
+        return F.linear(z.flatten(1) * self.scale, weight, self.linear.bias)
 
 
 def _positions(cut_shape: tuple[int, ...]) -> int:
