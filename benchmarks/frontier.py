@@ -46,6 +46,7 @@ def conventional(codec: str, **more: Any) -> dict[str, Any]:
 
 
 # Under bf16 autocast what crosses is bfloat16 already, and `none` sends it as it is; codec bf16 would change nothing.
+# Nor would leaving out zstd, but for the bytes; the table of codecs says how many.
 RUNS: dict[str, dict[str, Any]] = {
     UNCOMPRESSED: decoupled("none"),
     "decoupled, int4+zstd": decoupled("int4+zstd"),
@@ -53,18 +54,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "decoupled, int4+zstd, every 2, replay 2": decoupled("int4+zstd", 2, 2),
     "conventional": conventional("none"),
     "decoupled, int8+zstd": decoupled("int8+zstd"),
-    "decoupled, int4+zstd, every 2": decoupled("int4+zstd", 2),
-    "conventional, int8+zstd": conventional("int8+zstd"),
-    "decoupled, int2+zstd, every 2, replay 2": decoupled("int2+zstd", 2, 2),
-    "decoupled, int4+zstd, every 4, replay 4": decoupled("int4+zstd", 4, 4),
-    "decoupled, int4+zstd, replay 2": decoupled("int4+zstd", 1, 2),
-    "decoupled, int4+zstd, every 4": decoupled("int4+zstd", 4),
-    "conventional, fp16": conventional("fp16"),
-    "decoupled, fp16": decoupled("fp16"),
-    "decoupled, int8": decoupled("int8"),
-    "decoupled, int4": decoupled("int4"),
-    "decoupled, int2": decoupled("int2"),
     REFERENCE: conventional("none", **{"train.precision": "fp32"}),
+    "decoupled, micro-batches of 32": decoupled("none", **{"train.micro_batch": 32}),
+    "decoupled, int4+zstd, every 4": decoupled("int4+zstd", 4),
+    "decoupled, int4+zstd, every 4, replay 4": decoupled("int4+zstd", 4, 4),
+    "conventional, int8+zstd": conventional("int8+zstd"),
+    "decoupled, fp16": decoupled("fp16"),
+    "conventional, fp16": conventional("fp16"),
+    "decoupled, int4+zstd, every 2": decoupled("int4+zstd", 2),
+    "decoupled, int4+zstd, replay 2": decoupled("int4+zstd", 1, 2),
+    "decoupled, int2+zstd, every 2, replay 2": decoupled("int2+zstd", 2, 2),
     "decoupled, int8+zstd, feedback 16": decoupled("int8+zstd", **{"train.feedback_every": 16}),
     "decoupled, int8+zstd, feedback 4": decoupled("int8+zstd", **{"train.feedback_every": 4}),
     "decoupled, int8+zstd, feedback 1": decoupled("int8+zstd", **{"train.feedback_every": 1}),
@@ -144,6 +143,8 @@ def _look(row: dict[str, Any]) -> tuple[str, str, bool]:
     if row.get("feedback_every"):
         marker = {1: "P", 4: "X", 16: "*"}[row["feedback_every"]]
         return f"decoupled, feedback every {row['feedback_every']}", marker, True
+    if row.get("micro_batch"):
+        return f"decoupled, micro-batches of {row['micro_batch']}", "D", True
     every, replay = row["every"], row["replay"]
     words = [f"every {every}"] * (every > 1) + [f"replay {replay}"] * (replay > 1)
     return ", ".join(["decoupled", *words]), {1: "o", 2: "^", 4: "v"}[every], replay == 1
