@@ -18,7 +18,7 @@ from halfpass.errors import InputError
 from halfpass.run.tables import UNITS_NOTE, markdown_rows, markdown_table, settings_line
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "benchmarks/README.md", "docs/*.md")
+PAGES = ("README.md", "benchmarks/README.md", "results/README.md", "docs/*.md")
 START = re.compile(r"^<!-- table:.*$", re.MULTILINE)
 PLACE = re.compile(
     r"^(?P<start><!-- table: (?P<file>results/[\w.-]+\.json) -->\n)"
