@@ -15,6 +15,7 @@ than conventional. Nothing else should run meanwhile.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import statistics
 import sys
@@ -29,8 +30,8 @@ import numpy as np
 import torch
 from PIL import Image
 from step import BATCH_SIZE, CIFAR_SAMPLES, Row, at_least_one, epoch_seconds_per_step, say
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad, relu
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -81,17 +82,50 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
         return (pixels - self.mean) / self.std, self.labels[index]
 
 
+class Block(nn.Module):
+    """A residual block with the paper's shortcut, as one writes it: He et al. 2015 (arXiv 1512.03385), option A."""
+
+    def __init__(self, narrow: int, wide: int, stride: int) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(narrow, wide, 3, stride, 1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(wide)
+        self.conv_2 = nn.Conv2d(wide, wide, 3, 1, 1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(wide)
+        self.stride, self.more = stride, wide - narrow
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm_2(self.conv_2(relu(self.norm_1(self.conv_1(x)))))
+        return relu(out + pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more)))
+
+
+def plain_halves(network: str, cut: str, classes: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Client half, server half and linear head of a CIFAR ResNet, cut behind stage_S.B."""
+    per_stage = (int(network.removeprefix("resnet")) - 2) // 6
+    widths = [16, *(width for width in (16, 32, 64) for _ in range(per_stage))]
+    blocks = [Block(narrow, wide, 1 if narrow == wide else 2) for narrow, wide in itertools.pairwise(widths)]
+    stage, _, block = cut.removeprefix("stage_").partition(".")
+    own = (int(stage) - 1) * per_stage + int(block) + 1
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    client = nn.Sequential(*stem, *blocks[:own])
+    server = nn.Sequential(*blocks[own:], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+    side = 32 // 2 ** (int(stage) - 1)
+    return client, server, nn.Sequential(nn.Flatten(), nn.Linear(widths[own] * side * side, classes))
+
+
 def plain_seconds(config: Config, workers: int) -> float:
     """Seconds per step of the second epoch."""
     data = setup.load_data(config.data)
-    samples = data.train.take(torch.arange(config.data.limit or len(data.train)))
-    pictures = Pictures(samples.inputs.permute(0, 2, 3, 1).numpy(), samples.labels.tolist(), data.mean, data.std)
+    inputs = data.train.inputs.permute(0, 2, 3, 1).numpy()
+    pictures = Pictures(inputs, data.train.labels.tolist(), data.mean, data.std)
     device = torch.device(config.train.device)
-    loader = DataLoader(pictures, BATCH_SIZE, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda")
-    network = setup.build_network(config, data.train.sample_shape, data.classes)
-    client, server = network.halves.client.to(device), network.halves.server.to(device)
-    head = None if network.head is None else network.head.to(device)
-    below = [*client.parameters(), *([] if head is None else head.parameters())]
+    loader = DataLoader(
+        pictures, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    halves = plain_halves(config.model.name, str(config.model.cut), data.classes)
+    client, server, head = (half.to(device) for half in halves)
+    decoupled = config.method == "decoupled"
+    below = [*client.parameters(), *(head.parameters() if decoupled else [])]
     client_optimizer, server_optimizer = (
         torch.optim.SGD(parameters, lr=config.train.lr, momentum=0.9, weight_decay=1e-4)
         for parameters in (below, server.parameters())
@@ -104,16 +138,16 @@ def plain_seconds(config: Config, workers: int) -> float:
             client_optimizer.zero_grad()
             server_optimizer.zero_grad()
             activations = client(inputs)
-            if head is not None:
+            if decoupled:
                 auxiliary = cross_entropy(head(activations), labels)
                 auxiliary.backward()
                 client_optimizer.step()
                 auxiliary.item()
-            received = activations.detach().requires_grad_(head is None)
+            received = activations.detach().requires_grad_(not decoupled)
             loss = cross_entropy(server(received), labels)
             loss.backward()
             server_optimizer.step()
-            if head is None:
+            if not decoupled:
                 activations.backward(received.grad)
                 client_optimizer.step()
             loss.item()  # it waits for the GPU, too

@@ -158,7 +158,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/frontier"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
     parser.add_argument("--plot", action="store_true", help="draw docs/frontier.svg from --out, train nothing")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all, often")
+    parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="settings for all")
     options = parser.parse_args()
     if options.plot:
         draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "frontier.svg")

@@ -56,7 +56,9 @@ def results_markdown(content: dict[str, Any]) -> str:
 def source_line(content: dict[str, Any]) -> str:
     """Command, commit, hardware and torch version in one line."""
     environment = content["environment"]
-    commit, torch = environment.get("commit") or "unknown", environment.get("torch") or "unknown"
+    commits = dict.fromkeys(made["commit"] for row in content["rows"] if (made := row.get("environment")))
+    commit = ", ".join(commits) or environment.get("commit") or "unknown"  # trainings of a grid may be of several
+    torch = environment.get("torch") or "unknown"
     return f"`{content['command']}`; commit {commit}; {environment.get('hardware') or 'unknown'}; torch {torch}."
 
 

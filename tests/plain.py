@@ -1,17 +1,8 @@
-"""The plain way of doing the same, for the tests to compare with: ordinary PyTorch, nothing of halfpass's steps.
-
-`whole_model` is not cut by torch.fx: its forward is written out in two parts by hand.
-"""
-
-import dataclasses
-import json
+"""The plain way of doing the same, for the tests to compare with: ordinary PyTorch, nothing of halfpass's."""
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
-
-from halfpass.run.train import train
 
 
 class HandCut(nn.Module):
@@ -56,17 +47,3 @@ def train_end_to_end(model, batches, lr_of_step, settings, loss_of=cross_entropy
 def equal(one, other):
     assert one.keys() == other.keys()
     return all(torch.equal(one[name], other[name]) for name in one)
-
-
-def train_in_both_runtimes(settings, folder, owners=("client-0", "client-1", "server")):
-    """Holds that processes and one process end with the same weights of all `owners`; returns both results."""
-    runtimes = ("local", "processes")
-    results = {name: train(dataclasses.replace(settings, runtime=name, out=str(folder / name))) for name in runtimes}
-    for owner in owners:
-        local, processes = (load_file(folder / name / f"{owner}.safetensors") for name in runtimes)
-        assert equal(local, processes), owner
-    return results
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

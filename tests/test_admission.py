@@ -32,7 +32,7 @@ def join(**changes):
     ({"sample_shape": ()}, r"samples of 1 to \d+ values in 1 to \d+ classes, found shape \(\) in 10 classes"),
     ({"sample_shape": (2**31, 2**31)}, "samples of 1 to"),
     ({"classes": 2**31}, "samples of 1 to"),
-    ({"steps": 4_000_000_000}, r"steps per epoch 3 \(the server's\), found 4000000000"),
+    ({"steps": 4}, "3 steps per epoch for 300 samples, found 4"),
     ({"samples": 0, "steps": 0}, "expected at most 0|expected .*, found"),
     ({"fingerprint": "x"}, r"network \(fingerprint of names and shapes\) '.*' \(the server's\), found 'x'"),
 ])  # fmt: skip
@@ -44,3 +44,11 @@ def test_a_wrong_newcomer_is_refused_and_the_next_good_one_admitted(changes, tex
     admission.admit(join())
     admission.admit(join(client=1, samples=200, steps=2))
     assert sorted(admission.joins) == [0, 1]
+
+
+def test_an_edge_s_steps_are_those_of_all_its_clients():
+    for steps in (3, 300):
+        Admission(CONFIG, of_edge=True).admit(join(steps=steps))
+    for steps in (2, 301):
+        with pytest.raises(InputError, match=f"3 to 300 steps per epoch for 300 samples, found {steps}"):
+            Admission(CONFIG, of_edge=True).admit(join(steps=steps))

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from plain import HandCut, equal, train_in_both_runtimes
+from plain import HandCut, equal
+from runtimes import train_in_both_runtimes
 from safetensors.torch import load_file
 from test_invariants import SGD, config, data, plain_batches, shards  # noqa: F401
 from torch import nn

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from plain import equal, rows_of, train_in_both_runtimes
+from plain import equal
+from runtimes import rows_of, train_in_both_runtimes
 from test_invariants import SGD, config, data, joined, plain_batches, plain_start, run  # noqa: F401
 from torch.nn.functional import cross_entropy
 
@@ -21,21 +22,21 @@ def test_a_gradient_for_every_batch_makes_it_conventional(data):  # noqa: F811
 
 def test_a_gradient_now_and_then_by_hand(data):  # noqa: F811
     """Of four batches per epoch the first and the fourth; the head learns from the local loss of every batch."""
-    settings = config(schedule="constant", feedback_every=3)
+    settings = config(schedule="constant", feedback_every=3, label_smoothing=0.2)
     local = run(settings, data)
     model, head = plain_start(settings, data)
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.05, fused=True, **SGD)
     for number, (x, y) in enumerate(plain_batches(data)):
         z, back = model.below(x), number % 4 in (0, 3)
-        local_loss = cross_entropy(head(z.detach() if back else z), y)
-        loss = cross_entropy(model.classifier(model.above(z if back else z.detach())), y)
+        local_loss = cross_entropy(head(z.detach() if back else z), y, label_smoothing=0.2)
+        loss = cross_entropy(model.classifier(model.above(z if back else z.detach())), y, label_smoothing=0.2)
         optimizer.zero_grad()
         (local_loss + loss).backward()
         optimizer.step()
     assert equal(joined(local), model.state_dict())
     assert equal(local.clients[0].head.state_dict(), head.state_dict())
     for other in (None, 1, 2, 4):
-        assert not equal(joined(run(config(schedule="constant", feedback_every=other), data)), model.state_dict())
+        assert not equal(joined(run(config(schedule="constant", feedback_every=other, label_smoothing=0.2), data)), model.state_dict())
 
 
 def test_processes_do_what_local_does_and_replays_get_no_gradient(tmp_path):

@@ -73,7 +73,7 @@ def test_a_grid_is_trained_resumed_and_reported(grid, tmp_path, capsys):
     assert [(row["seed"], row["settings"]) for row in rows] == [(3, {"recipe": "slow"}), (3, {"recipe": "fast"})]
     assert (out / "report.html").is_file()
     assert main([*words, "seed=3", "--set", "train.lr=0.5"]) == 2
-    assert "expected a training with train.lr 0.5, found one with 0.01; choose another --out" in capsys.readouterr().err
+    assert "expected a training with train.lr 0.5, found one with 0.01; choose another folder for the runs" in capsys.readouterr().err
 
 
 def test_a_training_that_fails_does_not_stop_the_others(grid, tmp_path, capsys):
@@ -91,7 +91,8 @@ def test_a_training_that_fails_does_not_stop_the_others(grid, tmp_path, capsys):
     (("seeds: [3, 4]", ""), "expected settings, seeds and axes, found settings, axes;"),
     (("seeds: [3, 4]", "seeds: []"), "grid.yaml, seeds: expected a list of at least one, found []"),
     (("seeds: [3]", "seeds: 3"), "grid.yaml, clients 2, seeds: expected a list of at least one, found 3"),
-    (("axes:", "axes: []\nx:"), "expected settings, seeds and axes, found settings, seeds, axes, x;"),
+    (("method:\n    decoupled: {method: decoupled}\n    conventional: {method: conventional}", "method: 3"), "grid.yaml, method: expected choices by name, found 3"),
+    ((GRID[GRID.index("axes:"):], "axes: []"), "grid.yaml, axes: expected axes by name, found []"),
     (("slow: {train.lr: 0.01}", "slow: 0.01"), "grid.yaml, recipe slow: expected settings by name, found 0.01"),
     (("train.lr: 0.01", "train.rl: 0.01"), "slow-1-decoupled-seed_3: configuration: expected a known key, found 'train.rl'; did you mean 'train.lr'?"),
     (("train.lr: 0.01", "train.lr: -1"), "slow-1-decoupled-seed_3: train.lr: expected a number of at least 0, found -1"),

@@ -15,6 +15,7 @@ from halfpass.learn import client as client_side
 from halfpass.learn import server as server_side
 from halfpass.learn.batches import train_batches
 from halfpass.learn.data import Dataset, Samples
+from halfpass.learn.whole import whole_step
 from halfpass.run import replay, setup
 from halfpass.run.local import LocalRun
 
@@ -125,6 +126,10 @@ def test_smoothed_labels_in_every_loss(data):
         local = run(settings, data)
         assert equal(joined(local), model.state_dict())
         assert not equal(joined(local), joined(run(config(method, schedule="constant"), data)))
+    whole = setup.build_whole(settings, data.train.sample_shape, data.classes)
+    for x, y in plain_batches(data):
+        whole_step(whole, x, y, epoch=0, step=0)
+    assert equal(whole.model.state_dict(), model.state_dict())  # the end-to-end one
 
 
 def test_the_methods_differ_from_each_other(data):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from halfpass.errors import InputError
 from halfpass.learn.heads import build_head
-from halfpass.learn.models import MIDDLE_CUTS, MODELS, PaddedShortcut, build_model
+from halfpass.learn.models import MIDDLE_CUTS, MODELS, GlobalAverage, PaddedShortcut, build_model
 from halfpass.learn.split import cut_shapes, split
 
 OWN = """
@@ -89,6 +89,23 @@ def test_weights_depend_on_the_seed_alone() -> None:
 def test_convolutions_have_he_variance() -> None:
     weight = build_model("resnet20", (3, 8, 8), 10, seed=0).stage_3[2].conv_2.weight
     assert weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.05)
+
+
+def test_gradients_keep_the_channels_last() -> None:
+    """Of a step's layers those that meet a gradient in the other order take many times as long."""
+    flat = build_head("linear", (4, 6, 6), classes=3, seed=0)
+    for layer in (PaddedShortcut(new_channels=4, stride=2), GlobalAverage(), flat):
+        start = torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+        x = start * 1  # a gradient in between, which nobody brings into another order
+        orders = []
+        x.register_hook(lambda gradient, orders=orders: orders.append(gradient.permute(0, 2, 3, 1).is_contiguous()))
+        out = layer(x)
+        (out * torch.randn_like(out)).sum().backward()
+        assert orders == [True] or layer.__class__ is GlobalAverage  # one number per channel, expanded over all pixels
+        plain = {
+            PaddedShortcut: lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 4)), GlobalAverage: lambda x: x.mean((2, 3)),
+        }.get(type(layer), lambda x: (x * flat.scale).flatten(1) @ flat.linear.weight.T + flat.linear.bias)  # fmt: skip
+        assert torch.allclose(out, plain(x), atol=1e-6)
 
 
 def test_the_padded_shortcut_subsamples_and_adds_zero_channels() -> None:

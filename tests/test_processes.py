@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from plain import rows_of, train_in_both_runtimes
+from runtimes import rows_of, train_in_both_runtimes
 
 from halfpass.config import ClientsConfig, Config, TrainConfig, WireConfig, as_dict
 from halfpass.errors import RunError

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from halfpass.errors import InputError
 from halfpass.run import tables
+from halfpass.run.figures import legend, looks, panels
 from halfpass.run.report import write_report
 from halfpass.run.runs import by_epoch, make_series, mean_curve, read_run, summary
 
@@ -252,11 +254,37 @@ def test_a_word_in_the_place_of_a_number(tmp_path: Path) -> None:
 
 
 def test_runs_with_the_same_name_are_all_drawn(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / name, None, example_metrics()) for name in ("killed-1", "killed-2")]
+    accuracies = {"killed-1": (0.1234, 0.5), "killed-2": (0.2345, 0.5)}
+    runs = [make_run(tmp_path / name, None, example_metrics(found)) for name, found in accuracies.items()]
     assert [one.label for one in make_series([read_run(run) for run in runs])] == 2 * ["decoupled (unfinished)"]
     text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(re.findall(r'<th scope="row"[^>]*>decoupled \(unfinished\)</th>', text)) == 2
     assert "Means over the seeds" not in text
+    assert all(f"<td>{percent}</td>" in text for percent in ("12.34", "23.45"))
+
+
+def test_many_series_have_a_panel_for_each_setting(tmp_path: Path) -> None:
+    """Nine series: two methods at four cuts, and one without a cut, which is beside all of them."""
+    runs = []
+    for number, (cut, method) in enumerate(product("abcd", ("decoupled", "conventional"))):
+        result = example_result(method=method, cut=cut)
+        runs.append(make_run(tmp_path / f"{number}", result, example_metrics(), model={"cut": cut}))
+    runs.append(make_run(tmp_path / "whole", example_result(method="centralized"), example_metrics()))
+    series = make_series([read_run(run) for run in runs])
+    assert panels(series) == [(f"cut {cut}", [2 * n, 2 * n + 1, 8]) for n, cut in enumerate("abcd")]
+    assert panels(series[:7]) == [("", list(range(7)))]
+    assert [name for name, _ in legend(series)] == ["decoupled", "conventional", "centralized"]
+    assert len(set(looks(series))) == 3
+    text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f">cut {cut}</text>" in text for cut in "abcd")
+
+
+def test_a_report_needs_no_setting_that_came_later(tmp_path: Path) -> None:
+    result = example_result()
+    del result["validation"], result["micro_batch"]
+    run = read_run(make_run(tmp_path / "old", result, example_metrics(), train={"micro_batch": 32}))
+    assert run.result is not None
+    assert (run.result["validation"], run.result["micro_batch"]) == (None, 32)
 
 
 def test_small_losses_are_drawn_on_a_logarithmic_axis(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain import HandCut, equal, rows_of, train_in_both_runtimes
+from plain import HandCut, equal
+from runtimes import rows_of, train_in_both_runtimes
 from safetensors.torch import load_file
 from test_invariants import SGD, close, config, data, joined, one_cycle, plain_batches, plain_start, shards  # noqa: F401
 from torch import nn

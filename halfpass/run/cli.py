@@ -181,7 +181,7 @@ def _add_retrain(parser: ArgumentParser) -> None:
 
 def _add_paper(parser: ArgumentParser) -> None:
     parser.add_argument("grid", type=str, metavar="GRID", help="Grid file, such as examples/paper/small.yaml.")
-    pairs: dict[str, Any] = {"nargs": "*", "type": str, "default": []}
+    pairs: dict[str, Any] = {"nargs": "*", "action": "extend", "type": str, "default": []}
     parser.add_argument("--set", **pairs, metavar="KEY=VALUE", help="Settings of all trainings, such as data.path=DIR.")
     parser.add_argument("--only", **pairs, metavar="AXIS=CHOICE", help="Only these trainings, such as cut=deep seed=0.")
     parser.add_argument("--jobs", type=int, default=2, help="Trainings at a time; they share the cores, or one GPU.")

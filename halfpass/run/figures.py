@@ -111,25 +111,32 @@ def pictures(series: Sequence[Series]) -> list[Picture]:
 
 def looks(series: Sequence[Series]) -> list[tuple[str, str]]:
     """Colour and marker of each; where there are not enough for all, those of its method."""
-    names = [one.label if len(series) <= len(LOOKS) else one.method for one in series]
-    order = list(dict.fromkeys(names))
-    return [LOOKS[order.index(name) % len(LOOKS)] for name in names]
-
-
-def legend(series: Sequence[Series]) -> dict[str, tuple[str, str]]:
-    """What the looks stand for."""
-    names = [one.label if len(series) <= len(LOOKS) else one.method for one in series]
-    return dict(zip(names, looks(series), strict=True))
-
-
-def panels(series: Sequence[Series]) -> dict[str, list[Series]]:
-    """All in one, or, where the looks are not enough for that, those that differ by the method only, by their title."""
     if len(series) <= len(LOOKS):
-        return {"": list(series)}
-    found: dict[str, list[Series]] = {}
-    for one in series:
-        found.setdefault(one.settings, []).append(one)
-    return found
+        return list(LOOKS[: len(series)])
+    methods = list(dict.fromkeys(one.method for one in series))
+    return [LOOKS[methods.index(one.method) % len(LOOKS)] for one in series]
+
+
+def legend(series: Sequence[Series]) -> list[tuple[str, tuple[str, str]]]:
+    """What each look stands for."""
+    found = zip(series, looks(series), strict=True)
+    if len(series) <= len(LOOKS):
+        return [(one.label, look) for one, look in found]
+    return list({one.method: look for one, look in found}.items())
+
+
+def panels(series: Sequence[Series]) -> list[tuple[str, list[int]]]:
+    """Numbers of series, by the title of a panel: all in one, or, where the looks are not enough for that, those of
+    equal settings. What lacks a setting, as centralized training lacks a cut, is in every panel that it may be
+    compared in."""
+    if len(series) <= len(LOOKS):
+        return [("", list(range(len(series))))]
+    settings = {tables.label_of(one.settings): set(one.settings.items()) for one in series}
+    largest = {title: own for title, own in settings.items() if not any(own < other for other in settings.values())}
+    return [
+        (title, [number for number, one in enumerate(series) if set(one.settings.items()) <= own])
+        for title, own in largest.items()
+    ]
 
 
 # Curves
@@ -139,21 +146,21 @@ def curves(
     series: Sequence[Series], title: str, unit: str, keys: Mapping[str, str], dashed: str, caption: str, percent: bool
 ) -> Picture | None:
     """Curves over epochs of the server's key, solid, and of the clients', dashed and so named in the legend."""
-    lines = {
-        one.label: [
+    lines = [
+        [
             Line(one.label + (", client" if side == "client" else ""), *look, side == "client", points)
             for side, key in keys.items()
             if (points := mean_curve(one.runs, side, key, 100.0 if percent else 1.0))
         ]
         for one, look in zip(series, looks(series), strict=True)
-    }
-    every = [line for found in lines.values() for line in found]
+    ]
+    every = [line for found in lines for line in found]
     if not every:
         return None
     if not any(line.dashed for line in every):
         caption = re.sub(r" Dashed: [^.]*\.", "", caption)
 
-    shown = panels(series)
+    shown, entries = panels(series), legend(series)
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     means = [point.mean for line in every for point in line.points]
@@ -161,10 +168,10 @@ def curves(
 
     def paint(figure: "Figure") -> None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axes, (settings, members) in zip(grid.flat, shown.items(), strict=False):
-            for line in (line for one in members for line in lines[one.label]):
+        for axes, (heading, members) in zip(grid.flat, shown, strict=False):
+            for line in (line for number in members for line in lines[number]):
                 _paint_line(axes, line)
-            axes.set_title(textwrap.fill(settings, 40), size="medium", loc="left")
+            axes.set_title(textwrap.fill(heading, 40), size="medium", loc="left")
             axes.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
             axes.grid(axis="y")
         for axes in grid.flat[len(shown) :]:
@@ -173,13 +180,14 @@ def curves(
             grid[0, 0].set_yscale("log")
             grid[0, 0].set_ylim(min(means) / 1.5, max(means) * 1.5)
             grid[0, 0].yaxis.set_major_formatter("{x:g}")
-        for axes in grid[-1]:
+        for axes in grid.flat[len(shown) - columns : len(shown)]:  # the lowest of each column
             axes.set_xlabel("epoch")
+            axes.tick_params(labelbottom=True)
         for axes in grid[:, 0]:
             axes.set_ylabel(unit)
-        _paint_legend(figure, series, dashed if any(line.dashed for line in every) else None)
+        _paint_legend(figure, entries, dashed if any(line.dashed for line in every) else None)
 
-    height = 0.6 + 2.0 * rows + 0.16 * sum(1 + len(name) // 48 for name in legend(series))
+    height = 0.6 + 2.0 * rows + _legend_inches(entries)
     return Picture(title, draw(title, height, paint), caption, ["epoch", *(line.name for line in every)], _cells(every))
 
 
@@ -205,12 +213,15 @@ def _paint_line(axes: "Axes", line: Line) -> None:
         axes.fill_between(epochs, low, high, color=line.colour, alpha=0.15, linewidth=0)
 
 
-def _paint_legend(figure: "Figure", series: Sequence[Series], dashed: str | None) -> None:
+def _legend_inches(entries: Sequence[tuple[str, tuple[str, str]]]) -> float:
+    return 0.16 * sum(1 + len(name) // 48 for name, _ in entries)
+
+
+def _paint_legend(figure: "Figure", entries: Sequence[tuple[str, tuple[str, str]]], dashed: str | None = None) -> None:
     from matplotlib.lines import Line2D
 
-    entries = legend(series)
-    handles = [Line2D([], [], color=colour, marker=marker) for colour, marker in entries.values()]
-    names = [textwrap.fill(name, 48) for name in entries]
+    handles = [Line2D([], [], color=colour, marker=marker) for _, (colour, marker) in entries]
+    names = [textwrap.fill(name, 48) for name, _ in entries]
     if dashed:
         handles, names = [*handles, Line2D([], [], color=GREY, linestyle=DASHED)], [*names, dashed]
     columns = max(1, 80 // (max(map(len, names)) + 6))  # some 80 letters fit the width; a handle is as wide as six
@@ -223,6 +234,8 @@ def frontier(series: Sequence[Series], title: str, caption: str) -> Picture | No
     points = [(one, look, sent, percent) for one, look, sent, percent in found if sent and percent is not None]
     if len(points) < 2:
         return None
+    drawn = {look for _, look, *_ in points}
+    entries = [(name, look) for name, look in legend(series) if look in drawn]
 
     def paint(figure: "Figure") -> None:
         from matplotlib.ticker import LogLocator, NullLocator
@@ -236,12 +249,11 @@ def frontier(series: Sequence[Series], title: str, caption: str) -> Picture | No
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.grid()
-        _paint_legend(figure, series, None)
+        _paint_legend(figure, entries)
 
     cells = [[one.label, tables.amount(sent), f"{percent:.2f}"] for one, _, sent, percent in points]
     headings = ["method", "MB up and down", "test accuracy %"]
-    height = 2.7 + 0.16 * len(legend(series))
-    return Picture(title, draw(title, height, paint), caption, headings, cells)
+    return Picture(title, draw(title, 2.7 + _legend_inches(entries), paint), caption, headings, cells)
 
 
 def sent_megabytes(one: Series) -> float | None:

@@ -26,7 +26,7 @@ from halfpass.run.train import process_count
 
 POLL_SECONDS = 0.2
 REMEDY = "look at examples/paper/small.yaml"
-FREE = ("out", "train.threads")  # settings in which a member that is finished may differ from what it would be now
+FREE = ("out", "train.threads", "data.path", "data.download")  # in which a finished member may differ from what it'd be
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def run_grid(members: Sequence[Member], jobs: int, finished: Callable[[], None]) -> None:
-    """Trains what is not finished, `jobs` at a time, each in a process of its own; calls `finished` first, and whenever
-    one has ended. Raises RunError at the end where some failed.
+def run_grid(members: Sequence[Member], jobs: int, write_rows: Callable[[], None]) -> None:
+    """Trains what is not finished, `jobs` at a time, each in a process of its own; calls `write_rows` first, and
+    whenever one has ended. Raises RunError at the end where some failed.
     """
     if jobs < 1:
         raise InputError("--jobs", "at least 1", str(jobs), "2 is usual")
@@ -136,7 +136,7 @@ def run_grid(members: Sequence[Member], jobs: int, finished: Callable[[], None])
     waiting = [member for member in members if not member.finished]
     _prepare(waiting)
     failed: list[str] = []
-    finished()
+    write_rows()
     print(f"{len(members) - len(waiting)} of {len(members)} trainings are there already", file=sys.stderr, flush=True)
     began = time.monotonic()
     for done, (member, error) in enumerate(_run(waiting, jobs), 1):
@@ -148,7 +148,7 @@ def run_grid(members: Sequence[Member], jobs: int, finished: Callable[[], None])
         left = (time.monotonic() - began) / done * (len(waiting) - done) / 60
         line = f"{done} of {len(waiting)}: {member.name}: {said}; about {left:.0f} min to go"
         print(line, file=sys.stderr, flush=True)
-        finished()
+        write_rows()
     if failed:
         found = f"{len(failed)} that failed: {', '.join(failed[:3])}"
         raise RunError("grid", f"{len(waiting)} trainings to their end", found, "see above; start again to go on")
@@ -163,7 +163,7 @@ def _check_same(member: Member) -> None:
         if key not in FREE and there[key] != value:
             raise InputError(
                 str(member.folder), f"a training with {key} {value}", f"one with {there[key]}",
-                "choose another --out, or remove that folder",
+                "choose another folder for the runs",
             )  # fmt: skip
 
 
@@ -214,9 +214,13 @@ def _start(member: Member, jobs: int) -> Child:
 
 
 def grid_rows(members: Sequence[Member]) -> list[dict[str, Any]]:
-    """result.json of every training that is finished, with its name and the choices that result.json does not tell."""
+    """result.json of every training that is finished, with its name and the choices that result.json does not tell.
+
+    Raises InputError where one of them is of other settings.
+    """
     rows = []
     for member in members:
+        _check_same(member)
         if member.finished:
             result = read_result(member.folder)
             further = {axis: choice for axis, choice in member.choices.items() if axis not in result}

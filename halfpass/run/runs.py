@@ -31,7 +31,7 @@ NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
     "out", "data.download", "server.store", "server.store_limit",
 )  # fmt: skip
 REQUIRED = (
-    *CONFIG_KEYS, "test_accuracy", "aux_test_accuracy", "train_seconds",
+    "method", "seed", "epochs", "test_accuracy", "aux_test_accuracy", "train_seconds",
     "bytes.up.activations", "bytes.up.labels", "bytes.up.weights", "bytes.up.other",
     "bytes.down.gradients", "bytes.down.weights", "bytes.down.other", "bytes.socket_up", "bytes.socket_down",
     "peak_memory_bytes.client", "peak_memory_bytes.server", "peak_memory_bytes.colocated",
@@ -62,7 +62,7 @@ class Series:
     """Runs that differ only by the seed, their summaries, and what tells them from other runs of a report."""
 
     method: str
-    settings: str
+    settings: Mapping[str, str]
     runs: Sequence[Run]
     results: Sequence[tables.Result]
 
@@ -91,7 +91,9 @@ def read_run(path: Path) -> Run:
     metrics, notes = _read_metrics(path / "metrics.jsonl")
     result = None
     if (path / "result.json").exists():
-        _, result = _read(path / "result.json", "JSON", _json)
+        _, found = _read(path / "result.json", "JSON", _json)
+        configured = flatten(settings)  # tells the settings that halfpass did not have yet when the run was made
+        result = {name: configured.get(key) for name, key in CONFIG_KEYS.items() if name not in REQUIRED} | found
         _check_result(path / "result.json", flatten(result))
     else:
         last = max((row["epoch"] for row in metrics), default=0)

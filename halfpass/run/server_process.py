@@ -87,9 +87,11 @@ def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> N
             f"shape {tuple(join.sample_shape)} in {join.classes} classes", "check the data set",
         )  # fmt: skip
     steps = batch_count(join.samples, batch_size)
-    if of_edge and steps <= join.steps <= join.samples:  # each of several clients may have a smaller last batch
-        return
-    _agree(place, "steps per epoch", steps, join.steps)
+    most = join.samples if of_edge else steps  # each of an edge's clients may have a smaller last batch
+    if not steps <= join.steps <= most:
+        expected = f"{steps}" if most == steps else f"{steps} to {most}"
+        found, remedy = f"{join.steps}", "start both sides with the same configuration"
+        raise InputError(place, f"{expected} steps per epoch for {join.samples} samples", found, remedy)
 
 
 def _agree(place: str, what: str, expected: object, found: object) -> None:

@@ -67,15 +67,19 @@ def telling_settings(groups: Sequence[Group]) -> list[str]:
     return main + [n for n in further if any(len({_setting(group, n) for group in some}) > 1 for some in alike)]
 
 
-def names(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """A name for each group: the method, and the settings that tell it apart."""
-    told = [[(name, _setting(group, name)) for name in telling_settings(groups)] for group in groups]
-    settings = [" · ".join(f"{name} {value}" for name, value in one if value is not None) for one in told]
-    return [(_method(group), one) for group, one in zip(groups, settings, strict=True)]
+def names(groups: Sequence[Group]) -> list[tuple[str, dict[str, str]]]:
+    """Each group's method, and the settings that tell it apart."""
+    telling = telling_settings(groups)
+    told = [{name: value for name in telling if (value := _setting(group, name)) is not None} for group in groups]
+    return [(_method(group), settings) for group, settings in zip(groups, told, strict=True)]
 
 
-def label(method: str, settings: str) -> str:
-    return " · ".join(filter(None, (method, settings)))
+def label(method: str, settings: Mapping[str, str]) -> str:
+    return " · ".join(filter(None, (method, label_of(settings))))
+
+
+def label_of(settings: Mapping[str, str]) -> str:
+    return " · ".join(f"{name} {value}" for name, value in settings.items())
 
 
 # Numbers
