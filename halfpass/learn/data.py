@@ -136,7 +136,8 @@ def load(
     label); the working directory may hold the module. `path` is where files are read from. `limit` keeps at most that
     many of the first training samples and as many test samples. `download` lets CIFAR be fetched into `path`.
     `image_size`, in pixels, is for `imagefolder`, `crop_padding` for CIFAR. `validation` puts so many training samples,
-    drawn once and for all, in the test set's place; pictures are normalized as ever. Raises InputError that names the argument, file or sample at fault.
+    drawn once and for all, in the test set's place; pictures are normalized as ever. Raises InputError that names the
+    argument, file or sample at fault.
     """
     if limit is not None and limit < 1:
         raise InputError("data.limit", "at least 1 sample", f"{limit}", "leave it out for all samples")
