@@ -1,6 +1,6 @@
 """One server and 1 to 32 client processes: does the server keep its pace, does anyone starve, what does a client cost?
 
-    python benchmarks/clients.py --out results/clients.json     all counts, both orders; 10 minutes on two cores
+    python benchmarks/clients.py --out results/clients.json     all counts, both orders; 17 minutes on two cores
     python benchmarks/clients.py --clients 1,4 --batches 32         does it run?
 
 Server and clients are processes as `halfpass serve` and `halfpass join` run them, decoupled and splitfed, one thread

@@ -1,6 +1,6 @@
 """How close decoupled training comes to its slowest part alone, over links of several bandwidths and delays.
 
-    python benchmarks/overlap.py --out results/overlap.json     all links; some 25 minutes on two cores
+    python benchmarks/overlap.py --out results/overlap.json     all links; half an hour on two cores
     python benchmarks/overlap.py --draw                         docs/overlap.svg from results/overlap.json
     python benchmarks/overlap.py --quick                        one link, few steps, printed only: does it run?
 
@@ -12,9 +12,10 @@ first batch's way to the server and the last acknowledgement's way back. No meth
   server alone   the server process fed with batches that were made before
   wire alone     those batches, from this feeder to that server, over the link
 
-The first two are measured without a link, once; the wire on each link, between the arrivals of the first and the last
-batch, so without its delay. `at once` is the slower of client and server, each alone, but both at the same time: what
-two processes on this machine cost each other, which is no fault of the wire. Exit status: 1 where the bar is missed.
+All are measured for each link, in turn with the trainings over it. The first two need no link; the wire is measured
+from the arrival of the first to that of the last batch, so without its delay. `at once` is the slower of client and
+server, each alone, but both at the same time: what two processes on this machine cost each other, which is no fault
+of the wire. Exit status: 1 where the bar is missed.
 """
 
 import argparse
@@ -235,44 +236,31 @@ class Bench:
     def decoupled(self, steps: int) -> Config:
         return self.settings("decoupled", steps)
 
-    def alone(self, feeder: Feeder, at_once: bool) -> dict[str, float]:
-        """Client and server, each by itself and, where asked for, both at once; medians of seconds per step."""
+    def over(self, way: Link, feeder: Feeder) -> Row:
+        """The row of one link: its parts alone and both trainings in turn, as often as asked for."""
+        fitting = int(EPOCH_SECONDS * way.bandwidth / (8 * feeder.batch_bytes))
+        steps = max(LEAST_STEPS, min(self.steps, fitting))
+        few = max(LEAST_STEPS, int(CONVENTIONAL_SHARE * steps))
         measured: dict[str, list[float]] = {}
-        for _ in range(self.repeat):
-            client, server = (self.decoupled(self.steps) for _ in range(2))
-            keep(measured, "client", "client alone", client_alone(client))
-            keep(measured, "server", "server alone", server_alone(server, feeder))
-            if at_once:
-                keep(measured, "at_once", "client and server at once, the slower one", self.at_once(feeder))
-        return medians(measured)
 
-    def at_once(self, feeder: Feeder) -> float:
-        client, server = (self.decoupled(self.steps) for _ in range(2))
+        def keep(name: str, what: str, seconds: float) -> None:
+            say(f"{way}: {what}: {seconds:.4f} s per step")
+            measured.setdefault(name, []).append(seconds)
+
+        for _ in range(self.repeat):
+            keep("client", "client alone", client_alone(self.decoupled(steps)))
+            keep("server", "server alone", server_alone(self.decoupled(steps), feeder))
+            keep("at_once", "both alone at once, the slower one", self.at_once(steps, feeder))
+            keep("wire", "wire alone", wire_alone(feeder, way, steps))
+            keep("decoupled", "decoupled", training(self.decoupled(steps), way))
+            keep("conventional", "conventional", training(self.settings("conventional", few), way))
+        return row(way, steps, {name: statistics.median(seconds) for name, seconds in measured.items()})
+
+    def at_once(self, steps: int, feeder: Feeder) -> float:
+        client, server = (self.decoupled(steps) for _ in range(2))
         with ThreadPoolExecutor(1) as pool:
             seconds = pool.submit(client_alone, client)
             return max(server_alone(server, feeder), seconds.result(RUN_SECONDS))
-
-    def over(self, way: Link, feeder: Feeder, alone: dict[str, float]) -> Row:
-        """The row of one link: wire, decoupled, conventional, in turn."""
-        seconds = max(alone["client"], alone["server"], 8 * feeder.batch_bytes / way.bandwidth)
-        steps = max(LEAST_STEPS, min(self.steps, int(EPOCH_SECONDS / seconds)))
-        few = max(LEAST_STEPS, int(CONVENTIONAL_SHARE * steps))
-        measured: dict[str, list[float]] = {}
-        for _ in range(self.repeat):
-            keep(measured, "wire", f"{way}: wire alone", wire_alone(feeder, way, steps))
-            keep(measured, "decoupled", f"{way}: decoupled", training(self.decoupled(steps), way))
-            keep(measured, "conventional", f"{way}: conventional", training(self.settings("conventional", few), way))
-        return row(way, steps, alone | medians(measured))
-
-
-def keep(measured: dict[str, list[float]], name: str, what: str, seconds: float) -> None:
-    """One more measurement, which is told."""
-    say(f"{what}: {seconds:.4f} s per step")
-    measured.setdefault(name, []).append(seconds)
-
-
-def medians(measured: dict[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(seconds) for name, seconds in measured.items()}
 
 
 def steps_of(config: Config) -> int:
@@ -293,7 +281,7 @@ def row(way: Link, steps: int, seconds: dict[str, float]) -> Row:
         "client_alone_seconds_per_step": seconds["client"],
         "server_alone_seconds_per_step": seconds["server"],
         "wire_alone_seconds_per_step": seconds["wire"],
-        "at_once_seconds_per_step": seconds.get("at_once"),
+        "at_once_seconds_per_step": seconds["at_once"],
         "decoupled_over_bound": seconds["decoupled"] / bound,
         "conventional_over_decoupled": seconds["conventional"] / seconds["decoupled"],
     }
@@ -414,9 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.chdir(ROOT), tempfile.TemporaryDirectory() as folder:  # `data.name` is found from there
         bench = Bench(config, options.steps, options.repeat, Path(folder))
         feeder = Feeder(bench.decoupled(options.steps))
-        alone = bench.alone(feeder, at_once=not options.quick)
         for way in options.links:
-            rows.append(bench.over(way, feeder, alone))
+            rows.append(bench.over(way, feeder))
             if out is not None:  # also what there is so far: a long measurement may be stopped
                 write_json(out, {"environment": measured_on, "command": command, "rows": rows})
     print_table(rows)

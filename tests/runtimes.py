@@ -16,6 +16,7 @@ def train_in_both_runtimes(settings, folder, owners=("client-0", "client-1", "se
     for owner in owners:
         local, processes = (load_file(folder / name / f"{owner}.safetensors") for name in runtimes)
         assert equal(local, processes), owner
+        assert not equal(local, {name: value + 1 for name, value in processes.items()})
     return results
 
 

@@ -32,6 +32,7 @@ def join(**changes):
     ({"sample_shape": ()}, r"samples of 1 to \d+ values in 1 to \d+ classes, found shape \(\) in 10 classes"),
     ({"sample_shape": (2**31, 2**31)}, "samples of 1 to"),
     ({"classes": 2**31}, "samples of 1 to"),
+    ({"steps": 4_000_000_000}, "3 steps per epoch for 300 samples, found 4000000000"),
     ({"steps": 4}, "3 steps per epoch for 300 samples, found 4"),
     ({"samples": 0, "steps": 0}, "expected at most 0|expected .*, found"),
     ({"fingerprint": "x"}, r"network \(fingerprint of names and shapes\) '.*' \(the server's\), found 'x'"),
