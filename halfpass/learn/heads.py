@@ -109,6 +109,7 @@ HEADS: dict[str, Builder] = {
     "tail": _tail,
 }
 
+
 class FlatLinear(nn.Module):
     """Flatten and one fully connected layer, (B, *shape) → (B, classes), conditioned like the layers below it.
 

@@ -202,6 +202,7 @@ def check_names(config: Config) -> None:
         if ":" not in name and name not in table:
             raise choice_error(place, [*table, "module:function"], name)
 
+
 def settle_process(config: Config, processes: int = 1) -> None:
     """This process's CPU threads, as configured or an even share of the cores, and its malloc, for training."""
     keep_freed_memory()
