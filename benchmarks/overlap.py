@@ -132,43 +132,40 @@ class Feeder:
     def __init__(self, config: Config) -> None:
         data = setup.load_data(config.data)
         shard = setup.make_shards(config, data)[0]
-        network = setup.build_network(config, data.train.sample_shape, data.classes)
-        client = setup.build_client(config, network, 0)
+        self.network = setup.build_network(config, data.train.sample_shape, data.classes)
+        client = setup.build_client(config, self.network, 0)
         drawn = itertools.islice(train_batches(data, shard, BATCH_SIZE, seed=0, client=0, epoch=0), MADE_BATCHES)
         cut = [client_side.decoupled_step(client, x, labels, 0, step)[0] for step, (x, labels) in enumerate(drawn)]
         self.batches = [write_batch(batch, config.wire.codec) for batch in cut]
-        self.join = join_message(config, network, 0, len(shard), steps_of(config))
-        self.config = config
 
     @property
     def batch_bytes(self) -> float:
         return statistics.mean(batch.ByteSize() for batch in self.batches)
 
-    def run(self, address: str, steps: int) -> None:
-        """Until the server says Finish; `steps` are those of an epoch."""
-        wire = self.config.wire
-        connection = Connection(address, window_bytes=wire.window, timeout=wire.timeout)
-        self.join.steps = steps
+    def run(self, address: str, config: Config) -> None:
+        """Until the server says Finish; `config` is that of the run, whose epochs may be shorter than this one's."""
+        connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
+        join = join_message(config, self.network, 0, samples_of(config), steps_of(config))
         try:
-            connection.send(pb.ClientMessage(join=self.join))
+            connection.send(pb.ClientMessage(join=join))
             connection.receive("joined")
             while (message := connection.receive("begin", "test", "finish")).WhichOneof("kind") != "finish":
-                self.send_epoch(connection, message)
+                self.send_epoch(connection, message, join)
             connection.finish()
         except BaseException:
             connection.fail("the feeder failed")
             raise
 
-    def send_epoch(self, connection: Connection, message: pb.ServerMessage) -> None:
+    def send_epoch(self, connection: Connection, message: pb.ServerMessage, join: pb.Join) -> None:
         """All batches of an epoch as fast as they are taken, or the one of a test."""
         test = message.WhichOneof("kind") == "test"
         epoch = message.test.epoch if test else message.begin.epoch
-        for step in range(1 if test else self.join.steps):
+        for step in range(1 if test else join.steps):
             connection.send_in_turn(partial(self.message, epoch, step, test))
         if test:
             end = pb.ClientMessage(test_end=pb.TestEnd(epoch=epoch, samples=BATCH_SIZE))
         else:
-            end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=self.join.samples))
+            end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=join.samples))
         connection.send_in_turn(lambda: [end])
 
     def message(self, epoch: int, step: int, test: bool) -> list[pb.ClientMessage]:
@@ -195,17 +192,17 @@ def client_alone(config: Config) -> float:
 def server_alone(config: Config, feeder: Feeder) -> float:
     """Seconds per step of the server process, whose client computes nothing."""
     with serving(config) as (children, port):
-        feeder.run(f"127.0.0.1:{port}", steps_of(config))
+        feeder.run(f"127.0.0.1:{port}", config)
         wait_for(children)
     return epoch_seconds_per_step(Path(str(config.out)))
 
 
-def wire_alone(feeder: Feeder, way: Link, steps: int) -> float:
+def wire_alone(config: Config, feeder: Feeder, way: Link) -> float:
     """Seconds per step of a link between two that compute nothing."""
-    null = NullServer(feeder.config)
+    null = NullServer(config)
     try:
         with link(null.hub.port, way.bandwidth, way.rtt) as near, ThreadPoolExecutor(1) as pool:
-            feeding = pool.submit(feeder.run, f"127.0.0.1:{near}", steps)
+            feeding = pool.submit(feeder.run, f"127.0.0.1:{near}", config)
             answered, _ = null.run(EPOCHS, test=False)
             feeding.result(START_SECONDS)
     finally:
@@ -251,7 +248,7 @@ class Bench:
             keep("client", "client alone", client_alone(self.decoupled(steps)))
             keep("server", "server alone", server_alone(self.decoupled(steps), feeder))
             keep("at_once", "both alone at once, the slower one", self.at_once(steps, feeder))
-            keep("wire", "wire alone", wire_alone(feeder, way, steps))
+            keep("wire", "wire alone", wire_alone(self.decoupled(steps), feeder, way))
             keep("decoupled", "decoupled", training(self.decoupled(steps), way))
             keep("conventional", "conventional", training(self.settings("conventional", few), way))
         return row(way, steps, {name: statistics.median(seconds) for name, seconds in measured.items()})
@@ -263,9 +260,13 @@ class Bench:
             return max(server_alone(server, feeder), seconds.result(RUN_SECONDS))
 
 
+def samples_of(config: Config) -> int:
+    return config.data.limit or PLAIN_SAMPLES
+
+
 def steps_of(config: Config) -> int:
     """Per epoch."""
-    return batch_count(config.data.limit or PLAIN_SAMPLES, BATCH_SIZE)
+    return batch_count(samples_of(config), BATCH_SIZE)
 
 
 def row(way: Link, steps: int, seconds: dict[str, float]) -> Row:
