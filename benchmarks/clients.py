@@ -209,7 +209,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(compared(row, one))
                 print_row(rows[-1])
                 if out is not None:  # also what there is so far: a long measurement may be stopped
-                    out.parent.mkdir(parents=True, exist_ok=True)
                     write_json(out, {"environment": measured_on, "command": command, "rows": rows})
     return 0 if all(map(met, rows)) else 1
 

@@ -164,7 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f" ({'met' if row['met'] else 'missed'})"
         )  # fmt: skip
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.out, {"environment": environment(), "command": command, "rows": rows})
     return 0 if all(row["met"] for row in rows) else 1
 

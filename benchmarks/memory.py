@@ -289,7 +289,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def keep(row: Row) -> None:  # also what there is so far: a long measurement may be stopped
         rows[row["cut"]] = rows.get(row["cut"], {}) | row
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_json(out, {"environment": measured_on, "command": command, "rows": list(rows.values())})
 
     with contextlib.chdir(ROOT), tempfile.TemporaryDirectory() as folder:  # `data.name` is found from there

@@ -379,7 +379,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verdict = "met" if measured["met"] else "missed"
             print(f"{measured['benchmark']}: {measured['ratio']:.4f} (bar {measured['bar']}, {verdict})", flush=True)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, {"environment": environment(), "command": command, "rows": rows})
     return 0 if all(measured["met"] for measured in rows) else 1
 
