@@ -12,6 +12,7 @@ of result.json with two ratios, in words. Seconds in them mean nothing: several 
 import argparse
 import json
 import shutil
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,8 +90,12 @@ def rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     found = {row["training"]: row for row in grid_rows(members)}
     made = []
     for name, result in found.items():
+        auxiliary, evaluation = result["aux_test_accuracy"], result["evaluation_bytes"]
         ratios: dict[str, float | None] = {
-            "test_accuracy_percent": 100 * result["test_accuracy"], "socket_gigabytes": socket_bytes(result) / 1e9,
+            "test_accuracy_percent": 100 * result["test_accuracy"],
+            "aux_test_accuracy_percent": None if auxiliary is None else 100 * auxiliary,
+            "socket_gigabytes": socket_bytes(result) / 1e9,
+            "evaluation_gigabytes": (evaluation["up"] + evaluation["down"]) / 1e9,
             "times_less_than_conventional_float32": None, "points_below_uncompressed_decoupled": None,
         }  # fmt: skip
         if REFERENCE in found:
@@ -119,8 +124,14 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
                 socket_bytes(row) / 1e9, 100 * row["test_accuracy"], linestyle="", marker=marker, markersize=7,
                 color=colour, markerfacecolor=colour if filled else "white",
             )  # fmt: skip
+        alone = statistics.median(row["aux_test_accuracy"] for row in found if _learns_alone(row))
+        axes.axhline(100 * alone, color=INK, linestyle=":", linewidth=1)
+        axes.annotate(
+            "the client half and its own head, nothing sent", (0, 100 * alone), (4, -3), ha="left", va="top",
+            xycoords=("axes fraction", "data"), textcoords="offset points",
+        )  # fmt: skip
         axes.set(
-            xscale="log", xlabel="GB at the socket, up and down, in the whole training",
+            xscale="log", xlabel="GB of training at the socket, up and down",
             ylabel="test accuracy, last epoch (%)",
         )  # fmt: skip
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -134,6 +145,11 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
         ]
         figure.legend(handles=legend, loc="outside right upper", title="codec, with or without zstd")
         figure.savefig(file, metadata={"Date": None, "Creator": None})
+
+
+def _learns_alone(row: dict[str, Any]) -> bool:
+    """Whether the client half learned from whole batches by its head alone: the same in all such rows."""
+    return row["method"] == "decoupled" and not row.get("feedback_every") and not row.get("micro_batch")
 
 
 def _look(row: dict[str, Any]) -> tuple[str, str, bool]:

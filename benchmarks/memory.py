@@ -22,8 +22,7 @@ Beside it stands gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) on 
 segments that keeps least: it works on the whole batch, and computes every segment but a half's last one twice.
 
 Times are seconds per step in one process, all three taking turns, nothing else running. Exit status: 1 where a bar is
-missed. On the CPU the resident set holds what malloc keeps, too; with MALLOC_MMAP_THRESHOLD_=1048576 in the environment
-it is close to what is in use, and training takes twice the time.
+missed. On the CPU the resident set holds what malloc keeps, too.
 """
 
 import argparse

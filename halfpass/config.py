@@ -123,8 +123,8 @@ class TrainConfig:
     """Samples that a decoupled run computes and sends at a time, to save memory on both sides. A step still learns from
     the whole batch, but BatchNorm normalizes by each micro-batch's own statistics. Default: the whole batch."""
     feedback_every: int | None = None
-    """The server of a decoupled run returns the gradient of every so-manieth batch, and the client half learns from
-    that instead of the auxiliary head: 1 learns, and waits, as conventional does. Default: never."""
+    """The server of a decoupled run returns the gradient of every k-th batch of a client, whose half learns from that
+    instead of the auxiliary head: 1 learns, and waits, as conventional does. Default: never."""
     label_smoothing: float = 0.0
     """Share of a label that is spread evenly over all classes, in every loss that is trained by."""
     seed: int = 0
@@ -160,7 +160,7 @@ class WireConfig:
     """How activations are encoded: none (exact), fp16, bf16, int8, int4 or int2, each also with +zstd, as in int2+zstd,
     which compresses the bytes. Conventional gradients come down the same way."""
     every: int = 1
-    """A decoupled client uploads every so-manieth of its batches, and learns from all of them."""
+    """A decoupled client uploads every k-th of its batches, and learns from all of them."""
     budget: int | None = None
     """Bytes of training batches that each decoupled client may upload in the whole run, spread evenly over it: a batch
     that would be ahead of its share is not uploaded. Default: no limit."""

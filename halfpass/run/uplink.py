@@ -1,4 +1,4 @@
-"""Which of a decoupled client's batches go up: every so-manieth, within a budget of bytes.
+"""Which of a decoupled client's batches go up: every k-th, within a budget of bytes.
 
 After CSE-FSL (Mu & Shen 2025, arXiv 2507.15816), whose clients upload in selected epochs. Nothing comes back, so a
 client may learn from a batch and keep it to itself.

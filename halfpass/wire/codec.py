@@ -11,9 +11,9 @@ int8 spreads 256 levels evenly over the channel's range. Four or sixteen are too
 near 0, and the largest is ten times their mean. So int4 and int2 take the step from s = E[d²] / E[|d|], where d is the
 distance from 0 in ReLU channels and from the mean in others; unlike the standard deviation, s does not change when more
 values are 0. Levels grow apart with the distance: level k lies at step · k / (1 - bend · k), and values beyond the last
-level become that level. `CODECS` has steps and bends near the least mean squared error on activations of ResNet-20: a
-quarter (int2) and two fifths (int4) of what levels spread evenly over the range have (`benchmarks/codecs.py`). The
-price: of a channel with a few huge values among many tiny ones, the huge ones are lost.
+level become that level. `CODECS` has steps and bends near the least mean squared error on activations of ResNet-20:
+three tenths (int2) and less than half (int4) of what levels spread evenly over the range have
+(`benchmarks/codecs.py`). The price: of a channel with a few huge values among many tiny ones, the huge ones are lost.
 
 With `+zstd` those bytes are compressed. Codes of neighbouring rows, which are pixels, share a byte: they are more alike
 than those of neighbouring channels, and the result is a tenth smaller.
