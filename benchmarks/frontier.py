@@ -76,7 +76,7 @@ def trainings(work: Path, changes: Mapping[str, Any]) -> list[Member]:
     members = []
     for name, settings in RUNS.items():
         out = work / name.replace(", ", "-").replace(" ", "")
-        config = from_dict(nested({**RECIPE, **settings, "runtime": "processes", "out": str(out), **changes}))
+        config = from_dict(nested({**RECIPE, **settings, "runtime": "processes", **changes, "out": str(out)}))
         members.append(Member(name, {}, config))
     return members
 

@@ -4,6 +4,7 @@ The command line, its help and the YAML files are made from these classes (`half
 the door: `halfpass.learn` and `halfpass.wire` take plain values.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -143,8 +144,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "train.")
+        # Micro-batches of 2 would leave a single sample of an odd batch, and that BatchNorm cannot normalize.
         _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
-                  feedback_every=1, micro_batch=2)  # fmt: skip  # BatchNorm cannot normalize a single value per channel
+                  feedback_every=1, micro_batch=3)  # fmt: skip
         if not 0 <= self.label_smoothing < 1:
             found = f"{self.label_smoothing}"
             raise InputError("train.label_smoothing", "at least 0 and less than 1", found, "0.1 is usual")
@@ -269,12 +271,32 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(settings: dict[str, Any]) -> Config:
-    """The inverse of `as_dict`; raises InputError for an unknown key or a value that a check refuses."""
+    """The inverse of `as_dict`; raises InputError for an unknown key, a value of another type, or one that a check
+    refuses. Numbers may be written in ways that YAML takes for text, such as 1e-3."""
     known = flatten(as_dict(Config()))
-    for key in flatten(settings):
+    typed = {}
+    for key, value in flatten(settings).items():
         if key not in known:
             raise InputError("configuration", "a known key", repr(key), near_miss(key, known, "remove it"))
-    return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in settings.items()})
+        typed[key] = _typed(key, value)
+    return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(typed).items()})
+
+
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _typed(key: str, value: Any) -> Any:
+    """`value` as the field's type hint wants it."""
+    group, _, name = key.rpartition(".")
+    hint = get_type_hints(_GROUPS.get(group, Config))[name]
+    kinds = [str] if get_origin(hint) is Literal else list(get_args(hint) or (hint,))
+    if type(value) in kinds:
+        return value
+    if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    expected = " or ".join(_KINDS.get(kind, "null") for kind in kinds)
+    raise InputError(key, expected, repr(value), "correct it")
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

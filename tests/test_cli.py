@@ -64,6 +64,8 @@ CHOICES = "decoupled, conventional, centralized"
     (["join", "example.org:1"], "server address: expected a loopback host .*"),
     (["join"], "arguments: expected join.address, found none; see --help"),
     (["join", "127.0.0.1:1", "--client", "1"], "client: expected a number from 0 to 0, found 1; .*"),
+    (["retrain", "--train.lr", "0.1", "run"], "retrain: expected the folder of a run first, then the options, found --train.lr; write it first"),
+    (["train", "--method", "centralized", "--train.batch_size", "2000"], "train.batch_size: expected 1 to 1437, .*, found 2000; .*"),
     (["report", "nothing"], "nothing: expected .*"),
     (["cuts", "--model.name", "resnet21"], "model.name: expected one of .*"),
 ])  # fmt: skip

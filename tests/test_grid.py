@@ -7,7 +7,7 @@ import pytest
 
 from halfpass.errors import InputError
 from halfpass.run.cli import main
-from halfpass.run.grid import read_grid
+from halfpass.run.grid import alone_in, read_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = """
@@ -63,17 +63,44 @@ def test_a_grid_is_trained_resumed_and_reported(grid, tmp_path, capsys):
     assert "0 of 1 trainings are there already" in capsys.readouterr().err
     kept = (out / "slow-1-decoupled-seed_3" / "result.json").stat().st_mtime_ns
     (out / "fast-1-decoupled-seed_3").mkdir()
-    (out / "fast-1-decoupled-seed_3" / "metrics.jsonl").write_text("broken off")
+    for name in ("config.yaml", "metrics.jsonl"):
+        (out / "fast-1-decoupled-seed_3" / name).write_text("broken off")
     assert main([*words, "seed=3"]) == 0
     said = capsys.readouterr()
     assert "1 of 2 trainings are there already" in said.err
     assert "1 of 1: fast-1-decoupled-seed_3: " in said.err
     assert (out / "slow-1-decoupled-seed_3" / "result.json").stat().st_mtime_ns == kept
-    rows = json.loads(results.read_text())["rows"]
-    assert [(row["seed"], row["settings"]) for row in rows] == [(3, {"recipe": "slow"}), (3, {"recipe": "fast"})]
+    for chosen in ([], ["recipe=fast"]):  # what was trained before stays in the file
+        assert main([*words, "seed=3", *chosen]) == 0
+        rows = json.loads(results.read_text())["rows"]
+        assert [(row["seed"], row["settings"]) for row in rows] == [(3, {"recipe": "slow"}), (3, {"recipe": "fast"})]
     assert (out / "report.html").is_file()
     assert main([*words, "seed=3", "--set", "train.lr=0.5"]) == 2
     assert "expected a training with train.lr 0.5, found one with 0.01; choose another folder for the runs" in capsys.readouterr().err
+
+
+def test_settings_may_be_nested_and_choices_do_not_leak(grid, tmp_path):
+    grid.write_text(GRID.replace("train.epochs: 1,", "train: {epochs: 1, weight_decay: 1e-3}, server.store: kept,").replace("{train.lr: 0.01}", "{train: {lr: 0.01}}"))
+    slow, fast = (member.config for member in read_grid(grid, tmp_path, {"train": {"momentum": 0.5}}) if member.name.endswith("1-decoupled-seed_3"))
+    assert (slow.train.lr, fast.train.lr, slow.train.schedule, fast.train.schedule) == (0.01, 0.1, "one-cycle", "constant")
+    assert {(c.train.epochs, c.train.weight_decay, c.train.momentum) for c in (slow, fast)} == {(1, 0.001, 0.5)}
+    assert slow.server.store == "kept/slow-1-decoupled-seed_3"
+
+
+def test_one_grid_at_a_time_in_a_folder(grid, tmp_path, capsys):
+    with alone_in(tmp_path / "runs"):
+        assert main(["paper", str(grid), "--out", str(tmp_path / "runs")]) == 2
+    assert "runs: expected no other grid at work in it, found one; wait for it" in capsys.readouterr().err
+    with alone_in(tmp_path / "runs"):
+        pass
+
+
+def test_a_folder_that_holds_no_training_is_not_removed(grid, tmp_path):
+    mine = tmp_path / "runs" / "slow-1-decoupled-seed_3" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert main(["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3", "recipe=slow"]) == 0
+    assert mine.read_text() == "mine"
 
 
 def test_a_training_that_fails_does_not_stop_the_others(grid, tmp_path, capsys):
@@ -97,6 +124,14 @@ def test_a_training_that_fails_does_not_stop_the_others(grid, tmp_path, capsys):
     (("train.lr: 0.01", "train.rl: 0.01"), "slow-1-decoupled-seed_3: configuration: expected a known key, found 'train.rl'; did you mean 'train.lr'?"),
     (("train.lr: 0.01", "train.lr: -1"), "slow-1-decoupled-seed_3: train.lr: expected a number of at least 0, found -1"),
     (("settings:", "[settings:"), "grid.yaml: expected YAML, found"),
+    (("train.lr: 0.01", "out: here"), "grid.yaml: expected settings other than the seed and the folder, found out;"),
+    (("train.lr: 0.01", "train: {seed: 1}"), "grid.yaml: expected settings other than the seed and the folder, found train.seed;"),
+    (("    2: {", "    a/1: {}\n    a_1: {"), "grid.yaml: expected another name for every training, found slow-a_1-decoupled-seed_3 twice;"),
+    (("train.lr: 0.01", "train.epochs: 2.5"), "slow-1-decoupled-seed_3: train.epochs: expected a whole number, found 2.5"),
+    (("train.lr: 0.01", "train.lr: fast"), "slow-1-decoupled-seed_3: train.lr: expected a number, found 'fast'"),
+    (("train.lr: 0.01", "train.nesterov: 1"), "slow-1-decoupled-seed_3: train.nesterov: expected true or false, found 1"),
+    (("train.lr: 0.01", "data.limit: true"), "slow-1-decoupled-seed_3: data.limit: expected a whole number or null, found True"),
+    (("train.lr: 0.01", "model.cut: 2"), "slow-1-decoupled-seed_3: model.cut: expected text or null, found 2"),
 ])  # fmt: skip
 def test_what_is_no_grid_is_refused(grid, tmp_path, change, said):
     grid.write_text(GRID.replace(*change))
@@ -112,6 +147,8 @@ def test_what_is_no_grid_is_refused(grid, tmp_path, change, said):
     (["{grid}", "--only", "clients=2", "seed=4"], "--only: expected choices that the grid combines, found clients=2 seed=4"),
     (["{grid}", "--set", "train.lr"], "--set: expected NAME=VALUE, found 'train.lr'"),
     (["{grid}", "--set", "model.cut=nowhere"], "model.cut 'nowhere': expected"),
+    (["{grid}", "--set", "out=runs"], "expected settings other than the seed and the folder, found out; use seeds, and --out"),
+    (["{grid}", "--only", "recipe=slow", "recipe=fast"], "--only: expected recipe once, found twice; leave one out"),
     (["{grid}", "--jobs", "0"], "--jobs: expected at least 1, found 0"),
 ])  # fmt: skip
 def test_wrong_arguments_write_nothing(grid, tmp_path, capsys, words, said):

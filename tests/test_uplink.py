@@ -382,5 +382,5 @@ def test_micro_batches_of_one_batch_stay_together_whatever_arrives(tmp_path):
 
 
 def test_micro_batches_that_batchnorm_cannot_take_are_refused(capsys):
-    assert main(["train", "--train.micro_batch", "1"]) == 2
-    assert "train.micro_batch: expected a number of at least 2, found 1;" in capsys.readouterr().err
+    assert main(["train", "--train.micro_batch", "2"]) == 2
+    assert "train.micro_batch: expected a number of at least 3, found 2;" in capsys.readouterr().err

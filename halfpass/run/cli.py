@@ -97,11 +97,12 @@ def _retrain(options: Namespace) -> None:
 
 def _paper(options: Namespace) -> None:
     out, results = Path(options.out), Path(options.results) if options.results else None
-    members = choose(read_grid(Path(options.grid), out, read_pairs("--set", options.set)), options.only)
+    grid = read_grid(Path(options.grid), out, read_pairs("--set", options.set))
+    members = choose(grid, options.only)
     made = {"environment": environment(), "command": command_line("halfpass")}
 
     def write_rows() -> None:
-        rows = grid_rows(members)
+        rows = grid_rows(grid)  # of what was not chosen this time, too
         if results is not None and rows:
             write_json(results, {**made, "rows": rows})
 
@@ -252,8 +253,10 @@ def _parse(words: list[str]) -> Namespace:
 
 def _with_run_settings(words: list[str]) -> list[str]:
     """`retrain RUN …` starts from that run's settings."""
-    if words[:1] != ["retrain"] or len(words) < 2 or words[1].startswith("-"):
+    if words[:1] != ["retrain"] or len(words) < 2 or {"-h", "--help"} & set(words):
         return words
+    if words[1].startswith("-"):
+        raise InputError("retrain", "the folder of a run first, then the options", words[1], "write it first")
     settings = Path(words[1]) / "config.yaml"
     if not settings.is_file():
         raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")

@@ -5,12 +5,14 @@ whose settings hold where a training takes that choice. There is a training for 
 choice may name `seeds` of its own, and of several such the one with the fewest counts.
 """
 
+import fcntl
 import itertools
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,20 +51,27 @@ class Member:
 def read_grid(file: Path, out: Path, changes: Mapping[str, Any]) -> list[Member]:
     """The trainings of a grid file, seeds outermost, in folders under `out`; `changes` are settings that hold for all.
 
-    Raises InputError where the file is no grid, or a setting is unknown or refused.
+    Raises InputError where the file is no grid, a setting is unknown or refused, or two trainings have one name.
     """
     grid = _read(file)
     axes: dict[str, dict[str, dict[str, Any]]] = grid["axes"]
-    members = []
+    for settings in (grid["settings"], *(choice for axis in axes.values() for choice in axis.values()), changes):
+        if own := {"train.seed", "out"} & flatten(settings).keys():
+            raise InputError(str(file), "settings other than the seed and the folder", min(own), "use seeds, and --out")
+    members: list[tuple[int, Member]] = []
     for names in itertools.product(*axes.values()):
         choices = dict(zip(axes, map(str, names), strict=True))
         taken = [dict(axes[axis][name]) for axis, name in zip(axes, names, strict=True)]
         seeds = min([grid["seeds"], *(choice.pop("seeds") for choice in taken if "seeds" in choice)], key=len)
         for number, seed in enumerate(seeds):
             name = "-".join([*(choices[axis].replace("/", "_") for axis in axes), f"seed_{seed}"])
-            flat: dict[str, Any] = dict(grid["settings"])
-            for settings in (*taken, {"train.seed": seed, "out": str(out / name)}, changes):
-                flat.update(settings)
+            if any(member.name == name for _, member in members):
+                raise InputError(str(file), "another name for every training", f"{name} twice", "rename a choice")
+            flat: dict[str, Any] = {}
+            for settings in (grid["settings"], *taken, changes, {"train.seed": seed, "out": str(out / name)}):
+                flat.update(flatten(settings))
+            if flat.get("server.store") is not None:  # each has one of its own, as it has a folder
+                flat["server.store"] = str(Path(flat["server.store"]) / name)
             try:
                 chosen = choices | {"seed": str(seed)}
                 members.append((number, Member(name, chosen, from_dict(nested(flat)))))
@@ -121,13 +130,16 @@ def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals:
             raise InputError(option, "NAME=VALUE", repr(word), "put an equals sign between them")
+        if key in found:
+            raise InputError(option, f"{key} once", "twice", "leave one out")
         found[key] = yaml.safe_load(value)
     return found
 
 
 def run_grid(members: Sequence[Member], jobs: int, write_rows: Callable[[], None]) -> None:
     """Trains what is not finished, `jobs` at a time, each in a process of its own; calls `write_rows` first, and
-    whenever one has ended. Raises RunError at the end where some failed.
+    whenever one has ended. Raises RunError at the end where some failed, InputError where another grid is at work in
+    the same folder.
     """
     if jobs < 1:
         raise InputError("--jobs", "at least 1", str(jobs), "2 is usual")
@@ -135,6 +147,24 @@ def run_grid(members: Sequence[Member], jobs: int, write_rows: Callable[[], None
         _check_same(member)
     waiting = [member for member in members if not member.finished]
     _prepare(waiting)
+    with alone_in(members[0].folder.parent):
+        _train(members, waiting, jobs, write_rows)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder's `.lock`; whatever ends this process gives it up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "wait for it, or choose another folder for the runs"
+            raise InputError(str(folder), "no other grid at work in it", "one", remedy) from None
+        yield
+
+
+def _train(members: Sequence[Member], waiting: Sequence[Member], jobs: int, write_rows: Callable[[], None]) -> None:
     failed: list[str] = []
     write_rows()
     print(f"{len(members) - len(waiting)} of {len(members)} trainings are there already", file=sys.stderr, flush=True)
@@ -205,8 +235,10 @@ def _run(waiting: Sequence[Member], jobs: int) -> Iterator[tuple[Member, RunErro
 
 
 def _start(member: Member, jobs: int) -> Child:
-    """`halfpass train`, anew: what a training that was broken off has left goes."""
-    shutil.rmtree(member.folder, ignore_errors=True)
+    """`halfpass train`, anew: what a training that was broken off has left goes, its store too."""
+    for left, mark in ((member.folder, "config.yaml"), (Path(str(member.config.server.store)), "store.json")):
+        if (left / mark).is_file():  # and nothing else
+            shutil.rmtree(left)
     threads = setup.threads_each(member.config, jobs * process_count(member.config))
     config = replace(member.config, train=replace(member.config.train, threads=threads))
     folder = RunFolder.create(member.folder, config).path
