@@ -287,6 +287,17 @@ def test_a_report_needs_no_setting_that_came_later(tmp_path: Path) -> None:
     assert (run.result["validation"], run.result["micro_batch"]) == (None, 32)
 
 
+def test_a_setting_that_is_off_in_one_run_tells_it_from_another() -> None:
+    runs = [example_result(), example_result(micro_batch=32), example_result(validation=100), example_result(method="conventional")]
+    groups = tables.group_seeds(runs, lambda result: result)
+    assert [tables.label(*name) for name in tables.names(groups)] == ["decoupled", "decoupled · micro_batch 32", "decoupled · validation 100", "conventional"]
+    line = tables.settings_line(runs)
+    assert not any(word in line for word in ("validation", "micro_batch", "budget", "off"))
+    assert "| decoupled | off | 32 |" in tables.markdown_table(runs)
+    alone = tables.settings_line([example_result(micro_batch=32), example_result(method="conventional")])
+    assert "micro_batch 32" in alone  # conventional training has none
+
+
 def test_small_losses_are_drawn_on_a_logarithmic_axis(tmp_path: Path) -> None:
     losses = (1.5, 0.1, 0.01)
     metrics = [

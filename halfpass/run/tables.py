@@ -24,6 +24,8 @@ SETTINGS_OF_SPLITS = (  # centralized training has none of them
     "runtime", "cut", "edge_cut", "head", "topology", "clients", "codec", "every", "replay", "budget", "micro_batch",
     "feedback_every",
 )  # fmt: skip
+DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every"}
+OFF = {"validation", *DECOUPLED_ONLY}  # whose None says that they are off, not that they do not apply
 SETTINGS = ("dataset", "validation", "model", "epochs", "precision", "device", *SETTINGS_OF_SPLITS)
 
 
@@ -46,16 +48,20 @@ def _seeds(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def _setting(group: Group, name: str) -> str | None:
-    if name in SETTINGS_OF_SPLITS and group[0].get("method") == "centralized":
+    method = group[0].get("method")
+    if (name in SETTINGS_OF_SPLITS and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"):
         return None
     value = group[0].get(name, (group[0].get("settings") or {}).get(name))
-    return None if value is None else str(value)
+    if value is None:
+        return "off" if name in OFF else None
+    return str(value)
 
 
 def shared_settings(groups: Sequence[Group]) -> dict[str, str]:
     """The settings that are the same wherever they apply, with their value."""
     values = {name: {_setting(group, name) for group in groups} - {None} for name in SETTINGS}
-    return {name: str(found.pop()) for name, found in values.items() if len(found) == 1}
+    told = {name: str(found.pop()) for name, found in values.items() if len(found) == 1}
+    return {name: value for name, value in told.items() if not (name in OFF and value == "off")}
 
 
 def telling_settings(groups: Sequence[Group]) -> list[str]:
@@ -70,7 +76,7 @@ def telling_settings(groups: Sequence[Group]) -> list[str]:
 def names(groups: Sequence[Group]) -> list[tuple[str, dict[str, str]]]:
     """Each group's method, and the settings that tell it apart."""
     telling = telling_settings(groups)
-    told = [{name: value for name in telling if (value := _setting(group, name)) is not None} for group in groups]
+    told = [{n: value for n in telling if (value := _setting(group, n)) not in (None, "off")} for group in groups]
     return [(_method(group), settings) for group, settings in zip(groups, told, strict=True)]
 
 
