@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from plain import HandCut, equal
-from runtimes import train_in_both_runtimes
+from runtimes import rows_of, train_in_both_runtimes
 from safetensors.torch import load_file
 from test_invariants import SGD, config, data, plain_batches, shards  # noqa: F401
 from torch import nn
@@ -134,6 +134,22 @@ def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
         }  # fmt: skip
     exported = export(tmp_path / "processes", 0, None)
     assert exported.accuracy == pytest.approx(outcomes["processes"]["test_accuracy"], abs=0.02)  # through codec int8
+
+
+def test_a_chain_within_budgets_does_what_it_does_in_one(tmp_path):
+    """Clients of unequal size, each with a budget of its own, skip different batches."""
+    batch = 64 * (32 * 64 * 4 + 8)
+    settings = dataclasses.replace(
+        CHAIN, clients=ClientsConfig(2, partition="dirichlet", alpha=1.0), train=TrainConfig(epochs=2, batch_size=64, threads=1),
+        wire=WireConfig(budget=8 * batch, timeout=20), server=ServerConfig(),
+    )  # fmt: skip
+    train_in_both_runtimes(settings, tmp_path, ("edge/client-0", "edge/client-1", "edge/server", "server"))
+    for runtime in ("local", "processes"):
+        below, top = (rows_of(tmp_path / runtime / part) for part in ("edge", "."))
+        sent = [sum(row["steps"] for row in rows if row["process"] == "server") for rows in (below, top)]
+        steps = [sum(row["steps"] for row in below if row["process"] == f"client-{k}") for k in (0, 1)]
+        assert sent[0] == sent[1] < sum(steps)
+        assert steps[0] != steps[1]
 
 
 @pytest.mark.parametrize(("words", "said"), [

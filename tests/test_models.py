@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from halfpass.config import Config, DataConfig, Method, ModelConfig, TrainConfig
 from halfpass.errors import InputError
 from halfpass.learn.heads import build_head
 from halfpass.learn.models import MIDDLE_CUTS, MODELS, GlobalAverage, PaddedShortcut, build_model
 from halfpass.learn.split import cut_shapes, split
+from halfpass.run.train import train
 
 OWN = """
 import torch
@@ -189,6 +192,56 @@ def test_errors_of_a_function_of_ones_own(own: str) -> None:
         "model.name 'no_such_module_here:net': expected a module 'no_such_module_here' that can be imported, found "
         "ModuleNotFoundError: No module named 'no_such_module_here'; run from the module's directory, or install it"
     )
+
+
+VOLUMES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.stem = nn.Conv3d(1, 4, 3, padding=1)
+        self.stem.requires_grad_(False)  # as one that was trained before
+        self.low = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU())
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+        self.top = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.top(self.other(self.one(self.pool(self.low(self.stem(x))))))
+
+def net(sample_shape, classes):
+    return Net(classes)
+
+def data():
+    torch.manual_seed(0)
+    made = [(torch.rand(1, 4, 5, 6), i % 2) for i in range(24)]
+    return made, made
+"""
+
+
+@pytest.mark.parametrize("method", ["decoupled", "conventional", "centralized"])
+def test_volumes_frozen_layers_and_tied_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
+    """What other people's networks have: 5-D weights, a frozen stem, two names for one weight."""
+    name = f"volumes_{method}"
+    (tmp_path / f"{name}.py").write_text(VOLUMES)
+    monkeypatch.chdir(tmp_path)
+    model = ModelConfig(f"{name}:net", None if method == "centralized" else "low")
+    recipe = TrainConfig(epochs=1, batch_size=8, threads=1)
+    train(Config(method=method, data=DataConfig(f"{name}:data"), model=model, train=recipe, out="run"))
+    file, part = ("whole", "whole.") if method == "centralized" else ("client-0", "client_half.")
+    saved = load_file(tmp_path / "run" / f"{file}.safetensors")
+    start = build_model(f"{name}:net", (1, 4, 5, 6), 2, seed=0)
+    assert isinstance(start, nn.Module)
+    before = start.state_dict()
+    assert torch.equal(saved[f"{part}stem.weight"], before["stem.weight"])
+    assert not torch.equal(saved[f"{part}low.0.weight"], before["low.0.weight"])
+    upper = saved if method == "centralized" else load_file(tmp_path / "run" / "server.safetensors")
+    names = [key for key in upper if key.endswith((".one.weight", ".other.weight"))]
+    assert len(names) == 2
+    assert torch.equal(*(upper[key] for key in names))
 
 
 def test_a_wrong_name_gets_the_near_miss_and_the_choices() -> None:

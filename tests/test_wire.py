@@ -123,6 +123,16 @@ def test_what_is_decoded_into_a_used_buffer_is_what_was_sent():
     assert third.tensors[0].data_ptr() != address  # it is in use
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 1, 1), (5, 1, 4, 3)])
+def test_a_buffer_whose_two_storage_orders_are_one_is_used_again(shape):
+    buffers = messages.Buffers()
+    tensor = torch.rand(shape).contiguous(memory_format=torch.channels_last)
+    message = messages.write_batch(CutBatch(0, 0, 0, (tensor,), torch.zeros(5, dtype=torch.int64)), "int8").batch
+    first = messages.read_batch(message, buffers).tensors[0]
+    buffers.give_back(first)
+    assert messages.read_batch(message, buffers).tensors[0].data_ptr() == first.data_ptr()
+
+
 def test_the_generated_code_is_that_of_the_proto_file(tmp_path):
     from grpc_tools import protoc
 
@@ -336,6 +346,14 @@ def test_first_message_must_be_join_and_numbers_are_taken_once(served):
             one.connect(client=number)
         assert refused.value.exit_status == 2
     first.close()
+
+
+def test_who_has_said_join_is_given_time_to_be_admitted(served, monkeypatch):
+    monkeypatch.setattr("halfpass.wire.hub.JOIN_SECONDS", 0.2)
+    one = served(admit=lambda join: time.sleep(0.6))
+    connection = one.connect()
+    connection.send_in_turn(lambda: encoded(batch()))
+    assert one.hub.take([0], "batch")[1].batch is not None
 
 
 def test_refusal_carries_its_reason(served):

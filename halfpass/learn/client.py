@@ -123,8 +123,10 @@ def set_training(client: Client, training: bool) -> None:
 
 
 def unreached_parameters(half: nn.Module, head: nn.Module, x: Float[Tensor, "b ..."]) -> list[str]:
-    """Names of the parameters of half and head that the local loss gives no gradient: they would never move."""
+    """Names of the parameters of half and head that the local loss gives no gradient: they would never move. Those that
+    are frozen are meant not to."""
     named = list(half.named_parameters()) + [(f"head.{name}", p) for name, p in head.named_parameters()]
+    named = [(name, p) for name, p in named if p.requires_grad]
     total = head(half(x)[0]).float().sum()
     gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]

@@ -6,6 +6,7 @@ its run folder is the whole run's, and the edge's is `edge/` in it.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,18 +32,21 @@ from halfpass.wire.store import UploadStore
 
 
 class _Link(Above):
-    """Numbers what goes up: in round-robin by its place in the edge's epoch, else one by one."""
+    """Numbers what goes up: by its place in the edge's epoch, or one by one where its clients' batches do not come in
+    the order of their places: as they arrive, or each within a budget of its own."""
 
     def __init__(self, config: Config, edge: Server, steps: Sequence[int]) -> None:
         """`config` is the edge's own; `steps` are its clients' per epoch."""
         assert isinstance(edge.half, EdgeHalf)
         self.config, self._half, self._below, self._steps = setup.above_edge(config), edge.half, config, steps
-        self._step = -1
+        self._in_places = config.wire.order == "round-robin" and config.wire.budget is None
+        self._step, self._uploads = -1, 0
 
     def learn(self, batch: CutBatch) -> None:
         if batch.before == 0:
             place = place_in_epoch(self._below.clients.topology, self._steps, batch.client, batch.step)
-            self._step = place if self._below.wire.order == "round-robin" else self._step + 1
+            self._step = place if self._in_places else self._step + 1
+            self._uploads += 1
         self._send(self._crossing(batch), test=False)
 
     def test(self, batch: CutBatch) -> None:
@@ -50,7 +54,7 @@ class _Link(Above):
         self._send(self._crossing(batch), test=True)
 
     def begin(self, epoch: int) -> None:
-        self._step = -1
+        self._step, self._uploads = -1, 0
 
     def begin_test(self, epoch: int) -> None:
         self._step = -1
@@ -85,7 +89,7 @@ class LocalLink(_Link):
     def end(self, epoch: int, tally: Tally) -> None:
         self._lessons.end_epoch(epoch, self._served)
         self._served.peak_memory_bytes = self._memory.peak_bytes()
-        self._edge, self._seconds = tally, time.perf_counter() - self._began
+        self._edge, self._seconds = replace(tally, uploads=self._uploads), time.perf_counter() - self._began
 
     def begin_test(self, epoch: int) -> None:
         super().begin_test(epoch)
@@ -144,7 +148,7 @@ class RemoteLink(_Link):
         end = pb.EpochEnd(
             epoch=epoch, loss=tally.mean_loss, samples=tally.samples, busy_seconds=tally.busy_seconds,
             learning_rate=tally.learning_rate or 0.0, peak_memory_bytes=self._memory.peak_bytes(),
-            uploads=tally.steps,
+            uploads=self._uploads,
         )  # fmt: skip
         self.connection.send_in_turn(lambda: [pb.ClientMessage(epoch_end=end)])
 

@@ -254,7 +254,7 @@ class RunFolder:
     def _save_weights(self, name: str, parts: Mapping[str, Mapping[str, Tensor]], config: Config) -> None:
         """`NAME.safetensors`, each part's tensors under `PART.`: one owner's weights and nobody else's."""
         tensors = {
-            f"{part}.{key}": value.detach().cpu().contiguous()
+            f"{part}.{key}": value.detach().cpu().contiguous().clone()  # tied weights share memory; in a file none may
             for part, state in parts.items()
             for key, value in state.items()
         }

@@ -28,8 +28,9 @@ from halfpass.wire.store import Key, UploadStore
 def retrain(run: Path, config: Config) -> dict[str, Any]:
     """Trains a server half from the store of `run` and writes the run folder `config.out`; returns `result.json`.
 
-    Its epochs are the store's, oldest first and newest last, from the beginning again where there are more: with the
-    run's own settings, and all of its uploads still there, it repeats the run's server half bit for bit. The test
+    Its epochs are the store's, oldest first and newest last, from the beginning again where there are more; its
+    learning-rate schedule is spread over what the store holds. So where every batch was uploaded and none replayed,
+    with the run's own settings and all uploads still there, it repeats the run's server half bit for bit. The test
     accuracy is that on the test set's activations of the run's last epoch. Raises InputError where there is no store,
     or the network does not fit on its uploads.
     """

@@ -87,9 +87,10 @@ def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> N
             f"shape {tuple(join.sample_shape)} in {join.classes} classes", "check the data set",
         )  # fmt: skip
     steps = batch_count(join.samples, batch_size)
-    most = join.samples if of_edge else steps  # each of an edge's clients may have a smaller last batch
-    if not steps <= join.steps <= most:
-        expected = f"{steps}" if most == steps else f"{steps} to {most}"
+    # Each of an edge's clients may have a smaller last batch, and leaves out a single last sample.
+    least, most = (1, join.samples) if of_edge else (steps, steps)
+    if not least <= join.steps <= most:
+        expected = f"{least}" if most == least else f"{least} to {most}"
         found, remedy = f"{join.steps}", "start both sides with the same configuration"
         raise InputError(place, f"{expected} steps per epoch for {join.samples} samples", found, remedy)
 

@@ -175,7 +175,9 @@ class Hub:
         guard.daemon = True
         guard.start()
         try:
-            stream = self._join(next(requests, b""), context)
+            first = next(requests, b"")
+            guard.cancel()  # admitting the first client builds the network, which may take long
+            stream = self._join(first, context)
         except HalfpassError as error:
             failed = pb.Failed(reason=str(error), exit_status=error.exit_status)
             yield pb.ServerMessage(failed=failed).SerializeToString()

@@ -111,7 +111,9 @@ class Buffers:
 
     def take(self, message: pb.Tensor) -> Tensor | None:
         """One of the shape, dtype and storage order of `message`, if one is free."""
-        free = self._free.get((tuple(message.shape), message.dtype, message.channels_last))
+        shape = tuple(message.shape)
+        both = len(shape) == 4 and (shape[1] == 1 or shape[2] == shape[3] == 1)  # then the two orders are the same
+        free = self._free.get((shape, message.dtype, message.channels_last and not both))
         return free.popleft() if free else None
 
     def give_back(self, tensor: Tensor) -> None:
