@@ -30,7 +30,7 @@ class NullServer:
         self.hub.wait_for_clients(JOIN_SECONDS)
         steps = self.joins[0].steps
         for epoch in range(epochs):
-            begin = pb.Begin(epoch=epoch, first_step=epoch * steps, total_steps=epochs * steps)
+            begin = pb.Begin(epoch=epoch, first_step=epoch * steps, total_steps=epochs * steps, until=steps)
             self.hub.send(0, pb.ServerMessage(begin=begin))
             answered, message = self._answer_until("epoch_end")
             if test:

@@ -88,7 +88,10 @@ class ClientsConfig:
     """Number of clients."""
     topology: Topology = "splitfed"
     """relay: the client half visits the clients in turn. splitfed: clients in parallel, client halves averaged every
-    epoch. independent: every client keeps its own half."""
+    round. independent: every client keeps its own half."""
+    rounds: int = 1
+    """Rounds of a splitfed epoch: client halves are averaged after each. More of them bring several clients closer to
+    what one would learn, for the bytes of a client half and head, up and down."""
     partition: Partition = "iid"
     """How the training set is dealt out: iid, dirichlet (label skew), or own: every client trains on the whole data
     set that it was given. The test set is that of the client that brings it (the first; in a relay the last)."""
@@ -97,7 +100,9 @@ class ClientsConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "clients.")
-        _at_least(self, "clients.", count=1, alpha=1e-6)
+        _at_least(self, "clients.", count=1, rounds=1, alpha=1e-6)
+        if self.rounds > 1 and self.topology != "splitfed":
+            raise InputError("clients.rounds", f"1 in topology {self.topology}", str(self.rounds), "leave it out")
 
 
 @dataclass(frozen=True)

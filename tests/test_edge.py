@@ -105,14 +105,15 @@ def test_a_chain_is_one_module_with_detach_at_both_cuts(data, tmp_path):  # noqa
 
 
 CHAIN = Config(
-    model=ModelConfig("digits-cnn", "block_1", edge_cut="block_3"), clients=ClientsConfig(2),
+    model=ModelConfig("digits-cnn", "block_1", edge_cut="block_3"), clients=ClientsConfig(2, rounds=3),
     train=TrainConfig(epochs=2, batch_size=64, threads=1, micro_batch=24),
     wire=WireConfig(codec="int8", every=2, timeout=20), server=ServerConfig(replay=2),
 )  # fmt: skip
 
 
 def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
-    """Two clients, of whose batches every second goes up; in micro-batches; both servers use each upload twice."""
+    """Two clients in three rounds, of whose batches every second goes up; in micro-batches; both servers use each
+    upload twice."""
     owners = ("edge/client-0", "edge/client-1", "edge/server", "server")
     outcomes = train_in_both_runtimes(CHAIN, tmp_path, owners)
     links = {

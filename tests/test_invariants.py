@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import itertools
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from halfpass.learn.data import Dataset, Samples
 from halfpass.learn.whole import whole_step
 from halfpass.run import replay, setup
 from halfpass.run.local import LocalRun
+from halfpass.run.rounds import place_in_epoch, turns
 
 RECIPE = TrainConfig(epochs=2, batch_size=16, lr=0.05, threads=1)
 SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
@@ -316,6 +318,60 @@ def test_splitfed_averages_weights_and_buffers_by_samples(data):
             value = (client.half if part == "half" else client.head).state_dict()[key]
             wanted = expected if value.is_floating_point() else expected.round()
             assert torch.allclose(value.double(), wanted, rtol=1e-6, atol=1e-8), name
+
+
+def rounds(settings, count):
+    return dataclasses.replace(settings, clients=dataclasses.replace(settings.clients, rounds=count))
+
+
+@pytest.mark.parametrize("method", ["decoupled", "conventional"])
+def test_rounds_average_within_the_epoch(data, method):
+    """Against two ordinary client halves, one of which has twice as many batches, averaged by hand after each round."""
+    settings, counts = config(method, clients=2, schedule="constant"), (40, 24)
+    server, head = plain_start(settings, data)
+    clients = [copy.deepcopy(nn.ModuleDict({"below": server.below, **({} if head is None else {"head": head})})) for _ in counts]
+    server = nn.Sequential(server.above, server.classifier)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.05, fused=True, **SGD) for part in (*clients, server)]
+    for epoch in range(2):
+        batches = [
+            list(train_batches(data, shard, 16, seed=0, client=k, epoch=epoch)) for k, shard in enumerate(shards(data, counts))
+        ]  # 3 and 2
+        for places in ([(0, 0), (1, 0)], [(0, 1), (1, 1), (0, 2)]):  # (client, step) of each round
+            for k, step in places:
+                x, y = batches[k][step]
+                for optimizer in (optimizers[k], optimizers[-1]):
+                    optimizer.zero_grad()
+                z = clients[k]["below"](x)
+                loss = nn.functional.cross_entropy
+                if head is not None:
+                    loss(clients[k]["head"](z), y).backward()
+                    z = z.detach()
+                loss(server(z), y).backward()
+                for optimizer in (optimizers[k], optimizers[-1]):
+                    optimizer.step()
+            states = [client.state_dict() for client in clients]
+            mean = {name: states[0][name].double() * (40 / 64) + states[1][name].double() * (24 / 64) for name in states[0]}
+            for client in clients:
+                client.load_state_dict({name: value.round() if "tracked" in name else value for name, value in mean.items()})
+    local = run(rounds(settings, 2), data, counts)
+    halves = [(client.half, clients[0]["below"]) for client in local.clients] + [(local.server.half, server)]
+    for ours, plain in halves:
+        assert all(torch.equal(*pair) for pair in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert not equal(joined(local), joined(run(settings, data, counts)))
+
+
+def test_places_in_an_epoch_count_it_off_in_the_order_of_its_rounds():
+    for steps, count in itertools.product([(5,), (7, 7), (9, 4, 6), (20, 3)], (1, 2, 3)):
+        places = []
+        done = [0] * len(steps)
+        for turn in turns("splitfed", steps, count):
+            while any(done[k] < until for k, until in turn.items()):
+                for k, until in turn.items():
+                    if done[k] < until:
+                        places.append(place_in_epoch("splitfed", steps, count, k, done[k]))
+                        done[k] += 1
+        assert places == list(range(sum(steps)))
+        assert done == list(steps)
 
 
 def test_independent_clients_keep_their_own_halves_and_send_no_weights(data):

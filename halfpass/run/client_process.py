@@ -1,7 +1,7 @@
 """A client process: joins a server, trains its client half on its own data, and keeps what it learned.
 
-It does what the server's messages say: Begin an epoch, Test, Finish. Decoupled, it never waits within an epoch except
-for its window.
+It does what the server's messages say: Begin an epoch or a round of it, Test, Finish. Decoupled, it never waits within
+one except for its window.
 """
 
 import json
@@ -34,6 +34,7 @@ class ClientRun:
         self.has_trained = False
         self.uplink = Uplink(config, batch_count(len(shard), config.train.batch_size))
         self.memory = PeakMemory(client.arithmetic.device)
+        self._epoch: ClientEpoch | None = None
 
     def follow(self) -> None:
         """Until the server says Finish."""
@@ -50,11 +51,15 @@ class ClientRun:
 
     def _train(self, begin: pb.Begin) -> None:
         take_over(self.config, self.client, read_weights(begin.weights))
-        recipe = self.config.train
-        batches = train_batches(
-            self.data, self.shard, recipe.batch_size, seed=recipe.seed, client=self.client.index, epoch=begin.epoch
-        )
-        epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
+        epoch = self._epoch
+        if epoch is None or epoch.epoch != begin.epoch:  # else it goes on with it, in another round
+            recipe = self.config.train
+            batches = train_batches(
+                self.data, self.shard, recipe.batch_size, seed=recipe.seed, client=self.client.index, epoch=begin.epoch
+            )
+            epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
+            self._epoch = epoch
+        epoch.until = begin.until
         while (batch := epoch.forward()) is not None:
             self.has_trained = True
             upload = partial(self.uplink.messages, batch, epoch.tally)

@@ -44,7 +44,8 @@ class _Link(Above):
 
     def learn(self, batch: CutBatch) -> None:
         if batch.before == 0:
-            place = place_in_epoch(self._below.clients.topology, self._steps, batch.client, batch.step)
+            clients = self._below.clients
+            place = place_in_epoch(clients.topology, self._steps, clients.rounds, batch.client, batch.step)
             self._step = place if self._in_places else self._step + 1
             self._uploads += 1
         self._send(self._crossing(batch), test=False)

@@ -67,14 +67,16 @@ class ClientEpoch:
     """A client's pass over its shard, batch by batch, or micro-batch by micro-batch: `forward` gives what goes up,
     `backward` takes what comes down.
 
-    `first_step` and `total_steps` place it in the learning-rate schedule.
+    `first_step` and `total_steps` place it in the learning-rate schedule. It pauses before step `until`, where a round
+    ends that is not the last.
     """
 
     def __init__(
         self, config: Config, client: Client, batches: Batches, epoch: int, first_step: int, total_steps: int
     ) -> None:
         self.tally = Tally(client.arithmetic.device)
-        self._config, self._client, self._epoch = config, client, epoch
+        self.epoch, self.until = epoch, total_steps
+        self._config, self._client = config, client
         self._first_step, self._total_steps = first_step, total_steps
         self._parts = _micro_batches(batches, config.train.micro_batch)
         self._pending: Pending | None = None
@@ -82,6 +84,8 @@ class ClientEpoch:
     def forward(self) -> CutBatch | None:
         """The next batch or micro-batch at the cut, or None at the end. A decoupled client has learned from it by then:
         has added its gradients to those of its batch, whose last one makes the step."""
+        if self.tally.steps == self.until:
+            return None
         with self.tally.busy():  # drawing the batch is the client's work too
             part = next(self._parts, None)
             if part is None:
@@ -92,14 +96,14 @@ class ClientEpoch:
             lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
             set_learning_rate(self._client.optimizer, lr)
             if self._config.returns_gradient(step):
-                self._pending = client_side.conventional_forward(self._client, x, labels, self._epoch, step)
+                self._pending = client_side.conventional_forward(self._client, x, labels, self.epoch, step)
                 batch, loss = self._pending.batch, self._pending.local_loss
             else:
                 batch, loss = client_side.decoupled_step(
-                    self._client, x, labels, self._epoch, step, before, after
+                    self._client, x, labels, self.epoch, step, before, after
                 )
             if self._client.head is not None:
-                check_finite(loss, f"client {self._client.index}, auxiliary loss", self._epoch, step)
+                check_finite(loss, f"client {self._client.index}, auxiliary loss", self.epoch, step)
             self.tally.add(loss, len(batch), lr, last=batch.last)
             return batch
 

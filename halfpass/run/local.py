@@ -57,18 +57,18 @@ class LocalRun:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""
         self.lessons.after_step = after_step
         self.above.begin(epoch)
-        clients: dict[int, Tally] = {}
         server = Tally(self.server.arithmetic.device)
-        for turn in turns(self.config.clients.topology, len(self.clients)):
-            epochs = {k: self._begin(k, epoch) for k in turn}
+        epochs: dict[int, ClientEpoch] = {}
+        for turn in turns(self.config.clients.topology, self.steps, self.config.clients.rounds):
+            for k, until in turn.items():
+                epochs[k] = self._begin(k, epoch, until, epochs.get(k))
             active = set(turn)
             for k in in_turn(turn, active):
                 if not self._upload(k, epochs[k], server):
                     active.remove(k)
             self.handover.take({k: self._end(k, epoch) for k in turn})
-            clients |= {k: epochs[k].tally for k in turn}
         self.lessons.end_epoch(epoch, server)
-        return clients, server
+        return {k: client.tally for k, client in epochs.items()}, server
 
     def _upload(self, k: int, client: ClientEpoch, served: Tally) -> bool:
         """Client steps until one of its batches has gone up: the wire, the server's step, and what comes back. False at
@@ -87,23 +87,26 @@ class LocalRun:
                 return True
         return False
 
-    def _begin(self, k: int, epoch: int) -> ClientEpoch:
-        """A client takes over the newest client half, where it is another's, and starts on its shard."""
+    def _begin(self, k: int, epoch: int, until: int, begun: ClientEpoch | None) -> ClientEpoch:
+        """A client takes over the newest client half, where it is another's, and starts on its shard, or goes on."""
         recipe = self.config.train
         first, total = schedule_position(self.config.clients.topology, self.steps, k, epoch, recipe.epochs)
         begin = pb.Begin(
-            epoch=epoch, first_step=first, total_steps=total, return_weights=self.handover.needed,
+            epoch=epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
             weights=write_weights(self.handover.give(k)),
         )  # fmt: skip
         received = self.wires[k].down(pb.ServerMessage(begin=begin)).begin
         take_over(self.config, self.clients[k], read_weights(received.weights))
-        batches = train_batches(
-            self.data, self.shards[k], recipe.batch_size, seed=recipe.seed, client=k, epoch=epoch
-        )
-        return ClientEpoch(self.config, self.clients[k], batches, epoch, first, total)
+        if begun is None:
+            batches = train_batches(
+                self.data, self.shards[k], recipe.batch_size, seed=recipe.seed, client=k, epoch=epoch
+            )
+            begun = ClientEpoch(self.config, self.clients[k], batches, epoch, first, total)
+        begun.until = until
+        return begun
 
     def _end(self, k: int, epoch: int) -> dict[str, Any]:
-        """A client's epoch is over: the weights that it gives back, where any are handed over."""
+        """A client's epoch, or a round of it, is over: the weights that it gives back, where any are handed over."""
         weights = write_weights(handed_over(self.config, self.clients[k])) if self.handover.needed else []
         end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, weights=weights))
         return read_weights(self.wires[k].up(end).epoch_end.weights)

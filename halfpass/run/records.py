@@ -129,6 +129,7 @@ def result(
         "codec": config.wire.codec if split else None,
         "topology": config.clients.topology if split else None,
         "clients": config.clients.count if split else 0,
+        "rounds": config.clients.rounds if split else None,
         "epochs": config.train.epochs,
         "seed": config.train.seed,
         "micro_batch": config.train.micro_batch,

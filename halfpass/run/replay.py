@@ -45,7 +45,8 @@ class Lessons:
 
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
         """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""
-        place = place_in_epoch(self._config.clients.topology, self._steps, batch.client, batch.step)
+        clients = self._config.clients
+        place = place_in_epoch(clients.topology, self._steps, clients.rounds, batch.client, batch.step)
         slot = batch.epoch * self._slots + place
         gradients = self._step(batch, slot, tally)
         self._above.learn(batch)

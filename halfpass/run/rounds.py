@@ -7,12 +7,19 @@ from torch import Tensor
 from halfpass.learn.handover import average_weights
 
 
-def turns(topology: str, clients: int) -> list[list[int]]:
-    """The clients of each turn of an epoch: one after the other in a relay, else all of them at once."""
-    return [[k] for k in range(clients)] if topology == "relay" else [list(range(clients))]
+def turns(topology: str, steps: Sequence[int], rounds: int) -> list[dict[int, int]]:
+    """The turns of an epoch: each one's clients, and up to which of its steps each goes on, given all their numbers of
+    batches. One after the other in a relay, else all of them at once, in `rounds` even parts."""
+    if topology == "relay":
+        return [{k: count} for k, count in enumerate(steps)]
+    return [{k: _end_of_round(count, r, rounds) for k, count in enumerate(steps)} for r in range(rounds)]
 
 
-def in_turn(turn: Sequence[int], active: Collection[int]) -> Iterator[int]:
+def _end_of_round(steps: int, r: int, rounds: int) -> int:
+    return steps * (r + 1) // rounds
+
+
+def in_turn(turn: Collection[int], active: Collection[int]) -> Iterator[int]:
     """The clients of a turn, round and round, as long as they are in `active`, which shrinks meanwhile."""
     while active:
         for client in turn:
@@ -20,12 +27,16 @@ def in_turn(turn: Sequence[int], active: Collection[int]) -> Iterator[int]:
                 yield client
 
 
-def place_in_epoch(topology: str, steps: Sequence[int], client: int, step: int) -> int:
-    """How many batches of an epoch come before a client's `step` in the order (step, client), or turn by turn in a
-    relay, given each client's number of batches."""
+def place_in_epoch(topology: str, steps: Sequence[int], rounds: int, client: int, step: int) -> int:
+    """How many batches of an epoch come before a client's `step` in the order (round, step in it, client), or turn by
+    turn in a relay, given each client's number of batches."""
     if topology == "relay":
         return sum(steps[:client]) + step
-    return sum(min(count, step + (k < client)) for k, count in enumerate(steps))
+    r = -(-rounds * (step + 1) // steps[client]) - 1  # the first round that ends behind this step
+    begins = [_end_of_round(count, r - 1, rounds) for count in steps]
+    ends = [_end_of_round(count, r, rounds) for count in steps]
+    inside = step - begins[client]
+    return sum(min(end, begin + inside + (k < client)) for k, (begin, end) in enumerate(zip(begins, ends, strict=True)))
 
 
 def testers(topology: str, clients: int) -> list[int]:

@@ -5,7 +5,7 @@ It needs no data: sample shape and number of classes come with the first client 
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,9 @@ class ServerRun:
         self.above.begin(epoch)
         clients: dict[int, Tally] = {}
         server = Tally(self.server.arithmetic.device)
-        for turn in turns(self.config.clients.topology, len(self.steps)):
-            for k in turn:
-                self._begin(k, epoch)
+        for turn in turns(self.config.clients.topology, self.steps, self.config.clients.rounds):
+            for k, until in turn.items():
+                self._begin(k, epoch, until)
             self.has_trained = True  # a client has, at the least
             ends: dict[int, pb.EpochEnd] = {}
             for k, received in self._until_ended(turn):
@@ -144,7 +144,7 @@ class ServerRun:
         self.lessons.end_epoch(epoch, server)
         return clients, server
 
-    def _until_ended(self, turn: list[int]) -> Iterator[tuple[int, Received]]:
+    def _until_ended(self, turn: Collection[int]) -> Iterator[tuple[int, Received]]:
         """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch. The
         micro-batches of one batch come one behind the other."""
         active = set(turn)
@@ -172,12 +172,12 @@ class ServerRun:
             self.hub.send(k, message)
         self.hub.give_back(k, batch)
 
-    def _begin(self, k: int, epoch: int) -> None:
+    def _begin(self, k: int, epoch: int, until: int) -> None:
         first, total = schedule_position(
             self.config.clients.topology, self.steps, k, epoch, self.config.train.epochs
         )
         begin = pb.Begin(
-            epoch=epoch, first_step=first, total_steps=total, return_weights=self.handover.needed,
+            epoch=epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
             weights=write_weights(self.handover.give(k)),
         )  # fmt: skip
         self.hub.send(k, pb.ServerMessage(begin=begin))

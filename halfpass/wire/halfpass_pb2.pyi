@@ -143,18 +143,20 @@ class Joined(_message.Message):
     def __init__(self) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("epoch", "first_step", "total_steps", "return_weights", "weights")
+    __slots__ = ("epoch", "first_step", "total_steps", "return_weights", "weights", "until")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     RETURN_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     first_step: int
     total_steps: int
     return_weights: bool
     weights: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    until: int
+    def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., until: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("epoch", "step", "before")

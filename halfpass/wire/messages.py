@@ -12,7 +12,7 @@ from halfpass.errors import InputError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
