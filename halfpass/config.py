@@ -89,14 +89,14 @@ class ClientsConfig:
     topology: Topology = "splitfed"
     """relay: the client half visits the clients in turn. splitfed: clients in parallel, client halves averaged every
     round. independent: every client keeps its own half."""
-    rounds: int = 1
-    """Rounds of a splitfed epoch: client halves are averaged after each. More of them bring several clients closer to
-    what one would learn, for the bytes of a client half and head, up and down."""
     partition: Partition = "iid"
     """How the training set is dealt out: iid, dirichlet (label skew), or own: every client trains on the whole data
     set that it was given. The test set is that of the client that brings it (the first; in a relay the last)."""
     alpha: float = 0.5
     """Concentration of the Dirichlet partition; small is skewed."""
+    rounds: int = 1
+    """Rounds of a splitfed epoch: client halves are averaged after each. More of them bring several clients closer to
+    what one would learn, for the bytes of a client half and head, up and down."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "clients.")
