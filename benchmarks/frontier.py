@@ -6,7 +6,7 @@
 
 Every training is `halfpass train --runtime processes` in a folder of its own under runs/frontier: what is finished
 there is not trained again, so the command resumes where it stopped, and rows are written as they come. Rows are those
-of result.json with two ratios, in words. Seconds in them mean nothing: several trainings share the machine.
+of result.json with what the table shows, in words. Seconds in them mean nothing: several trainings share the machine.
 """
 
 import argparse

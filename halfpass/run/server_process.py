@@ -145,8 +145,8 @@ class ServerRun:
         return clients, server
 
     def _until_ended(self, turn: Collection[int]) -> Iterator[tuple[int, Received]]:
-        """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch. The
-        micro-batches of one batch come one behind the other."""
+        """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch
+        or round. The micro-batches of one batch come one behind the other."""
         active = set(turn)
         circle = in_turn(turn, active)
         while active:

@@ -64,7 +64,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Prepared:
     data = data or load_data(config.data)
     shards = make_shards(config, data)
     if config.method == "centralized":
-        batch_count(len(data.train), config.train.batch_size)
+        batch_count(len(data.train), config.train.batch_size)  # refuses a batch that is larger than the data
         build_whole(config, data.train.sample_shape, data.classes)
         return Prepared(data, shards, None)
     network = build_network(config, data.train.sample_shape, data.classes)

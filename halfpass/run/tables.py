@@ -60,8 +60,7 @@ def _setting(group: Group, name: str) -> str | None:
 def shared_settings(groups: Sequence[Group]) -> dict[str, str]:
     """The settings that are the same wherever they apply, with their value."""
     values = {name: {_setting(group, name) for group in groups} - {None} for name in SETTINGS}
-    told = {name: str(found.pop()) for name, found in values.items() if len(found) == 1}
-    return {name: value for name, value in told.items() if not (name in OFF and value == "off")}
+    return {name: str(found.pop()) for name, found in values.items() if len(found) == 1 and found != {"off"}}
 
 
 def telling_settings(groups: Sequence[Group]) -> list[str]:
