@@ -59,8 +59,7 @@ class ClientRun:
             )
             epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
             self._epoch = epoch
-        epoch.until = begin.until
-        while (batch := epoch.forward()) is not None:
+        while (batch := epoch.forward(begin.until)) is not None:
             self.has_trained = True
             upload = partial(self.uplink.messages, batch, epoch.tally)
             if self.config.method == "decoupled":

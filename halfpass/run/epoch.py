@@ -67,24 +67,23 @@ class ClientEpoch:
     """A client's pass over its shard, batch by batch, or micro-batch by micro-batch: `forward` gives what goes up,
     `backward` takes what comes down.
 
-    `first_step` and `total_steps` place it in the learning-rate schedule. It pauses before step `until`, where a round
-    ends that is not the last.
+    `first_step` and `total_steps` place it in the learning-rate schedule.
     """
 
     def __init__(
         self, config: Config, client: Client, batches: Batches, epoch: int, first_step: int, total_steps: int
     ) -> None:
         self.tally = Tally(client.arithmetic.device)
-        self.epoch, self.until = epoch, total_steps
-        self._config, self._client = config, client
+        self.epoch, self._config, self._client = epoch, config, client
         self._first_step, self._total_steps = first_step, total_steps
         self._parts = _micro_batches(batches, config.train.micro_batch)
         self._pending: Pending | None = None
 
-    def forward(self) -> CutBatch | None:
-        """The next batch or micro-batch at the cut, or None at the end. A decoupled client has learned from it by then:
-        has added its gradients to those of its batch, whose last one makes the step."""
-        if self.tally.steps == self.until:
+    def forward(self, until: int) -> CutBatch | None:
+        """The next batch or micro-batch at the cut, or None at step `until`, where the epoch or a round of it ends. A
+        decoupled client has learned from it by then: has added its gradients to those of its batch, whose last one
+        makes the step."""
+        if self.tally.steps == until:
             return None
         with self.tally.busy():  # drawing the batch is the client's work too
             part = next(self._parts, None)

@@ -64,16 +64,16 @@ class LocalRun:
                 epochs[k] = self._begin(k, epoch, until, epochs.get(k))
             active = set(turn)
             for k in in_turn(turn, active):
-                if not self._upload(k, epochs[k], server):
+                if not self._upload(k, epochs[k], turn[k], server):
                     active.remove(k)
             self.handover.take({k: self._end(k, epoch) for k in turn})
         self.lessons.end_epoch(epoch, server)
         return {k: client.tally for k, client in epochs.items()}, server
 
-    def _upload(self, k: int, client: ClientEpoch, served: Tally) -> bool:
+    def _upload(self, k: int, client: ClientEpoch, until: int, served: Tally) -> bool:
         """Client steps until one of its batches has gone up: the wire, the server's step, and what comes back. False at
-        the end of the client's epoch."""
-        while (batch := client.forward()) is not None:
+        the end of the client's epoch or round, step `until`."""
+        while (batch := client.forward(until)) is not None:
             self.has_trained = True
             messages = self.uplinks[k].messages(batch, client.tally)
             for message in messages:
@@ -102,7 +102,6 @@ class LocalRun:
                 self.data, self.shards[k], recipe.batch_size, seed=recipe.seed, client=k, epoch=epoch
             )
             begun = ClientEpoch(self.config, self.clients[k], batches, epoch, first, total)
-        begun.until = until
         return begun
 
     def _end(self, k: int, epoch: int) -> dict[str, Any]:
