@@ -97,10 +97,13 @@ class ClientsConfig:
     rounds: int = 1
     """Rounds of a splitfed epoch: client halves are averaged after each. More of them bring several clients closer to
     what one would learn, for the bytes of a client half and head, up and down."""
+    lr_scale: float = 1.0
+    """Times train.lr is a client's learning rate. N clients that are averaged every few batches learn like one of
+    N-fold batches, which takes a larger one: N (arXiv 1706.02677), or less if they are many."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "clients.")
-        _at_least(self, "clients.", count=1, rounds=1, alpha=1e-6)
+        _at_least(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0)
         if self.rounds > 1 and self.topology != "splitfed":
             raise InputError("clients.rounds", f"1 in topology {self.topology}", str(self.rounds), "leave it out")
 

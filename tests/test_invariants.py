@@ -320,18 +320,22 @@ def test_splitfed_averages_weights_and_buffers_by_samples(data):
             assert torch.allclose(value.double(), wanted, rtol=1e-6, atol=1e-8), name
 
 
-def rounds(settings, count):
-    return dataclasses.replace(settings, clients=dataclasses.replace(settings.clients, rounds=count))
+def in_rounds(settings, **options):
+    return dataclasses.replace(settings, clients=dataclasses.replace(settings.clients, **options))
 
 
+@pytest.mark.parametrize("lr_scale", [1, 3])
 @pytest.mark.parametrize("method", ["decoupled", "conventional"])
-def test_rounds_average_within_the_epoch(data, method):
+def test_rounds_average_within_the_epoch(data, method, lr_scale):
     """Against two ordinary client halves, one of which has twice as many batches, averaged by hand after each round."""
     settings, counts = config(method, clients=2, schedule="constant"), (40, 24)
     server, head = plain_start(settings, data)
     clients = [copy.deepcopy(nn.ModuleDict({"below": server.below, **({} if head is None else {"head": head})})) for _ in counts]
     server = nn.Sequential(server.above, server.classifier)
-    optimizers = [torch.optim.SGD(part.parameters(), lr=0.05, fused=True, **SGD) for part in (*clients, server)]
+    optimizers = [
+        torch.optim.SGD(part.parameters(), lr=0.05 if part is server else lr_scale * 0.05, fused=True, **SGD)
+        for part in (*clients, server)
+    ]
     for epoch in range(2):
         batches = [
             list(train_batches(data, shard, 16, seed=0, client=k, epoch=epoch)) for k, shard in enumerate(shards(data, counts))
@@ -353,7 +357,7 @@ def test_rounds_average_within_the_epoch(data, method):
             mean = {name: states[0][name].double() * (40 / 64) + states[1][name].double() * (24 / 64) for name in states[0]}
             for client in clients:
                 client.load_state_dict({name: value.round() if "tracked" in name else value for name, value in mean.items()})
-    local = run(rounds(settings, 2), data, counts)
+    local = run(in_rounds(settings, rounds=2, lr_scale=lr_scale), data, counts)
     halves = [(client.half, clients[0]["below"]) for client in local.clients] + [(local.server.half, server)]
     for ours, plain in halves:
         assert all(torch.equal(*pair) for pair in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True))

@@ -93,6 +93,7 @@ class ClientEpoch:
             step = self.tally.steps
             recipe = self._config.train
             lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
+            lr *= self._config.clients.lr_scale
             set_learning_rate(self._client.optimizer, lr)
             if self._config.returns_gradient(step):
                 self._pending = client_side.conventional_forward(self._client, x, labels, self.epoch, step)

@@ -23,7 +23,7 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "validation": "data.validation", "model": "model.name", "cut": "model.cut",
     "edge_cut": "model.edge_cut",
     "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
-    "rounds": "clients.rounds",
+    "rounds": "clients.rounds", "lr_scale": "clients.lr_scale",
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
     "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "micro_batch": "train.micro_batch",
     "feedback_every": "train.feedback_every",

@@ -21,8 +21,8 @@ Item = TypeVar("Item")
 MISSING = "–"
 UNITS_NOTE = "MB = 10⁶ bytes; –: does not apply or was not measured"
 SETTINGS_OF_SPLITS = (  # centralized training has none of them
-    "runtime", "cut", "edge_cut", "head", "topology", "clients", "rounds", "codec", "every", "replay", "budget",
-    "micro_batch", "feedback_every",
+    "runtime", "cut", "edge_cut", "head", "topology", "clients", "rounds", "lr_scale", "codec", "every", "replay",
+    "budget", "micro_batch", "feedback_every",
 )  # fmt: skip
 DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every"}
 OFF = {"validation", *DECOUPLED_ONLY}  # whose None says that they are off, not that they do not apply
