@@ -144,6 +144,9 @@ class TrainConfig:
     """Device of this process, e.g. cpu or cuda:0."""
     threads: int | None = None
     """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
+    compile: bool = False
+    """Has torch.compile make kernels of either half: for a GPU and a small network, whose single operations take less
+    time than starting them. It takes a minute at the first batch, and results differ in the last digits."""
 
     @property
     def at_once(self) -> int:

@@ -418,3 +418,21 @@ def test_evaluation_passes_through_the_codec(data, monkeypatch):
     seen.clear()
     run(config(codec="bf16"), data)
     assert torch.equal(seen[0], seen[0].bfloat16().float())
+
+
+def test_compiled_halves_learn_the_same(data, monkeypatch):
+    """As torch.compile takes them apart, with its kernels left out: to make those would take a minute."""
+    graphs = []
+
+    def without_kernels(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=without_kernels))
+    compiled = joined(run(config(compile=True), data))
+    assert len(graphs) == 6  # of client half, head and server half, each to train and to test: none is broken apart
+    plain = joined(run(config(), data))
+    assert len(graphs) == 6
+    for name, value in plain.items():
+        assert torch.allclose(compiled[name], value, rtol=1e-5, atol=1e-6), name

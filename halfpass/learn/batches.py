@@ -1,7 +1,8 @@
 """Samples → normalized batches, shuffled and, for training pictures, cropped and flipped.
 
-Pictures stay uint8 until their batch is due; crop, flip and normalization then run on the whole batch, each from a
-random stream of its own. Check: `pytest tests/test_data.py`.
+Pictures stay uint8 until their batch is due; crop, flip and normalization then run on the whole batch, on the samples'
+device. What is random is drawn on the CPU, each from a stream of its own, so it is the same on any device. Check:
+`pytest tests/test_data.py`.
 """
 
 from collections.abc import Iterator
@@ -67,9 +68,10 @@ def _generator(seed: int, stream: str, client: int, epoch: int) -> torch.Generat
 def _batch(data: Dataset, samples: Samples, indices: Tensor, draws: torch.Generator | None) -> tuple[Tensor, Tensor]:
     pictures = samples.inputs.ndim == 4
     inputs = samples.inputs.permute(0, 2, 3, 1) if pictures else samples.inputs  # a view: (N, H, W, C)
+    indices = indices.to(inputs.device)
     x = inputs.index_select(0, indices)  # always a copy, so that nothing done to a batch reaches the data
     if draws is not None and data.crop_padding is not None:
-        x = crop_and_flip(x, *draw_crop_and_flip(len(x), data.crop_padding, draws))
+        x = crop_and_flip(x, *(t.to(x.device) for t in draw_crop_and_flip(len(x), data.crop_padding, draws)))
     x = normalize(x, data.mean, data.std) if data.mean else x.to(torch.float32)
     return (x.permute(0, 3, 1, 2) if pictures else x), samples.labels[indices]  # (B, C, H, W), (B,)
 
@@ -90,10 +92,10 @@ def crop_and_flip(
     The crop of He et al. 2015, section 4.2, whose margin is black.
     """
     batch, height, width, channels = pixels.shape
-    ahead = torch.arange(width)
-    rows = _reflected(top[:, None] + torch.arange(height), height)  # (B, H)
+    ahead = torch.arange(width, device=pixels.device)
+    rows = _reflected(top[:, None] + torch.arange(height, device=pixels.device), height)  # (B, H)
     columns = _reflected(left[:, None] + torch.where(flip[:, None], ahead.flip(0), ahead), width)  # (B, W)
-    rows = rows + torch.arange(batch)[:, None] * height  # counted through the whole batch
+    rows = rows + torch.arange(batch, device=pixels.device)[:, None] * height  # counted through the whole batch
     places = rows[:, :, None] * width + columns[:, None, :]  # (B, H, W)
     # One gather of whole pixels does crop and flip; indexing the four dimensions does the same four times as slowly.
     return pixels.contiguous().view(-1, channels).index_select(0, places.flatten()).view_as(pixels)
@@ -109,7 +111,9 @@ def normalize(
 ) -> Float32[Tensor, "B H W C"]:
     """(pixels / 255 - mean) / std, per channel, as one multiplication and one addition."""
     means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-    scale, shift = (1 / (255 * stds)).float(), (-means / stds).float()  # (C,)
     width = pixels.shape[2]
+    scale, shift = (  # (W * C,)
+        per_channel.float().repeat(width).to(pixels.device) for per_channel in (1 / (255 * stds), -means / stds)
+    )
     rows = pixels.to(torch.float32).flatten(2)  # (B, H, W * C): long rows, because loops over 3 channels are slow
-    return rows.mul_(scale.repeat(width)).add_(shift.repeat(width)).view(pixels.shape)
+    return rows.mul_(scale).add_(shift).view(pixels.shape)

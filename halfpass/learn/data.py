@@ -56,6 +56,13 @@ class Samples:
         """A copy of the samples that `indices` number, in that order."""
         return Samples(self.inputs[indices], self.labels[indices])  # this indexing keeps channels last in memory
 
+    def to(self, device: torch.device) -> "Samples":
+        """The samples on `device`, where batches are then drawn and augmented too; as they are where that is a GPU and
+        they would take more than a quarter of its free memory."""
+        if device.type == "cuda" and 4 * self.inputs.nbytes > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return Samples(self.inputs.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -11,32 +11,36 @@ from halfpass.errors import InputError
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`device` of the weights, and whether forward passes run under bfloat16 autocast."""
+    """`device` of the weights, whether forward passes run under bfloat16 autocast, and whether they are compiled."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     bf16: bool = False
+    compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of every forward pass; the losses are computed in float32 outside of it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Moves a module to the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU."""
+        """Moves a module to the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU, and
+        has it compiled when it is first called."""
         module.to(self.device)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        if self.compiled:
+            module.compile(dynamic=False)  # an epoch has two sizes of batches, each with kernels of its own
         return module
 
     def move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
 
-def arithmetic(device: str, precision: str) -> Arithmetic:
+def arithmetic(device: str, precision: str, compiled: bool = False) -> Arithmetic:
     """From settings; raises InputError when the device does not exist here."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
         reason = str(error).splitlines()[0]
         raise InputError("train.device", "a device of this machine", f"{device!r} ({reason})", "use cpu") from None
-    return Arithmetic(torch.device(device), precision == "bf16")
+    return Arithmetic(torch.device(device), precision == "bf16", compiled)

@@ -30,7 +30,9 @@ class ClientRun:
     def __init__(
         self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples
     ) -> None:
-        self.config, self.connection, self.client, self.data, self.shard = config, connection, client, data, shard
+        self.config, self.connection, self.client, self.data = config, connection, client, data
+        device = client.arithmetic.device
+        self.shard, self.test_samples = shard.to(device), data.test.to(device)
         self.has_trained = False
         self.uplink = Uplink(config, batch_count(len(shard), config.train.batch_size))
         self.memory = PeakMemory(client.arithmetic.device)
@@ -86,13 +88,13 @@ class ClientRun:
 
     def _test(self, test: pb.Test) -> None:
         take_over(self.config, self.client, read_weights(test.weights))
-        batches = test_batches(self.data, self.data.test, self.config.train.at_once)
+        batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
         correct = 0
         for batch, right in test_epoch(self.client, batches, test.epoch):
             self.connection.send_in_turn(partial(encoded, batch, self.config.wire.codec, test=True))
             correct += right
         end = pb.TestEnd(
-            epoch=test.epoch, aux_correct=correct, samples=len(self.data.test), has_head=self.client.head is not None
+            epoch=test.epoch, aux_correct=correct, samples=len(self.test_samples), has_head=self.client.head is not None
         )
         self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
 

@@ -42,9 +42,11 @@ class LocalRun:
         store: UploadStore | None = None, link: Callable[[Server, list[int]], Above] | None = None,
     ) -> None:  # fmt: skip
         """`link` makes what is above the server, where that is an edge: of it, and its clients' steps per epoch."""
-        self.config, self.data, self.shards = config, data, shards
+        self.config, self.data = config, data
         self.clients = [setup.build_client(config, network, k) for k in range(config.clients.count)]
         self.server = setup.build_server(config, network)
+        device = self.server.arithmetic.device
+        self.shards, self.test_samples = [shard.to(device) for shard in shards], data.test.to(device)
         self.wires = [Loopback(config.wire.codec) for _ in self.clients]
         self.steps = setup.steps_per_epoch(config, shards)
         self.uplinks = [Uplink(config, steps) for steps in self.steps]
@@ -120,7 +122,7 @@ class LocalRun:
             test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
             weights = self.wires[k].down(pb.ServerMessage(test=test)).test.weights
             take_over(self.config, self.clients[k], read_weights(weights))
-            batches = test_batches(self.data, self.data.test, self.config.train.at_once)
+            batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
             right = 0
             for batch, aux_correct in test_epoch(self.clients[k], batches, epoch):
                 received, upload = self.wires[k].batch(write_batch(batch, self.config.wire.codec, test=True))
@@ -128,7 +130,7 @@ class LocalRun:
                 self.wires[k].ack(batch)
                 samples, right = samples + len(batch), right + aux_correct
             if self.clients[k].head is not None:
-                auxiliary[k] = right / len(self.data.test)
+                auxiliary[k] = right / len(self.test_samples)
         self.server.half.train()
         self.above.end_test(epoch, correct, samples)
         return correct / samples, auxiliary
@@ -186,13 +188,14 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
     """The baseline: the uncut network on all data in this process; returns what `result.json` holds."""
     whole = setup.build_whole(config, data.train.sample_shape, data.classes)
     recipe, device = config.train, whole.arithmetic.device
+    samples = data.train.to(device)
     memory = PeakMemory(device)
-    steps = batch_count(len(data.train), recipe.batch_size)
+    steps = batch_count(len(samples), recipe.batch_size)
     rows: list[Row] = []
     with EpochProgress(config.method, recipe.epochs, steps) as progress:
         for epoch in range(recipe.epochs):
             began, tally = time.perf_counter(), Tally(device)
-            batches = train_batches(data, data.train, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
+            batches = train_batches(data, samples, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
             with tally.busy():
                 for step, (x, labels) in enumerate(batches):
                     lr = learning_rate(recipe.schedule, recipe.lr, epoch * steps + step, recipe.epochs * steps)

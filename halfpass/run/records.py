@@ -131,6 +131,7 @@ def result(
         "clients": config.clients.count if split else 0,
         "rounds": config.clients.rounds if split else None,
         "lr_scale": config.clients.lr_scale if split else None,
+        "compile": config.train.compile,
         "epochs": config.train.epochs,
         "seed": config.train.seed,
         "micro_batch": config.train.micro_batch,

@@ -25,6 +25,7 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
     "rounds": "clients.rounds", "lr_scale": "clients.lr_scale",
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
+    "compile": "train.compile",
     "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "micro_batch": "train.micro_batch",
     "feedback_every": "train.feedback_every",
 }  # fmt: skip

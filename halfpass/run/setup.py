@@ -283,7 +283,7 @@ def identity(network: Network) -> dict[str, Any]:
 
 
 def _arithmetic(config: Config) -> Arithmetic:
-    return arithmetic(config.train.device, config.train.precision)
+    return arithmetic(config.train.device, config.train.precision, config.train.compile)
 
 
 def _loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:

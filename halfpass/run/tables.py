@@ -25,8 +25,9 @@ SETTINGS_OF_SPLITS = (  # centralized training has none of them
     "budget", "micro_batch", "feedback_every",
 )  # fmt: skip
 DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every"}
-OFF = {"validation", *DECOUPLED_ONLY}  # whose None says that they are off, not that they do not apply
-SETTINGS = ("dataset", "validation", "model", "epochs", "precision", "device", *SETTINGS_OF_SPLITS)
+OFF = {"validation", "compile", *DECOUPLED_ONLY}  # whose None or False says so, not that they do not apply
+USUAL = {"rounds": "1", "lr_scale": "1.0", "every": "1", "replay": "1"}  # of which a caption says nothing, nor of "off"
+SETTINGS = ("dataset", "validation", "model", "epochs", "precision", "device", "compile", *SETTINGS_OF_SPLITS)
 
 
 # Groups and their settings
@@ -52,15 +53,16 @@ def _setting(group: Group, name: str) -> str | None:
     if (name in SETTINGS_OF_SPLITS and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"):
         return None
     value = group[0].get(name, (group[0].get("settings") or {}).get(name))
-    if value is None:
-        return "off" if name in OFF else None
-    return str(value)
+    if name in OFF and not value:
+        return "off"
+    return None if value is None else str(value)
 
 
 def shared_settings(groups: Sequence[Group]) -> dict[str, str]:
-    """The settings that are the same wherever they apply, with their value."""
+    """The settings that are the same wherever they apply, with their value; without those that change nothing."""
     values = {name: {_setting(group, name) for group in groups} - {None} for name in SETTINGS}
-    return {name: str(found.pop()) for name, found in values.items() if len(found) == 1 and found != {"off"}}
+    shared = {name: str(found.pop()) for name, found in values.items() if len(found) == 1}
+    return {name: value for name, value in shared.items() if value != USUAL.get(name, "off")}
 
 
 def telling_settings(groups: Sequence[Group]) -> list[str]:
