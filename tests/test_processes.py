@@ -1,23 +1,29 @@
 """Real processes: equal to one process, orderly when a part of them fails, and gone when they are told to."""
 
+import dataclasses
+import itertools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 from runtimes import rows_of, train_in_both_runtimes
 
-from halfpass.config import ClientsConfig, Config, TrainConfig, WireConfig, as_dict
+from halfpass.config import ClientsConfig, Config, DataConfig, TrainConfig, WireConfig, as_dict
 from halfpass.errors import RunError
-from halfpass.run import server_process
+from halfpass.run import client_process, replay, server_process
+from halfpass.run.epoch import ClientEpoch
 from halfpass.run.local import LocalRun
 from halfpass.run.train import train
+from halfpass.wire.hub import Hub
 
 HALFPASS = [sys.executable, "-m", "halfpass"]
 
@@ -50,6 +56,46 @@ def test_local_and_processes_give_equal_weights_and_equal_bytes(tmp_path, method
     assert other["peak_memory_bytes"]["server"] > 0
     assert one["peak_memory_bytes"]["colocated"] > 0
     check_rows(tmp_path / "processes", other, topology)
+
+
+@pytest.mark.parametrize("topology", ["splitfed", "relay"])
+def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_path, monkeypatch, topology):
+    """Server and clients as threads. The server's first step lasts until all of the turn has come, its second until the
+    next turn's first batch is made."""
+    rounds, first_turn = (2, {0, 1}) if topology == "splitfed" else (1, {0})
+    ended, come, ahead = set(), threading.Event(), threading.Event()
+    waits = itertools.chain([come, ahead], itertools.repeat(ahead))
+    settings = config(tmp_path / "server", topology=topology, epochs=1, batch_size=16)
+    clients = dataclasses.replace(settings.clients, rounds=rounds, partition="iid")
+    settings = dataclasses.replace(settings, clients=clients, data=DataConfig(limit=128))  # 4 batches each
+    accept, forward, step = Hub._accept, ClientEpoch.forward, replay.server_step
+
+    def accepted(hub, stream, data):
+        accept(hub, stream, data)
+        if stream.ends:
+            ended.add(stream.client)
+        if ended >= first_turn:
+            come.set()
+
+    def seen(epoch, until):
+        batch = forward(epoch, until)
+        if batch is not None and (batch.step == 2 if topology == "splitfed" else batch.client == 1):
+            ahead.set()
+        return batch
+
+    def late(*arguments):
+        assert next(waits).wait(20)
+        return step(*arguments)
+
+    monkeypatch.setattr(Hub, "_accept", accepted)
+    monkeypatch.setattr(ClientEpoch, "forward", seen)
+    monkeypatch.setattr(replay, "server_step", late)
+    with ThreadPoolExecutor(2) as others:
+        sites = [dataclasses.replace(settings, out=str(tmp_path / f"site-{k}")) for k in range(2)]
+        outcome = server_process.serve(settings, "127.0.0.1:0", lambda port: [
+            others.submit(client_process.join, site, f"127.0.0.1:{port}", k) for k, site in enumerate(sites)
+        ])  # fmt: skip
+    assert outcome["rounds"] == rounds
 
 
 def check_rows(folder, outcome, topology):

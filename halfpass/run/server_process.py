@@ -129,18 +129,17 @@ class ServerRun:
         self.above.begin(epoch)
         clients: dict[int, Tally] = {}
         server = Tally(self.server.arithmetic.device)
-        for turn in turns(self.config.clients.topology, self.steps, self.config.clients.rounds):
-            for k, until in turn.items():
-                self._begin(k, epoch, until)
-            self.has_trained = True  # a client has, at the least
-            ends: dict[int, pb.EpochEnd] = {}
+        schedule = turns(self.config.clients.topology, self.steps, self.config.clients.rounds)
+        ahead = iter(schedule)  # for the clients, whose next turn waits for no batch that the server has to learn from
+        current = self._begin(epoch, ahead)
+        self.has_trained = True  # a client has, at the least
+        for turn in schedule:
             for k, received in self._until_ended(turn):
-                if received.batch is None:
-                    ends[k] = self._end(k, epoch, received)
-                else:
+                if received.batch is not None:
                     self._step(k, epoch, received, server)
-            self.handover.take({k: read_weights(ends[k].weights) for k in turn})
-            clients |= {k: self._client_tally(k, ends[k]) for k in turn}
+                while current and (ends := self.hub.take_ends(current)) is not None:
+                    clients |= self._hand_over(epoch, ends)
+                    current = self._begin(epoch, ahead)
         self.lessons.end_epoch(epoch, server)
         return clients, server
 
@@ -172,15 +171,19 @@ class ServerRun:
             self.hub.send(k, message)
         self.hub.give_back(k, batch)
 
-    def _begin(self, k: int, epoch: int, until: int) -> None:
-        first, total = schedule_position(
-            self.config.clients.topology, self.steps, k, epoch, self.config.train.epochs
-        )
-        begin = pb.Begin(
-            epoch=epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
-            weights=write_weights(self.handover.give(k)),
-        )  # fmt: skip
-        self.hub.send(k, pb.ServerMessage(begin=begin))
+    def _begin(self, epoch: int, ahead: Iterator[dict[int, int]]) -> dict[int, int]:
+        """The clients of the next turn may go on; returns that turn, empty where there is no more."""
+        turn = next(ahead, {})
+        for k, until in turn.items():
+            first, total = schedule_position(
+                self.config.clients.topology, self.steps, k, epoch, self.config.train.epochs
+            )
+            begin = pb.Begin(
+                epoch=epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
+                weights=write_weights(self.handover.give(k)),
+            )  # fmt: skip
+            self.hub.send(k, pb.ServerMessage(begin=begin))
+        return turn
 
     def _check_order(self, k: int, batch: CutBatch, test: bool, epoch: int) -> None:
         """Batches come in their order; which of them come is the client's choice, but each comes whole."""
@@ -198,14 +201,16 @@ class ServerRun:
             )  # fmt: skip
         self._last[k] = (batch.epoch, batch.step, batch.before + len(batch), batch.after)
 
-    def _end(self, k: int, epoch: int, received: Received) -> pb.EpochEnd:
-        assert received.message is not None
-        end = received.message.epoch_end
-        if end.epoch != epoch or not all(map(math.isfinite, (end.busy_seconds, end.learning_rate))):
-            raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
-        if self.handover.needed:
-            self._check_weights(k, read_weights(end.weights))
-        return end
+    def _hand_over(self, epoch: int, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
+        """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far."""
+        weights = {k: read_weights(end.weights) for k, end in ends.items()}
+        for k, end in ends.items():
+            if end.epoch != epoch or not all(map(math.isfinite, (end.busy_seconds, end.learning_rate))):
+                raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
+            if self.handover.needed:
+                self._check_weights(k, weights[k])
+        self.handover.take(weights)
+        return {k: self._client_tally(k, end) for k, end in ends.items()}
 
     def _check_weights(self, k: int, weights: dict[str, Tensor]) -> None:
         """A client half that is handed on must be one: of the network's names and shapes, and finite."""

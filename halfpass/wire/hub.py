@@ -52,6 +52,7 @@ class _Stream:
     meter: Meter = field(default_factory=Meter)
     incoming: deque[Received] = field(default_factory=deque)
     incoming_bytes: int = 0
+    ends: deque[pb.EpochEnd] = field(default_factory=deque)
     buffers: messages.Buffers = field(default_factory=messages.Buffers)
     outgoing: "queue.SimpleQueue[pb.ServerMessage | None]" = field(default_factory=queue.SimpleQueue)
     heard: float = field(default_factory=time.monotonic)
@@ -120,6 +121,14 @@ class Hub:
                 self._raise_failures()
                 self._raise_silence(clients, " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
+
+    def take_ends(self, clients: Collection[int]) -> dict[int, pb.EpochEnd] | None:
+        """The next end of an epoch or round of each of `clients`, once all have come. What came before it is still to
+        be taken with `take`, and the end itself in its place."""
+        with self._changed:
+            if not all(self._streams[client].ends for client in clients):
+                return None
+            return {client: self._streams[client].ends.popleft() for client in clients}
 
     def give_back(self, client: int, batch: CutBatch) -> None:
         """The batch is done with: later ones are decoded into its tensors."""
@@ -268,6 +277,8 @@ class Hub:
                     self._changed.wait(0.2)  # a client that ignores its window is held back by TCP
                 stream.incoming.append(received)
                 stream.incoming_bytes += received.size
+                if received.kind == "epoch_end" and received.message is not None:
+                    stream.ends.append(received.message.epoch_end)
             self._changed.notify_all()
 
     def _decode(self, stream: _Stream, data: bytes) -> Received:
