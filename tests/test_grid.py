@@ -7,7 +7,7 @@ import pytest
 
 from halfpass.errors import InputError
 from halfpass.run.cli import main
-from halfpass.run.grid import alone_in, read_grid
+from halfpass.run.grid import alone_in, choose, read_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = """
@@ -43,6 +43,15 @@ def test_every_combination_and_seed_once_seeds_outermost(grid, tmp_path):
     one = next(member for member in members if member.name == "fast-2-conventional-seed_3").config
     assert (one.train.lr, one.train.schedule, one.clients.count, one.method) == (0.1, "constant", 2, "conventional")
     assert (one.train.seed, one.train.epochs, one.data.limit) == (3, 7, 200)
+
+
+def test_only_takes_any_choice_of_an_axis_that_comes_twice(grid, tmp_path):
+    members = read_grid(grid, tmp_path, {})
+    wanted = ["seed=3", "seed=4", "clients=1", "method=decoupled"]
+    assert [m.name for m in choose(members, wanted)] == [
+        "slow-1-decoupled-seed_3", "fast-1-decoupled-seed_3", "slow-1-decoupled-seed_4", "fast-1-decoupled-seed_4",
+    ]  # fmt: skip
+    assert [m.name for m in choose(members, wanted[1:])] == ["slow-1-decoupled-seed_4", "fast-1-decoupled-seed_4"]
 
 
 def test_the_grids_that_halfpass_ships_are_the_paper_s():
@@ -148,7 +157,7 @@ def test_what_is_no_grid_is_refused(grid, tmp_path, change, said):
     (["{grid}", "--set", "train.lr"], "--set: expected NAME=VALUE, found 'train.lr'"),
     (["{grid}", "--set", "model.cut=nowhere"], "model.cut 'nowhere': expected"),
     (["{grid}", "--set", "out=runs"], "expected settings other than the seed and the folder, found out; use seeds, and --out"),
-    (["{grid}", "--only", "recipe=slow", "recipe=fast"], "--only: expected recipe once, found twice; leave one out"),
+    (["{grid}", "--set", "train.lr=1", "train.lr=2"], "--set: expected train.lr once, found twice; leave one out"),
     (["{grid}", "--jobs", "0"], "--jobs: expected at least 1, found 0"),
 ])  # fmt: skip
 def test_wrong_arguments_write_nothing(grid, tmp_path, capsys, words, said):

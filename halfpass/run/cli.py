@@ -184,7 +184,8 @@ def _add_paper(parser: ArgumentParser) -> None:
     parser.add_argument("grid", type=str, metavar="GRID", help="Grid file, such as examples/paper/small.yaml.")
     pairs: dict[str, Any] = {"nargs": "*", "action": "extend", "type": str, "default": []}
     parser.add_argument("--set", **pairs, metavar="KEY=VALUE", help="Settings of all trainings, such as data.path=DIR.")
-    parser.add_argument("--only", **pairs, metavar="AXIS=CHOICE", help="Only these trainings, such as cut=deep seed=0.")
+    only = "Only these trainings, such as cut=deep seed=0 seed=1; of an axis that comes twice, either choice."
+    parser.add_argument("--only", **pairs, metavar="AXIS=CHOICE", help=only)
     parser.add_argument("--jobs", type=int, default=2, help="Trainings at a time; they share the cores, or one GPU.")
     parser.add_argument("--out", type=str, default="runs/paper", help="Folder for all runs; finished ones are kept.")
     parser.add_argument("--results", type=str, default=None, help="JSON file to write all rows to, as they come.")

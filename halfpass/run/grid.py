@@ -111,13 +111,17 @@ def _check(place: str, value: object, kind: type, expected: str) -> None:
 
 
 def choose(members: Sequence[Member], wanted: Sequence[str]) -> list[Member]:
-    """Those of the choices `wanted`, each AXIS=CHOICE; seed is an axis too. Raises InputError where there are none."""
-    pairs = {(axis, str(choice)) for axis, choice in read_pairs("--only", wanted).items()}
-    for axis, choice in pairs:
+    """Those of the choices `wanted`, each AXIS=CHOICE, of an axis that comes more than once those of any; seed is an
+    axis too. Raises InputError where there are none."""
+    choices: dict[str, set[str]] = {}
+    for word in wanted:
+        for axis, choice in read_pairs("--only", [word]).items():
+            choices.setdefault(axis, set()).add(str(choice))
+    for axis, some in choices.items():
         known = {found for member in members if (found := member.choices.get(axis))}
-        if choice not in known:
+        for choice in sorted(some - known):
             raise InputError("--only", f"{axis} of {', '.join(sorted(known)) or 'no such axis'}", choice, "correct it")
-    chosen = [member for member in members if pairs <= member.choices.items()]
+    chosen = [member for member in members if all(member.choices.get(axis) in some for axis, some in choices.items())]
     if not chosen:
         raise InputError("--only", "choices that the grid combines", " ".join(wanted), "see the choices' own seeds")
     return chosen
