@@ -146,7 +146,7 @@ class TrainConfig:
     """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
     compile: bool = False
     """Has torch.compile make kernels of either half: for a GPU and a small network, whose single operations take less
-    time than starting them. It takes a minute at the first batch, and results differ in the last digits."""
+    time than starting them. That takes a minute or more at the first batches; results differ in the last digits."""
 
     @property
     def at_once(self) -> int:
@@ -327,8 +327,8 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return groups
 
 
-# What may differ between a server and its clients: each one's own device and folders, and the whole group `server`.
-_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads"}
+# What may differ between a server and its clients: each one's own machine and folders, and the whole group `server`.
+_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads", "train.compile"}
 
 
 def shared_settings(config: Config) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Arithmetic:
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         if self.compiled:
-            module.compile(dynamic=False)  # an epoch has two sizes of batches, each with kernels of its own
+            module.compile()  # anew for a second size of batches, such as an epoch's last, and then for any
         return module
 
     def move(self, tensor: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def export(run: Path, client: int = 0, out: Path | None = None, data_path: str |
     if not (run / "config.yaml").is_file() or not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no config.yaml and result.json in it", "check the path")
     config = from_dict(yaml.safe_load((run / "config.yaml").read_text()))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu", compile=False))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path or config.data.path))
     state = _joined_state(run, config, client)
     file = out or run / "model.safetensors"

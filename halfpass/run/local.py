@@ -188,14 +188,14 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
     """The baseline: the uncut network on all data in this process; returns what `result.json` holds."""
     whole = setup.build_whole(config, data.train.sample_shape, data.classes)
     recipe, device = config.train, whole.arithmetic.device
-    samples = data.train.to(device)
+    data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
     memory = PeakMemory(device)
-    steps = batch_count(len(samples), recipe.batch_size)
+    steps = batch_count(len(data.train), recipe.batch_size)
     rows: list[Row] = []
     with EpochProgress(config.method, recipe.epochs, steps) as progress:
         for epoch in range(recipe.epochs):
             began, tally = time.perf_counter(), Tally(device)
-            batches = train_batches(data, samples, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
+            batches = train_batches(data, data.train, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
             with tally.busy():
                 for step, (x, labels) in enumerate(batches):
                     lr = learning_rate(recipe.schedule, recipe.lr, epoch * steps + step, recipe.epochs * steps)

@@ -177,7 +177,10 @@ def summary(run: Run) -> dict[str, Any]:
         "aux_test_accuracy": _last(by_epoch(run, "client", "aux_test_accuracy")),
         "unfinished": True,
     }
-    further = {k: v for k, v in run.settings.items() if k not in CONFIG_KEYS.values() and k not in NO_SETTINGS}
+    told = set(CONFIG_KEYS.values())
+    if run.settings.get("model.edge_cut") is not None:  # a chain's result is that of its upper link
+        told = {key for name, key in CONFIG_KEYS.items() if known.get(name) == run.settings.get(key)}
+    further = {k: v for k, v in run.settings.items() if k not in told and k not in NO_SETTINGS}
     return {**known, "settings": further}
 
 

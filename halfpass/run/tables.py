@@ -38,7 +38,7 @@ def group_seeds(items: Sequence[Item], result_of: Callable[[Item], Result]) -> l
     groups: dict[str, list[Item]] = {}
     for number, item in enumerate(items):
         result = result_of(item)
-        known = [result.get(name) for name in ("method", *SETTINGS, "settings")]
+        known = [_known(result, name) for name in ("method", *SETTINGS, "settings")]
         key = json.dumps([*known, number if result.get("unfinished") else None], default=str)
         groups.setdefault(key, []).append(item)
     return list(groups.values())
@@ -48,11 +48,17 @@ def _seeds(results: Sequence[Result]) -> list[list[Result]]:
     return group_seeds(results, lambda result: result)
 
 
+def _known(result: Result, name: str) -> Any:
+    """A setting's value; None where it is the usual one, which an older result may not have either."""
+    value = result.get(name)
+    return None if not value or str(value) == USUAL.get(name) else value
+
+
 def _setting(group: Group, name: str) -> str | None:
     method = group[0].get("method")
     if (name in SETTINGS_OF_SPLITS and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"):
         return None
-    value = group[0].get(name, (group[0].get("settings") or {}).get(name))
+    value = group[0].get(name, (group[0].get("settings") or {}).get(name, USUAL.get(name)))
     if name in OFF and not value:
         return "off"
     return None if value is None else str(value)

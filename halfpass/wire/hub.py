@@ -274,7 +274,8 @@ class Hub:
             else:
                 stream.finished = received.kind == "finished"
                 while stream.incoming_bytes > self._window_bytes and stream.failure is None and not self._stopped:
-                    self._changed.wait(0.2)  # a client that ignores its window is held back by TCP
+                    self._changed.wait(0.2)  # a client that sends more than its window is held back by TCP
+                    stream.heard = time.monotonic()  # it is we who do not listen
                 stream.incoming.append(received)
                 stream.incoming_bytes += received.size
                 if received.kind == "epoch_end" and received.message is not None:
