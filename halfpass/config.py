@@ -202,9 +202,12 @@ class ServerConfig:
     server.replay needs one; otherwise no upload is kept."""
     store_limit: int = 4 * 2**30
     """Bytes of disk that the store may take; the oldest uploads make room for new ones."""
+    merge: int = 1
+    """How many uploads a decoupled server learns from in one step, their samples as one batch. Where clients upload in
+    turn, that is a batch of several of them, and its labels are less skewed than each one's (arXiv 2405.04875)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "server.", replay=1, store_limit=2**24)
+        _at_least(self, "server.", replay=1, store_limit=2**24, merge=1)
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,9 @@ class Config:
         if self.model.edge_cut is not None and (self.method != "decoupled" or self.train.feedback_every is not None):
             found = self.method if self.method != "decoupled" else "train.feedback_every"
             raise InputError("model.edge_cut", "decoupled training, all of it", found, "leave one of them out")
+        for name, value in (("model.edge_cut", self.model.edge_cut), ("train.micro_batch", self.train.micro_batch)):
+            if value is not None:  # a batch goes on from the edge, or is learned from, in the parts in which it comes
+                _refuse_others({"server.merge": self.server.merge}, f"with {name}", f"leave {name} out")
         if self.model.edge_cut is not None and self.server.store is not None:
             expected = "its default with model.edge_cut: each server keeps its uploads in its own run folder"
             raise InputError("server.store", expected, self.server.store, "leave it out")
@@ -243,12 +249,13 @@ class Config:
             _refuse_others(
                 {"train.micro_batch": self.train.micro_batch, "wire.every": self.wire.every,
                  "train.feedback_every": self.train.feedback_every, "wire.budget": self.wire.budget,
-                 "server.replay": self.server.replay},
+                 "server.replay": self.server.replay, "server.merge": self.server.merge},
                 "with method conventional, whose every step needs its own gradient back", "train decoupled",
             )  # fmt: skip
         elif self.train.feedback_every is not None:
             _refuse_others(
-                {"train.micro_batch": self.train.micro_batch, "wire.budget": self.wire.budget},
+                {"train.micro_batch": self.train.micro_batch, "wire.budget": self.wire.budget,
+                 "server.merge": self.server.merge},
                 "with train.feedback_every, for whose gradients whole batches must go up",
                 "leave train.feedback_every out",
             )

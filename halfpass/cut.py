@@ -1,5 +1,6 @@
 """CutBatch: the one type that crosses the cut, from the client half to the server half."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,3 +57,13 @@ class CutBatch:
     def share(self) -> float:
         """Its part of the samples of its step's batch, and so of the mean loss over them."""
         return len(self) / (self.before + len(self) + self.after)
+
+
+def merge(batches: Sequence[CutBatch]) -> CutBatch:
+    """One batch of the samples of several whole ones, in their order, named like the first; of one, that itself."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    tensors = tuple(torch.cat(parts) for parts in zip(*(batch.tensors for batch in batches), strict=True))
+    labels = torch.cat([batch.labels for batch in batches])
+    return CutBatch(first.client, first.epoch, first.step, tensors, labels)

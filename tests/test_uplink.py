@@ -123,7 +123,7 @@ def test_a_budget_too_small_for_any_batch_says_so(tmp_path, capsys):
 @pytest.mark.parametrize(("words", "name"), [
     (["--wire.every", "2"], "wire.every"), (["--wire.budget", "9"], "wire.budget"),
     (["--server.replay", "2"], "server.replay"), (["--train.micro_batch", "8"], "train.micro_batch"),
-    (["--train.feedback_every", "2"], "train.feedback_every"),
+    (["--train.feedback_every", "2"], "train.feedback_every"), (["--server.merge", "2"], "server.merge"),
 ])  # fmt: skip
 def test_conventional_training_cannot_do_without_an_answer(capsys, words, name):
     assert main(["train", "--method", "conventional", *words]) == 2
@@ -192,6 +192,74 @@ def test_local_and_processes_agree_on_what_goes_up_and_how_often_it_is_used(tmp_
     rows = rows_of(tmp_path / "processes")
     uploads = sum(row["uploads"] for row in rows if row["process"] != "server")
     assert sum(row["steps"] for row in rows if row["process"] == "server") == 2 * uploads
+
+
+# ------------------------------------------------------------------------------------------------------------- merge
+
+
+def test_a_merged_step_is_the_step_on_the_samples_of_all_its_uploads(data, monkeypatch):  # noqa: F811
+    """What the clients send does not depend on the server, so a run without merging tells it: four uploads, the last
+    of which is left over."""
+    settings = config(clients=2, epochs=1, schedule="constant")
+    uploads, real = [], replay.server_step
+
+    def spy(config, server, batch, *rest):
+        uploads.append((batch.client, batch.tensors[0].clone(), batch.labels))
+        return real(config, server, batch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "server_step", spy)
+        alone = run(settings, data, (48, 16))
+    assert [client for client, _, _ in uploads] == [0, 1, 0, 0]
+    model, _ = plain_start(settings, data)
+    above = [*model.above.parameters(), *model.classifier.parameters()]
+    optimizer = torch.optim.SGD(above, lr=0.05, fused=True, **SGD)
+    for first in (0, 3):
+        _, z, labels = zip(*uploads[first : first + 3], strict=True)
+        optimizer.zero_grad()
+        cross_entropy(model.classifier(model.above(torch.cat(z))), torch.cat(labels)).backward()
+        optimizer.step()
+    merged = run(with_server(settings, merge=3), data, (48, 16))
+    by_hand = {name: value for name, value in model.state_dict().items() if not name.startswith("below.")}
+    assert equal({name: value for name, value in joined(merged).items() if name in by_hand}, by_hand)
+    assert not equal(alone.server.half.state_dict(), merged.server.half.state_dict())
+    ((_, tally),) = merged.tallies
+    assert (tally.steps, tally.samples) == (2, 64)
+
+
+def test_a_merged_step_has_the_place_of_its_last_upload_in_the_schedule(data):  # noqa: F811
+    for size, steps in ((2, 2), (3, 2), (4, 1), (5, 1)):
+        local = run(with_server(config(), merge=size), data)
+        assert [server.steps for _, server in local.tallies] == [steps, steps]
+        assert [server.learning_rate for _, server in local.tallies] == pytest.approx([one_cycle(3), one_cycle(7)])
+
+
+def test_merged_uploads_are_replayed_and_retrained_in_both_runtimes(tmp_path):
+    settings = Config(
+        clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0), data=DataConfig(limit=640),
+        train=TrainConfig(epochs=2, batch_size=64, threads=1), wire=WireConfig(codec="int8", timeout=20),
+        server=ServerConfig(replay=2, merge=3),
+    )  # fmt: skip
+    train_in_both_runtimes(settings, tmp_path)
+    uploads = [
+        sum(row["uploads"] for row in rows_of(tmp_path / "local") if row["epoch"] == epoch and row["process"] != "server")
+        for epoch in (1, 2)
+    ]
+    assert uploads[0] == uploads[1]
+    assert uploads[0] % 3 > 0
+    in_epoch = -(-uploads[0] // 3)
+    assert [row["steps"] for row in rows_of(tmp_path / "local") if row["process"] == "server"] == [in_epoch, 3 * in_epoch]
+    once = dataclasses.replace(settings, server=ServerConfig(merge=3, store=str(tmp_path / "store")), out=str(tmp_path / "once"))
+    train(once)
+    retrain(tmp_path / "once", dataclasses.replace(once, out=str(tmp_path / "again")))
+    assert equal(server_half(tmp_path / "once"), server_half(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("words", [["--train.micro_batch", "8"], ["--train.feedback_every", "2"], ["--model.edge_cut", "block_3"]])
+def test_merging_wants_whole_uploads_that_wait_for_nothing(capsys, words):
+    assert main(["train", "--server.merge", "2", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"halfpass: server.merge: expected its default with {words[0][2:]}" in said
 
 
 # ----------------------------------------------------------------------------------------------------------- retrain

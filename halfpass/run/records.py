@@ -138,6 +138,7 @@ def result(
         "every": config.wire.every if split else None,
         "budget": config.wire.budget,
         "replay": config.server.replay if split else None,
+        "merge": config.server.merge if split else None,
         "feedback_every": config.train.feedback_every,
         "precision": config.train.precision,
         "device": config.train.device,

@@ -1,17 +1,17 @@
 """The server's learning from uploads: from each as it comes, and from the store as often as `server.replay` says.
 
-The same for either runtime. Uploads of one epoch are trained on again between those of the next, in a new order, and
-those of the last epoch once no more come: in epochs of the server's own.
+The same for either runtime. A step is on `server.merge` uploads. Those of one epoch are trained on again between those
+of the next, in a new order, and those of the last epoch once no more come: in epochs of the server's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from halfpass.config import Config
-from halfpass.cut import CutBatch
+from halfpass.cut import CutBatch, merge
 from halfpass.learn.seed import derive_seed
 from halfpass.learn.server import Server, evaluate
 from halfpass.run.above import Above
@@ -39,24 +39,30 @@ class Lessons:
         self.after_step: Callable[[], None] = lambda: None  # for the progress of the epoch that goes on
         self._slots = sum(steps)  # of an epoch
         self._total_slots = (config.train.epochs + config.server.replay - 1) * self._slots
+        self._held: list[CutBatch] = []  # until a step's uploads are together
         self._batches: list[pb.Batch] = []  # of the upload that is coming in: its micro-batches
         self._new: list[Key] = []  # this epoch's uploads
-        self._again: list[tuple[int, Key]] = []  # (how often used before, upload) of the epoch before, last one first
+        self._again: list[tuple[int, list[Key]]] = []  # (how often used before, a step's uploads), the last step first
 
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
         """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""
         clients = self._config.clients
         place = place_in_epoch(clients.topology, self._steps, clients.rounds, batch.client, batch.step)
         slot = batch.epoch * self._slots + place
-        gradients = self._step(batch, slot, tally)
+        self._held.append(batch)
+        gradients, stepped = None, len(self._held) == self._config.server.merge
+        if stepped:
+            gradients = self._learn_held(slot, tally)
         self._above.learn(batch)
+        if batch.last:
+            self.after_step()
         if self._store is None or upload is None:
             return gradients
         self._batches.append(upload)
         if batch.last:
             self._new.append(self._store.add(self._batches))
             self._batches = []
-            for _ in range(min(self._config.server.replay - 1, len(self._again))):
+            for _ in range(min(self._config.server.replay - 1, len(self._again)) if stepped else 0):
                 self._replay(*self._again.pop(), slot, tally)
         return gradients
 
@@ -70,37 +76,53 @@ class Lessons:
         return right
 
     def end_epoch(self, epoch: int, tally: Tally) -> None:
-        """What is left to replay, and after the last epoch the server's own epochs."""
+        """What is left to learn from and to replay, and after the last epoch the server's own epochs."""
+        if self._held:
+            self._learn_held((epoch + 1) * self._slots - 1, tally)
         while self._again:
             self._replay(*self._again.pop(), (epoch + 1) * self._slots - 1, tally)
         seed, replay = self._server.seed, self._config.server.replay
-        passes = [(use, shuffled(self._new, seed, epoch, use)) for use in range(1, replay)]
+        passes = [(use, in_steps(self._config, shuffled(self._new, seed, epoch, use))) for use in range(1, replay)]
         if epoch + 1 == self._config.train.epochs:
-            for use, keys in passes:
-                for i, key in enumerate(keys):
-                    self._replay(use, key, (epoch + use) * self._slots + i * self._slots // len(keys), tally)
+            for use, steps in passes:
+                for i, keys in enumerate(steps):
+                    self._replay(use, keys, (epoch + use) * self._slots + i * self._slots // len(steps), tally)
         else:
-            self._again = [(use, key) for use, keys in passes for key in keys][::-1]
+            self._again = [(use, keys) for use, steps in passes for keys in steps][::-1]
         self._new = []
         if self._store is not None:
             self._store.flush()
         self._above.end(epoch, tally)
 
-    def _replay(self, use: int, key: Key, slot: int, tally: Tally) -> None:
-        """Learns from an upload that has been used `use` times. One that had to make room in the store is passed by."""
-        assert self._store is not None
+    def _learn_held(self, slot: int, tally: Tally) -> tuple[Tensor, ...] | None:
         with tally.busy():
-            uploads = self._store.read(key)
-        for upload in uploads:
-            with tally.busy():
-                batch = read_batch(upload)
-            self._step(batch, slot, tally, use)
+            batch = merge(self._held)
+        self._held = []
+        return server_step(self._config, self._server, batch, slot, self._total_slots, tally, 0)
 
-    def _step(self, batch: CutBatch, slot: int, tally: Tally, use: int = 0) -> tuple[Tensor, ...] | None:
-        gradients = server_step(self._config, self._server, batch, slot, self._total_slots, tally, use)
-        if batch.last:
+    def _replay(self, use: int, keys: list[Key], slot: int, tally: Tally) -> None:
+        """A step on uploads that have been used `use` times. Those that had to make room in the store are passed by."""
+        assert self._store is not None
+        for batch in read_step(self._store, keys, tally):
+            server_step(self._config, self._server, batch, slot, self._total_slots, tally, use)
+        for _ in keys:
             self.after_step()
-        return gradients
+
+
+def in_steps(config: Config, keys: Sequence[Key]) -> list[list[Key]]:
+    """The uploads of each step, which are `server.merge` in their order, and what is left over in the last one."""
+    size = config.server.merge
+    return [list(keys[i : i + size]) for i in range(0, len(keys), size)]
+
+
+def read_step(store: UploadStore, keys: Sequence[Key], tally: Tally) -> Iterator[CutBatch]:
+    """A step's batch, or the micro-batches that it came in; none where all of it had to make room in the store."""
+    with tally.busy():
+        uploads = [upload for key in keys for upload in store.read(key)]
+    for parts in [uploads] if len(keys) > 1 and uploads else [[upload] for upload in uploads]:
+        with tally.busy():
+            batch = merge([read_batch(part) for part in parts])
+        yield batch
 
 
 def shuffled(keys: Sequence[T], seed: int, epoch: int, use: int) -> list[T]:

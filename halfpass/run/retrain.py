@@ -7,12 +7,10 @@ sent again.
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from halfpass.config import Config
-from halfpass.cut import CutBatch
 from halfpass.errors import InputError
 from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
@@ -20,7 +18,7 @@ from halfpass.run.epoch import Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import RunFolder, Wires, refuse_run, result, row
-from halfpass.run.replay import shuffled
+from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
 
@@ -52,11 +50,13 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                 began, tally = time.perf_counter(), Tally(server.arithmetic.device)
                 use = passes[:epoch].count(keys)
                 # As they came, or in a new order where they are trained on again.
-                for key in shuffled(keys, config.train.seed, keys[0].epoch, use) if use else keys:
-                    for batch in _read(store, key):
-                        server_step(config, server, batch, done, total, tally, use)
-                    done += 1
-                    progress.step()
+                order = shuffled(keys, config.train.seed, keys[0].epoch, use) if use else keys
+                for together in in_steps(config, order):
+                    done += len(together)
+                    for batch in read_step(store, together, tally):
+                        server_step(config, server, batch, done - 1, total, tally, use)
+                    for _ in together:
+                        progress.step()
                 tally.peak_memory_bytes = memory.peak_bytes()
                 seconds = time.perf_counter() - began
                 new = row(epoch, "server", tally, seconds, test_accuracy=_test(server, store))
@@ -100,15 +100,10 @@ def _test(server: Server, store: UploadStore) -> float:
     server.half.eval()
     correct, samples = 0, 0
     for key in store.keys(test=True):
-        for batch in _read(store, key):
+        for batch in map(read_batch, store.read(key)):
             correct, samples = correct + evaluate(server, batch), samples + len(batch)
     server.half.train()
     return correct / samples
-
-
-def _read(store: UploadStore, key: Key) -> Iterator[CutBatch]:
-    """The batch, or the micro-batches that it came in."""
-    return map(read_batch, store.read(key))
 
 
 def _copy_clients(run: Path, folder: RunFolder, same_network: bool) -> None:

@@ -26,7 +26,8 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "rounds": "clients.rounds", "lr_scale": "clients.lr_scale",
     "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
     "compile": "train.compile",
-    "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "micro_batch": "train.micro_batch",
+    "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "merge": "server.merge",
+    "micro_batch": "train.micro_batch",
     "feedback_every": "train.feedback_every",
 }  # fmt: skip
 NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike

@@ -169,7 +169,8 @@ class ServerRun:
             with served.busy():
                 message = write_gradients(batch, gradients, self.config.wire.codec)
             self.hub.send(k, message)
-        self.hub.give_back(k, batch)
+        if self.config.server.merge == 1:  # else it may still be waiting for the others of its step
+            self.hub.give_back(k, batch)
 
     def _begin(self, epoch: int, ahead: Iterator[dict[int, int]]) -> dict[int, int]:
         """The clients of the next turn may go on; returns that turn, empty where there is no more."""
