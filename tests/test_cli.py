@@ -58,7 +58,7 @@ CHOICES = "decoupled, conventional, centralized"
     (["train", "--clients.count", "5000"], "clients.count: expected 1 to 1437, because there are 1437 samples, found 5000; ask for fewer .*"),
     (["train", "--train.batch_size", "2000"], "train.batch_size: expected at most .*, the samples of client 0, found 2000; .*"),
     (["train", "--clients.rounds", "2", "--clients.topology", "relay"], "clients.rounds: expected 1 in topology relay, found 2; leave it out"),
-    (["train", "--clients.count", "2", "--clients.rounds", "7"], "clients.rounds: expected at most 6, the batches of client 1 in an epoch, found 7; choose fewer"),
+    (["train", "--clients.count", "2", "--clients.rounds", "7"], "clients.rounds: expected at most 6, the batches of the largest client in an epoch, found 7; choose fewer"),
     (["train", "--train.device", "tpu"], "train.device: expected a device of this machine, found 'tpu' .*; use cpu"),
     (["train", "--train.label_smoothing", "1"], "train.label_smoothing: expected at least 0 and less than 1, found 1.0; .*"),
     (["train", "--train.momentum", "0"], "train.nesterov: expected a momentum above 0, .*"),

@@ -236,7 +236,7 @@ def test_a_merged_step_has_the_place_of_its_last_upload_in_the_schedule(data):  
 
 def test_merged_uploads_are_replayed_and_retrained_in_both_runtimes(tmp_path):
     settings = Config(
-        clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0), data=DataConfig(limit=640),
+        clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0, rounds=6), data=DataConfig(limit=640),
         train=TrainConfig(epochs=2, batch_size=64, threads=1), wire=WireConfig(codec="int8", timeout=20),
         server=ServerConfig(replay=2, merge=3),
     )  # fmt: skip

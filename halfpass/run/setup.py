@@ -103,8 +103,8 @@ def make_shards(config: Config, data: Dataset) -> list[Samples]:
             "train.batch_size", f"at most {len(shards[smallest])}, the samples of client {smallest}",
             str(config.train.batch_size), "choose smaller batches or fewer clients",
         )  # fmt: skip
-    if config.method != "centralized" and settings.rounds > (steps := min(steps_per_epoch(config, shards))):
-        expected = f"at most {steps}, the batches of client {smallest} in an epoch"
+    if config.method != "centralized" and settings.rounds > (steps := max(steps_per_epoch(config, shards))):
+        expected = f"at most {steps}, the batches of the largest client in an epoch"
         raise InputError("clients.rounds", expected, str(settings.rounds), "choose fewer")
     return shards
 
