@@ -47,15 +47,16 @@ def load_relay_state(client: Client, state: Mapping[str, Tensor]) -> None:
     client.optimizer.load_state_dict({"state": memory, "param_groups": groups})
 
 
-def average_weights(states: Sequence[Mapping[str, Tensor]], samples: Sequence[int]) -> dict[str, Tensor]:
-    """Mean of the clients' weights and buffers, weighted by their numbers of samples (McMahan et al. 2017, FedAvg).
+def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of the clients' weights and buffers, every client alike.
 
+    A client with more samples has made as many more steps since the last average, and so has its part in it. To weight
+    it by its samples, too, as FedAvg does (McMahan et al. 2017), would count those twice (Wang et al. 2020, FedNova).
     BatchNorm's statistics are averaged with the rest; whole-number buffers, such as its batch counter, are rounded.
     """
-    total = sum(samples)
     mean = {}
     for name, first in states[0].items():
-        value = sum(state[name].double() * (n / total) for state, n in zip(states, samples, strict=True))
+        value = sum(state[name].double() for state in states) / len(states)
         assert isinstance(value, Tensor)
         mean[name] = (value if first.is_floating_point() else torch.round(value)).to(first.dtype)
     return mean

@@ -53,7 +53,7 @@ class LocalRun:
         self.above = Above() if link is None else link(self.server, self.steps)
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
         self.has_trained = False
-        self.handover = Handover(config.clients.topology, [len(shard) for shard in shards])
+        self.handover = Handover(config.clients.topology, config.clients.count)
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""

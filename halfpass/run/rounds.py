@@ -62,9 +62,9 @@ class Handover:
     With one client, or with independent ones, nothing is ever handed over.
     """
 
-    def __init__(self, topology: str, samples: Sequence[int]) -> None:
-        self.needed = topology != "independent" and len(samples) > 1
-        self._relay, self._samples = topology == "relay", samples
+    def __init__(self, topology: str, clients: int) -> None:
+        self.needed = topology != "independent" and clients > 1
+        self._relay = topology == "relay"
         self._newest: dict[str, Tensor] = {}
         self._holders: set[int] = set()
 
@@ -84,5 +84,5 @@ class Handover:
             self._newest, self._holders = dict(state), {client}
             return
         order = sorted(states)
-        self._newest = average_weights([states[k] for k in order], [self._samples[k] for k in order])
+        self._newest = average_weights([states[k] for k in order])
         self._holders = set()

@@ -115,7 +115,7 @@ class ServerRun:
         joins = [admission.joins[k] for k in range(config.clients.count)]
         self.above = Above() if above is None else RemoteLink(config, self.server, joins, above)
         self.steps = [join.steps for join in joins]
-        self.handover = Handover(config.clients.topology, [join.samples for join in joins])
+        self.handover = Handover(config.clients.topology, config.clients.count)
         self.has_trained = False
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
         template = client_weights(setup.build_client(config, self.network, 0))
