@@ -96,7 +96,8 @@ class ClientsConfig:
     """Concentration of the Dirichlet partition; small is skewed."""
     rounds: int = 1
     """Rounds of a splitfed epoch: client halves are averaged after each. More of them bring several clients closer to
-    what one would learn, for the bytes of a client half and head, up and down."""
+    what one would learn, for the bytes of a client half and head, up and down, each time. Of more rounds than it has
+    batches a client sits some out."""
     lr_scale: float = 1.0
     """Times train.lr is a client's learning rate. N clients that are averaged every few batches learn like one of
     N-fold batches, which takes a larger one: N (arXiv 1706.02677), or less if they are many."""
@@ -204,7 +205,8 @@ class ServerConfig:
     """Bytes of disk that the store may take; the oldest uploads make room for new ones."""
     merge: int = 1
     """How many uploads a decoupled server learns from in one step, their samples as one batch. Where clients upload in
-    turn, that is a batch of several of them, and its labels are less skewed than each one's (arXiv 2405.04875)."""
+    turn, that is a batch of several of them, and its labels are less skewed than each one's (arXiv 2405.04875). The
+    server keeps them in memory until they are together."""
 
     def __post_init__(self) -> None:
         _at_least(self, "server.", replay=1, store_limit=2**24, merge=1)

@@ -285,6 +285,12 @@ def test_a_report_needs_no_setting_that_came_later(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "old", result, example_metrics(), train={"micro_batch": 32}))
     assert run.result is not None
     assert (run.result["validation"], run.result["micro_batch"]) == (None, 32)
+    del result["merge"]
+    older = read_run(make_run(tmp_path / "older", result, example_metrics()))
+    groups = [[read.result] for read in (older, run) if read.result is not None]
+    groups[1][0]["merge"] = 4
+    assert tables.names(groups)[1] == ("decoupled", {"merge": "4", "micro_batch": "32"})
+    assert "merge" not in tables.shared_settings(groups)
 
 
 def test_a_setting_that_is_off_in_one_run_tells_it_from_another() -> None:

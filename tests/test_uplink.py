@@ -234,6 +234,13 @@ def test_a_merged_step_has_the_place_of_its_last_upload_in_the_schedule(data):  
         assert [server.learning_rate for _, server in local.tallies] == pytest.approx([one_cycle(3), one_cycle(7)])
 
 
+def test_the_server_s_own_epochs_end_where_the_schedule_does(data, store, monkeypatch):  # noqa: F811
+    numbers, real = [], replay.server_step
+    monkeypatch.setattr(replay, "server_step", lambda *all: (numbers.append(all[3:5]), real(*all))[1])
+    run(with_server(config(), replay=2, merge=3), data, store=store)
+    assert numbers[-2:] == [(10, 12), (11, 12)]  # of two epochs of four uploads and the server's own
+
+
 def test_merged_uploads_are_replayed_and_retrained_in_both_runtimes(tmp_path):
     settings = Config(
         clients=ClientsConfig(2, "splitfed", "dirichlet", 1.0, rounds=6), data=DataConfig(limit=640),

@@ -9,17 +9,17 @@ from halfpass.run.records import Row
 
 
 class EpochProgress:
-    """Counts steps of a whole run: `epochs` times `steps_per_epoch`."""
+    """Counts batches of a whole run: `epochs` times `batches_per_epoch`."""
 
-    def __init__(self, title: str, epochs: int, steps_per_epoch: int) -> None:
+    def __init__(self, title: str, epochs: int, batches_per_epoch: int) -> None:
         self._console = Console(stderr=True)
         self._title, self._epochs = title, epochs
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("steps"),
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("batches"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[latest]}"),
             console=self._console, disable=not self._console.is_terminal, refresh_per_second=4,
         )  # fmt: skip
-        self._task = self._bars.add_task(title, total=epochs * steps_per_epoch, latest="")
+        self._task = self._bars.add_task(title, total=epochs * batches_per_epoch, latest="")
 
     def __enter__(self) -> "EpochProgress":
         self._bars.start()

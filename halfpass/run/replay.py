@@ -44,6 +44,11 @@ class Lessons:
         self._new: list[Key] = []  # this epoch's uploads
         self._again: list[tuple[int, list[Key]]] = []  # (how often used before, a step's uploads), the last step first
 
+    @property
+    def holds(self) -> bool:
+        """Whether batches are held until their step's others have come."""
+        return bool(self._held)
+
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
         """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""
         clients = self._config.clients
@@ -85,8 +90,11 @@ class Lessons:
         passes = [(use, in_steps(self._config, shuffled(self._new, seed, epoch, use))) for use in range(1, replay)]
         if epoch + 1 == self._config.train.epochs:
             for use, steps in passes:
-                for i, keys in enumerate(steps):
-                    self._replay(use, keys, (epoch + use) * self._slots + i * self._slots // len(steps), tally)
+                done = 0
+                for keys in steps:
+                    done += len(keys)
+                    slot = (epoch + use) * self._slots + (done - 1) * self._slots // len(self._new)
+                    self._replay(use, keys, slot, tally)
         else:
             self._again = [(use, keys) for use, steps in passes for keys in steps][::-1]
         self._new = []

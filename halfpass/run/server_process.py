@@ -115,9 +115,11 @@ class ServerRun:
         joins = [admission.joins[k] for k in range(config.clients.count)]
         self.above = Above() if above is None else RemoteLink(config, self.server, joins, above)
         self.steps = [join.steps for join in joins]
+        setup.check_rounds(config, self.steps)
         self.handover = Handover(config.clients.topology, config.clients.count)
         self.has_trained = False
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
+        self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
         template = client_weights(setup.build_client(config, self.network, 0))
         self._weight_shapes = {name: (value.shape, value.dtype) for name, value in template.items()}
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
@@ -169,8 +171,11 @@ class ServerRun:
             with served.busy():
                 message = write_gradients(batch, gradients, self.config.wire.codec)
             self.hub.send(k, message)
-        if self.config.server.merge == 1:  # else it may still be waiting for the others of its step
-            self.hub.give_back(k, batch)
+        self._taken.append((k, batch))
+        if not self.lessons.holds:
+            for owner, done in self._taken:
+                self.hub.give_back(owner, done)
+            self._taken = []
 
     def _begin(self, epoch: int, ahead: Iterator[dict[int, int]]) -> dict[int, int]:
         """The clients of the next turn may go on; returns that turn, empty where there is no more."""

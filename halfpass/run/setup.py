@@ -4,7 +4,7 @@ the arguments is found here, before anything is written."""
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +67,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Prepared:
         batch_count(len(data.train), config.train.batch_size)  # refuses a batch that is larger than the data
         build_whole(config, data.train.sample_shape, data.classes)
         return Prepared(data, shards, None)
+    check_rounds(config, steps_per_epoch(config, shards))
     network = build_network(config, data.train.sample_shape, data.classes)
     if config.server.store is not None and Path(config.server.store).exists():
         with open_store(config, network):  # refuses another network's
@@ -103,10 +104,14 @@ def make_shards(config: Config, data: Dataset) -> list[Samples]:
             "train.batch_size", f"at most {len(shards[smallest])}, the samples of client {smallest}",
             str(config.train.batch_size), "choose smaller batches or fewer clients",
         )  # fmt: skip
-    if config.method != "centralized" and settings.rounds > (steps := max(steps_per_epoch(config, shards))):
-        expected = f"at most {steps}, the batches of the largest client in an epoch"
-        raise InputError("clients.rounds", expected, str(settings.rounds), "choose fewer")
     return shards
+
+
+def check_rounds(config: Config, steps: Sequence[int]) -> None:
+    """Raises InputError where an epoch of clients with so many batches has not that many rounds."""
+    if config.clients.rounds > max(steps):
+        expected = f"at most {max(steps)}, the batches of the largest client in an epoch"
+        raise InputError("clients.rounds", expected, str(config.clients.rounds), "choose fewer")
 
 
 def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -> Network:
