@@ -293,6 +293,11 @@ def test_a_report_needs_no_setting_that_came_later(tmp_path: Path) -> None:
     assert "merge" not in tables.shared_settings(groups)
 
 
+def test_an_axis_may_be_called_like_a_field_of_a_result() -> None:
+    rows = [example_result(training=f"a-{name}-seed_0", settings={"training": name}) for name in ("x", "y")]
+    assert [settings for _, settings in tables.names([[row] for row in rows])] == [{"training": "x"}, {"training": "y"}]
+
+
 def test_a_setting_that_is_off_in_one_run_tells_it_from_another() -> None:
     runs = [example_result(), example_result(micro_batch=32), example_result(validation=100), example_result(method="conventional")]
     groups = tables.group_seeds(runs, lambda result: result)

@@ -60,7 +60,7 @@ def _setting(group: Group, name: str) -> str | None:
     method = group[0].get("method")
     if (name in SETTINGS_OF_SPLITS and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"):
         return None
-    value = group[0].get(name, (group[0].get("settings") or {}).get(name))
+    value = (group[0] if name in SETTINGS else group[0].get("settings") or {}).get(name)
     value = USUAL.get(name) if value is None else value  # an older run does not know it
     if name in OFF and not value:
         return "off"
