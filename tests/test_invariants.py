@@ -13,6 +13,7 @@ from torch import nn
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
 from halfpass.learn import client as client_side
+from halfpass.learn import fused, precision
 from halfpass.learn import server as server_side
 from halfpass.learn.batches import train_batches
 from halfpass.learn.data import Dataset, Samples
@@ -423,7 +424,17 @@ def test_evaluation_passes_through_the_codec(data, monkeypatch):
     assert torch.equal(seen[0], seen[0].bfloat16().float())
 
 
-def test_compiled_halves_learn_the_same(data, monkeypatch):
+@pytest.mark.parametrize("method", ["decoupled", "conventional"])
+def test_compiled_halves_learn_the_same(method, data, monkeypatch):
+    """With the formulas of the kernels; test_fused.py has the kernels themselves."""
+    monkeypatch.setattr(fused, "_kernel", lambda function: function)
+    compiled, plain = (joined(run(config(compile=on, method=method), data)) for on in (True, False))
+    assert any(not torch.equal(compiled[name], value) for name, value in plain.items())  # or nothing was replaced
+    for name, value in plain.items():
+        assert torch.allclose(compiled[name], value, rtol=1e-3, atol=1e-4), name
+
+
+def test_halves_for_a_gpu_are_compiled_as_a_whole(data, monkeypatch):
     """As torch.compile takes them apart, with its kernels left out: to make those would take a minute."""
     graphs = []
 
@@ -433,6 +444,7 @@ def test_compiled_halves_learn_the_same(data, monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=without_kernels))
+    monkeypatch.setattr(precision, "fuse", lambda module: (module.compile(), module)[1])  # as it is done for a GPU
     compiled = joined(run(config(compile=True), data))
     assert len(graphs) == 6  # of client half, head and server half, each to train and to test: none is broken apart
     plain = joined(run(config(), data))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from halfpass.errors import InputError
+from halfpass.learn.fused import check_compiler, fuse
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,15 @@ class Arithmetic:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Moves a module to the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU, and
-        has it compiled when it is first called."""
+        """The module on the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU; to be
+        compiled when it is first called, on a CPU in parts (fused.py). Where it is another module, the first is void.
+        """
         module.to(self.device)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        if self.compiled and self.device.type == "cpu":
+            return fuse(module)
         if self.compiled:
             module.compile()  # anew for a second size of batches, such as an epoch's last, and then for any
         return module
@@ -37,10 +41,12 @@ class Arithmetic:
 
 
 def arithmetic(device: str, precision: str, compiled: bool = False) -> Arithmetic:
-    """From settings; raises InputError when the device does not exist here."""
+    """From settings; raises InputError when the device does not exist here, or nothing can be compiled for it."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
         reason = str(error).splitlines()[0]
         raise InputError("train.device", "a device of this machine", f"{device!r} ({reason})", "use cpu") from None
+    if compiled and torch.device(device).type == "cpu":
+        check_compiler()
     return Arithmetic(torch.device(device), precision == "bf16", compiled)

@@ -66,6 +66,12 @@ def split_twice(model: Model, lower: str, upper: str) -> tuple[Halves, nn.Module
     return Halves(client, server), between
 
 
+def as_graph(model: nn.Module) -> fx.GraphModule:
+    """A copy of the uncut `model` as one graph, with the names of its state; raises InputError as `split` does."""
+    traced = trace(model)
+    return _Half(traced.model, traced.graph, type(model).__name__).train(model.training)
+
+
 def layer_names(model: Model) -> list[str]:
     """Every layer that `model` can be cut at, in the order of the forward pass; of names for one cut, the outermost."""
     return [] if isinstance(model, tuple) else [cut.layer for cut in all_cuts(trace(model))]

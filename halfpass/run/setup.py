@@ -60,7 +60,7 @@ class Prepared:
 
 def prepare(config: Config, data: Dataset | None = None) -> Prepared:
     """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used."""
-    arithmetic(config.train.device, config.train.precision)
+    _arithmetic(config)
     data = data or load_data(config.data)
     shards = make_shards(config, data)
     if config.method == "centralized":
@@ -204,7 +204,7 @@ def check_names(config: Config) -> None:
     """What a server can check of its settings before the first client says what the data looks like."""
     if config.method == "centralized":
         raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
-    arithmetic(config.train.device, config.train.precision)
+    _arithmetic(config)
     if config.wire.codec not in CODECS:
         raise choice_error("wire.codec", CODECS, config.wire.codec)
     for place, name, table in (("model.name", config.model.name, MODELS), ("model.head", config.model.head, HEADS)):
