@@ -50,6 +50,7 @@ def test_sizes_by_hand() -> None:
         "mlp": 128 * 128 + 128 + 128 * 10 + 10,
         "conv": 32 * 64 * 9 + 64 * 64 * 9 + 2 * 2 * 64 + 64 * 10 + 10,
         "tail": 32 * 64 * 9 + 64 * 64 * 9 + 2 * 2 * 64 + 64 * 10 + 10,
+        "tail-2": 32 * 64 * 9 + 3 * 64 * 64 * 9 + 4 * 2 * 64 + 64 * 10 + 10,
     }
 
 
@@ -58,6 +59,9 @@ def test_a_tail_has_a_block_for_each_stage_above_the_cut() -> None:
     for shape, channels in (((16, 32, 32), [16, 32, 64]), ((32, 16, 16), [32, 64]), ((64, 8, 8), [64, 128]), ((8, 40, 17), [8, 16, 32, 64])):
         blocks = [layer for layer in build_head("tail", shape, 10, 0) if hasattr(layer, "conv_1")]
         assert [block.conv_1.in_channels for block in blocks] + [blocks[-1].conv_2.out_channels] == channels
+        longer = [layer for layer in build_head("tail-2", shape, 10, 0) if hasattr(layer, "conv_1")]
+        assert [(block.conv_1.in_channels, block.conv_1.stride[0]) for block in longer[::2]] == [(c, 2) for c in channels[:-1]]
+        assert [(block.conv_1.in_channels, block.conv_1.stride[0]) for block in longer[1::2]] == [(c, 1) for c in channels[1:]]
 
 
 def test_pooled_linear_averages_squares_and_neighbouring_tokens() -> None:
@@ -92,7 +96,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
 
 def test_a_wrong_name_gets_the_near_miss() -> None:
     assert refusal("pooled_linear", (6,)) == (
-        "model.head: expected one of linear, pooled-linear, mlp, conv, tail, module:function, found 'pooled_linear'; "
+        "model.head: expected one of linear, pooled-linear, mlp, conv, tail, tail-2, module:function, found 'pooled_linear'; "
         "did you mean 'pooled-linear'?"
     )
 

@@ -4,7 +4,7 @@ A new head is a function of (cut shape, classes) in HEADS. Local losses lose acc
 choices trade that against the client's work, and `halfpass cuts` prints what each costs.
 """
 
-from itertools import pairwise
+from functools import partial
 from math import ceil, log2, prod
 
 import torch.nn.functional as F
@@ -81,22 +81,24 @@ def _conv(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
     return _strided(cut_shape[0], 1, classes)
 
 
-def _tail(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Strided residual blocks, each with twice the channels, down to TAIL_SIDE pixels: a block for each stage of a
-    CIFAR ResNet that is left to the server half, so that an early cut has the longer head. Sources as for `_conv`."""
+def _tail(cut_shape: tuple[int, ...], classes: int, blocks: int = 1) -> nn.Module:
+    """Residual blocks, `blocks` for each halving of the pixels, with twice the channels each time, down to TAIL_SIDE
+    pixels: as many halvings as a CIFAR ResNet leaves to the server half, so that an early cut has the longer head.
+    Sources as for `_conv`."""
     _need("tail", cut_shape, (3,), "linear, mlp")
     halvings = ceil(log2(max(cut_shape[1:]) / TAIL_SIDE))
-    return _strided(cut_shape[0], max(1, halvings), classes)
+    return _strided(cut_shape[0], max(1, halvings), classes, blocks)
 
 
-def _strided(channels: int, blocks: int, classes: int) -> nn.Module:
-    """(B, C, H, W) → residual blocks with stride 2 and twice the channels → their means → (B, classes)"""
-    widths = [channels * 2**i for i in range(blocks + 1)]
-    head = nn.Sequential(
-        *(BasicBlock(narrow, wide, stride=2) for narrow, wide in pairwise(widths)),
-        GlobalAverage(),
-        nn.Linear(widths[-1], classes),
-    )
+def _strided(channels: int, halvings: int, classes: int, blocks: int = 1) -> nn.Module:
+    """(B, C, H, W) → residual blocks, the first for each halving with stride 2 and twice the channels → their means →
+    (B, classes)"""
+    layers: list[nn.Module] = []
+    for _ in range(halvings):
+        layers += [BasicBlock(channels, 2 * channels, stride=2)]
+        channels *= 2
+        layers += [BasicBlock(channels, channels) for _ in range(blocks - 1)]
+    head = nn.Sequential(*layers, GlobalAverage(), nn.Linear(channels, classes))
     init_convolutions(head)
     return head
 
@@ -107,6 +109,7 @@ HEADS: dict[str, Builder] = {
     "mlp": _mlp,
     "conv": _conv,
     "tail": _tail,
+    "tail-2": partial(_tail, blocks=2),
 }
 
 
