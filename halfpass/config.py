@@ -148,8 +148,8 @@ class TrainConfig:
     """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
     compile: bool = False
     """Has torch.compile make kernels. On a GPU of each half as a whole: for a small network, whose single operations
-    take less time than starting them. On a CPU of BatchNorm, addition and ReLU in one, which takes a fifth off a step of
-    ResNet-20 in bf16, and needs a C++ compiler. The first batches take up to a minute longer; results differ in the
+    take less time than starting them. On a CPU of BatchNorm, addition and ReLU in one, which takes a fifth off a step
+    of ResNet-20 in bf16, and needs a C++ compiler. The first batches take up to a minute longer; results differ in the
     last digits."""
 
     @property
