@@ -138,11 +138,12 @@ def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
 
 
 def test_a_chain_within_budgets_does_what_it_does_in_one(tmp_path):
-    """Clients of unequal size, each with a budget of its own, skip different batches."""
+    """Clients of unequal size, each with a budget of its own, skip different batches; the first epoch is not tested."""
     batch = 64 * (32 * 64 * 4 + 8)
     settings = dataclasses.replace(
-        CHAIN, clients=ClientsConfig(2, partition="dirichlet", alpha=1.0), train=TrainConfig(epochs=2, batch_size=64, threads=1),
-        wire=WireConfig(budget=8 * batch, timeout=20), server=ServerConfig(),
+        CHAIN, clients=ClientsConfig(2, partition="dirichlet", alpha=1.0),
+        train=TrainConfig(epochs=3, test_every=2, batch_size=64, threads=1),
+        wire=WireConfig(budget=12 * batch, timeout=20), server=ServerConfig(),
     )  # fmt: skip
     train_in_both_runtimes(settings, tmp_path, ("edge/client-0", "edge/client-1", "edge/server", "server"))
     for runtime in ("local", "processes"):
@@ -151,6 +152,11 @@ def test_a_chain_within_budgets_does_what_it_does_in_one(tmp_path):
         steps = [sum(row["steps"] for row in below if row["process"] == f"client-{k}") for k in (0, 1)]
         assert sent[0] == sent[1] < sum(steps)
         assert steps[0] != steps[1]
+        for rows, name in ((below, "server"), (below, "client-0"), (top, "server"), (top, "client-0")):
+            key = "test_accuracy" if name == "server" else "aux_test_accuracy"
+            assert [row[key] is not None for row in rows if row["process"] == name] == [False, True, True], name
+        tested = json.loads((tmp_path / runtime / "result.json").read_text())["evaluation_bytes"]["up"]
+        assert tested == pytest.approx(2 * 360 * (64 * 4 * 4 * 4 + 8), rel=0.01)  # test samples of digits
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -25,6 +25,9 @@ class Above:
     def end_test(self, epoch: int, right: int, samples: int) -> None:
         """So many of the test's samples the edge's head got right."""
 
+    def skip_test(self, epoch: int) -> None:
+        """There is no test after this epoch."""
+
     def finish(self) -> None:
         """All epochs are over."""
 

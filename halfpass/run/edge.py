@@ -99,8 +99,14 @@ class LocalLink(_Link):
 
     def end_test(self, epoch: int, right: int, samples: int) -> None:
         self.server.half.train()
+        self._add_rows(epoch, self._right / samples, {0: right / samples})
+
+    def skip_test(self, epoch: int) -> None:
+        self._add_rows(epoch, None, {})
+
+    def _add_rows(self, epoch: int, accuracy: float | None, auxiliary: dict[int, float]) -> None:
         self._rows += self._folder.add_rows(epoch_rows(
-            epoch, self._seconds, self._served, {0: self._edge}, self._right / samples, {0: right / samples},
+            epoch, self._seconds, self._served, {0: self._edge}, accuracy, auxiliary,
             {0: self._wire.meter}, {0: None}, before=self._rows,
         ))  # fmt: skip
 

@@ -22,8 +22,9 @@ class SplitRun(Protocol):
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""
 
-    def test(self, epoch: int) -> tuple[float, dict[int, float]]:
-        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
+    def test(self, epoch: int) -> tuple[float | None, dict[int, float]]:
+        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included; (None, {})
+        after an epoch that is not tested."""
 
     def meters(self) -> dict[int, Meter]:
         """By client."""

@@ -74,8 +74,9 @@ def pictures(series: Sequence[Series]) -> list[Picture]:
     drawn = [
         curves(
             series, "Test accuracy", "test accuracy (%)", ACCURACIES, "auxiliary head",
-            "Accuracy on the test set after each epoch, of the whole network as client and server compute it together, "
-            "through the codec. Dashed: of the auxiliary head at the cut, mean over clients." + band, percent=True,
+            "Accuracy on the test set after each tested epoch, of the whole network as client and server compute it "
+            "together, through the codec. Dashed: of the auxiliary head at the cut, mean over clients." + band,
+            percent=True,
         ),
         curves(
             series, "Training loss", "training loss", LOSSES, "client's auxiliary loss",

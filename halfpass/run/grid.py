@@ -28,7 +28,8 @@ from halfpass.run.train import process_count
 
 POLL_SECONDS = 0.2
 REMEDY = "look at examples/paper/small.yaml"
-FREE = ("out", "train.threads", "data.path", "data.download")  # in which a finished member may differ from what it'd be
+# In which a finished member may differ from what it would be.
+FREE = ("out", "train.threads", "train.test_every", "data.path", "data.download")
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,12 @@ class LocalRun:
         end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, weights=weights))
         return read_weights(self.wires[k].up(end).epoch_end.weights)
 
-    def test(self, epoch: int) -> tuple[float, dict[int, float]]:
-        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
+    def test(self, epoch: int) -> tuple[float | None, dict[int, float]]:
+        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included; (None, {})
+        after an epoch that is not tested."""
+        if not self.config.train.tests(epoch):
+            self.above.skip_test(epoch)
+            return None, {}
         correct, samples = 0, 0
         auxiliary: dict[int, float] = {}
         self.above.begin_test(epoch)
@@ -206,7 +210,8 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
                     progress.step()
             seconds = time.perf_counter() - began
             tally.peak_memory_bytes = memory.peak_bytes()
-            new = row(epoch, "whole", tally, seconds, test_accuracy=test_whole(config, whole, data))
+            accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
+            new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
             rows += folder.add_rows([new])
             progress.epoch(new)
     folder.save_whole(whole, config)

@@ -36,7 +36,8 @@ class EpochProgress:
     def epoch(self, row: Row) -> None:
         """The epoch of the server's (or the whole network's) row is over."""
         loss = "–" if row["loss"] is None else f"{row['loss']:.4f}"
-        latest = f"epoch {row['epoch']}/{self._epochs}: loss {loss}, test {100 * row['test_accuracy']:.2f} %"
+        test = "" if row["test_accuracy"] is None else f", test {100 * row['test_accuracy']:.2f} %"
+        latest = f"epoch {row['epoch']}/{self._epochs}: loss {loss}{test}"
         self._bars.update(self._task, latest=latest)
         if not self._console.is_terminal:
             seconds = row["busy_seconds"] + row["waiting_seconds"]

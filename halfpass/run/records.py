@@ -55,7 +55,7 @@ def epoch_rows(
     seconds: float,
     server: Tally,
     clients: Mapping[int, Tally],
-    accuracy: float,
+    accuracy: float | None,
     auxiliary: Mapping[int, float],
     meters: Mapping[int, Meter],
     sockets: Mapping[int, tuple[int, int] | None],

@@ -59,7 +59,8 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                         progress.step()
                 tally.peak_memory_bytes = memory.peak_bytes()
                 seconds = time.perf_counter() - began
-                new = row(epoch, "server", tally, seconds, test_accuracy=_test(server, store))
+                accuracy = _test(server, store) if config.train.tests(epoch) else None
+                new = row(epoch, "server", tally, seconds, test_accuracy=accuracy)
                 rows += folder.add_rows([new])
                 progress.epoch(new)
     folder.save_server(server, config)

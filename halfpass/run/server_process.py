@@ -236,8 +236,12 @@ class ServerRun:
             uploads=end.uploads, withheld=end.withheld,
         )  # fmt: skip
 
-    def test(self, epoch: int) -> tuple[float, dict[int, float]]:
-        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included."""
+    def test(self, epoch: int) -> tuple[float | None, dict[int, float]]:
+        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included; (None, {})
+        after an epoch that is not tested."""
+        if not self.config.train.tests(epoch):
+            self.above.skip_test(epoch)
+            return None, {}
         correct, samples = 0, 0
         auxiliary: dict[int, float] = {}
         self.above.begin_test(epoch)
