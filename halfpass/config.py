@@ -152,8 +152,8 @@ class TrainConfig:
     compile: bool = False
     """Has torch.compile make kernels. On a GPU of each half as a whole: for a small network, whose single operations
     take less time than starting them. On a CPU of BatchNorm, addition and ReLU in one, which takes a fifth off a step
-    of ResNet-20 in bf16, and needs a C++ compiler. The first batches take up to a minute longer; results differ in the
-    last digits."""
+    of ResNet-20 in bf16, and needs a C++ compiler; two halves that were given as such stay as they are. The first
+    batches take up to a minute longer; results differ in the last digits."""
 
     def tests(self, epoch: int) -> bool:
         """Whether there is a test after that epoch, counted from 0."""

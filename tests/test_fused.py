@@ -8,10 +8,11 @@ from torch import nn
 
 from halfpass.errors import InputError
 from halfpass.learn import fused
+from halfpass.learn.edge import EdgeHalf
 from halfpass.learn.fused import NormRelu, check_compiler, fuse
 from halfpass.learn.heads import build_head
 from halfpass.learn.models import build_model
-from halfpass.learn.split import split
+from halfpass.learn.split import split, split_twice
 
 
 @pytest.fixture
@@ -143,10 +144,22 @@ def two_norms_of_one(self, x):
     return torch.relu(self.norm(x) + torch.relu(self.norm(x + 1)))
 
 
+def one_sum_of_two(self, x):
+    return torch.relu(self.norm(x) + self.norm(x + 1))
+
+
+def plus_a_number(self, x):
+    return torch.relu(self.norm(x) + x.size(0))
+
+
+def by_name(self, x):
+    return self.relu(self.norm(input=x))
+
+
 @pytest.mark.parametrize(("way", "count"), [
     (lambda self, x: self.relu(self.norm(x)), 1), (lambda self, x: torch.relu(x + self.norm(x)), 1), (add_in_place, 1),
     (two_norms_of_one, 1), (add_to_the_shortcut, 0), (used_twice, 0), (sum_used_twice, 0), (with_itself, 0),
-    (called_twice, 0), (lambda self, x: torch.relu(self.norm(x) + 1), 0), (lambda self, x: self.norm(x), 0),
+    (called_twice, 0), (one_sum_of_two, 0), (plus_a_number, 1), (by_name, 0), (lambda self, x: torch.relu(self.norm(x) + 1), 0), (lambda self, x: self.norm(x), 0),
 ])  # fmt: skip
 def test_only_what_means_the_same_is_replaced(way, count, plain_kernels):
     plain = Chain(way)
@@ -158,19 +171,59 @@ def test_only_what_means_the_same_is_replaced(way, count, plain_kernels):
     assert torch.allclose(ours.norm.running_var, plain.norm.running_var, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(5, momentum=None), nn.BatchNorm2d(5, affine=False), nn.BatchNorm2d(5, track_running_stats=False), nn.GroupNorm(1, 5)])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(5, momentum=None), nn.BatchNorm2d(5, affine=False), nn.BatchNorm2d(5, bias=False), nn.BatchNorm2d(5, track_running_stats=False), nn.GroupNorm(1, 5)])
 def test_other_norms_are_left_alone(norm):
     ours = fuse(nn.Sequential(norm, nn.ReLU()))
     assert not any(type(module) is NormRelu for module in ours.modules())
 
 
 def test_what_cannot_be_traced_is_left_alone_and_modes_are_followed(plain_kernels):
+    assert fuse(only_relu := nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU())) is only_relu
     untraceable = Chain(lambda self, x: self.relu(self.norm(x)) if x.sum() > 0 else x)
     assert fuse(untraceable) is untraceable
     ours = fuse(Chain(lambda self, x: self.drop(self.relu(self.norm(x)))))
     x = torch.randn(4, 3, 6, 6)
     assert torch.equal(ours.eval()(x), ours(x))
     assert not torch.equal(ours.train()(x), ours(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_are_computed_by_the_modules(dtype):
+    plain = fresh_norm().to(dtype)
+    ours, x = NormRelu.of(copy.deepcopy(plain)), pictures(4).to(dtype)
+    assert torch.equal(ours(x, x), torch.relu(plain(x) + x))
+
+
+class OfTwo(nn.Module):
+    """Its second input is not always given."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = fresh_norm()
+
+    def forward(self, x, skip=None):
+        return torch.relu(self.norm(x) if skip is None else self.norm(x) + skip)
+
+
+class Frozen(Chain):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_what_a_trace_would_lose_is_left_alone():
+    spare = nn.Sequential(nn.BatchNorm2d(5), nn.ReLU())
+    spare.register_buffer("unused", torch.zeros(1))
+    for module in (OfTwo(), Frozen(lambda self, x: self.relu(self.norm(x))), spare):
+        assert fuse(module) is module
+
+
+def test_an_edge_is_fused_part_by_part(plain_kernels):
+    halves, between = split_twice(build_model("resnet20", (3, 32, 32), 10, seed=0), "stage_1.0", "stage_2.1")
+    edge = EdgeHalf(between, build_head("tail", (32, 16, 16), 10, seed=0))
+    assert fuse(edge) is edge
+    assert sum(type(module) is NormRelu for module in edge.modules()) == 8 + 2
+    edge(*halves.client(torch.randn(2, 3, 32, 32)))
+    assert len(edge.crossing) == 1
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
@@ -181,6 +234,6 @@ def test_without_a_compiler_it_says_so(monkeypatch):
     with pytest.raises(InputError) as caught:
         check_compiler.__wrapped__()
     assert str(caught.value) == (
-        "train.compile: expected a C++ compiler that torch.compile can use, found No working C++ compiler found; "
+        "train.compile: expected a C++ compiler for torch.compile, found RuntimeError: No working C++ compiler found; "
         "install g++ and Python's header files, or leave it out"
     )

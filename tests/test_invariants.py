@@ -434,7 +434,15 @@ def test_compiled_halves_learn_the_same(method, data, monkeypatch):
         assert torch.allclose(compiled[name], value, rtol=1e-3, atol=1e-4), name
 
 
-def test_halves_for_a_gpu_are_compiled_as_a_whole(data, monkeypatch):
+def test_what_is_not_on_a_cpu_is_compiled_as_a_whole(monkeypatch):
+    module, compiled = nn.Linear(2, 2), []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    for on in (False, True):
+        assert precision.Arithmetic(torch.device("meta"), compiled=on).place(module) is module
+        assert compiled == [module] * on
+
+
+def test_halves_compiled_as_a_whole_learn_the_same(data, monkeypatch):
     """As torch.compile takes them apart, with its kernels left out: to make those would take a minute."""
     graphs = []
 

@@ -2,11 +2,12 @@
 
 PyTorch reads and writes a layer's activations anew for each of the three, and again on the way back; in bf16 that takes
 as long as the convolutions. Here each way is two passes over them: sums per channel, then the result. Both are compiled
-by torch.compile, which needs a C++ compiler. `fuse` puts them in place of the modules of a half.
+by torch.compile, which needs a C++ compiler. `fuse` puts them in place of the modules of a half or head.
 Tests: tests/test_fused.py compares with the modules themselves.
 """
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -14,8 +15,11 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 
 from halfpass.errors import InputError
+from halfpass.learn.edge import EdgeHalf
+from halfpass.learn.reason import reason
 from halfpass.learn.split import as_graph
 from halfpass.learn.trace import update
 
@@ -25,35 +29,52 @@ KERNELS = 256  # of one function at most: one for each pair of channels and pixe
 def fuse(module: nn.Module) -> nn.Module:
     """The module with every BatchNorm2d whose output only a ReLU uses, at once or after one addition, as a NormRelu.
 
-    Parameters and buffers keep their names. What is no graph becomes one; a module that cannot is returned unchanged,
-    but for the graphs that it consists of.
+    A graph, such as a half, is changed in place. Of what is no graph, such as a head, a traced copy is returned, with
+    the same state, or where it has nothing to replace or cannot be traced faithfully, the module itself.
     """
-    if not isinstance(module, fx.GraphModule):
-        try:
-            module = as_graph(module)
-        except InputError:
-            for name, part in module.named_children():
-                if isinstance(part, fx.GraphModule):
-                    module.set_submodule(name, fuse(part))
-            return module
-    calls = [node for node in module.graph.nodes if node.op == "call_module"]
+    if isinstance(module, EdgeHalf):
+        module.between, module.head = fuse(module.between), fuse(module.head)
+        return module
+    graph = module if isinstance(module, fx.GraphModule) else _graph_of(module)
+    if graph is None:
+        return module
+    calls = [node for node in graph.graph.nodes if node.op == "call_module"]
+    replaced = False
     for name in dict.fromkeys(str(node.target) for node in calls):
-        norm = module.get_submodule(name)
-        chains = [_chain(module, node) for node in calls if node.target == name]
-        if _can_be_fused(norm) and all(chains):
-            module.set_submodule(name, NormRelu.of(norm))
+        norm = graph.get_submodule(name)
+        chains = [_chain(graph, node) for node in calls if node.target == name]
+        nodes = [node for chain in chains for node in chain]
+        if _can_be_fused(norm) and all(chains) and len(set(nodes)) == len(nodes):
+            graph.set_submodule(name, NormRelu.of(norm))
             for chain in chains:
-                _replace(module.graph, chain)
-    module.recompile()
-    return module
+                _replace(graph.graph, chain)
+            replaced = True
+    graph.recompile()
+    return graph if replaced else module
+
+
+def _graph_of(module: nn.Module) -> fx.GraphModule | None:
+    """A traced copy that does all that the module does, in both modes; None where there is none."""
+    one_input = len(inspect.signature(module.forward).parameters) == 1
+    if not one_input or any(type(part).train is not nn.Module.train for part in module.modules()):
+        return None
+    try:
+        graph = as_graph(module)
+    except InputError:
+        return None
+    return graph if list(graph.state_dict()) == list(module.state_dict()) else None
 
 
 def _can_be_fused(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and bool(module.momentum)
+    if type(module) is not nn.BatchNorm2d or module.running_mean is None or not module.momentum:
+        return False
+    return module.weight is not None and module.bias is not None
 
 
 def _chain(module: fx.GraphModule, norm: fx.Node) -> list[fx.Node]:
     """BatchNorm, perhaps an addition, and ReLU, where only each next one uses what the one before returns; or []."""
+    if len(norm.args) != 1 or norm.kwargs:
+        return []
     chain = [norm]
     while len(chain) < 3:
         users = list(chain[-1].users)
@@ -74,17 +95,17 @@ def _is_relu(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_sum(node: fx.Node) -> bool:
-    """`a + b` of two tensors of the graph."""
-    return node.target in (operator.add, torch.add) and not node.kwargs and len(set(_operands(node))) == 2
+    """`a + b` of two values of the graph."""
+    return node.target in (operator.add, torch.add) and len(node.args) == 2 == len(_operands(node)) and not node.kwargs
 
 
 def _adds_to(node: fx.Node, user: fx.Node) -> bool:
-    """`node += a` of another tensor of the graph."""
-    return user.target is update and user.args[:2] == (node, "iadd") and len(set(_operands(user))) == 2
+    """`node += a` of another value of the graph."""
+    return user.target is update and user.args[:2] == (node, "iadd") and len(_operands(user)) == 2
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
-    return [value for value in node.args if isinstance(value, fx.Node)]
+def _operands(node: fx.Node) -> set[fx.Node]:
+    return {value for value in node.args if isinstance(value, fx.Node)}
 
 
 def _replace(graph: fx.Graph, chain: list[fx.Node]) -> None:
@@ -107,7 +128,7 @@ class NormRelu(nn.BatchNorm2d):
         fused._parameters, fused._buffers = norm._parameters, norm._buffers
         return fused
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | int | float | None = None) -> Tensor:
         if not self._takes(x, other):
             normalized = super().forward(x)
             return F.relu(normalized if other is None else normalized + other)
@@ -123,11 +144,12 @@ class NormRelu(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         return out
 
-    def _takes(self, x: Tensor, other: Tensor | None) -> bool:
-        """Training, on a CPU, of more than one sample: what the kernels were made for."""
-        same = other is None or (other.shape == x.shape and other.dtype == x.dtype)
-        training = self.training and torch.is_grad_enabled()
-        return training and same and x.device.type == "cpu" and x.ndim == 4 and len(x) > 1
+    def _takes(self, x: Tensor, other: Tensor | int | float | None) -> bool:
+        """Training, on a CPU, of more than one sample, by weights in float32: what the kernels were made for."""
+        training = self.training and torch.is_grad_enabled() and self.weight.dtype == torch.float32
+        fits = x.device.type == "cpu" and x.ndim == 4 and len(x) > 1 and x.dtype in (torch.float32, torch.bfloat16)
+        like_x = isinstance(other, Tensor) and other.shape == x.shape and other.dtype == x.dtype
+        return training and fits and (other is None or like_x)
 
 
 class _NormRelu(torch.autograd.Function):
@@ -150,6 +172,7 @@ class _NormRelu(torch.autograd.Function):
         return _pictures(out, x), mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         rows, mean, factor, scale, known = ctx.saved_tensors
         upper = _rows(gradient)
@@ -175,9 +198,8 @@ def check_compiler() -> None:
     try:
         torch.compile(torch.neg, fullgraph=True)(torch.ones(2))
     except Exception as error:  # of torch's several, by what is missing
-        found = str(error).strip().splitlines()[0]
         remedy = "install g++ and Python's header files, or leave it out"
-        raise InputError("train.compile", "a C++ compiler that torch.compile can use", found, remedy) from error
+        raise InputError("train.compile", "a C++ compiler for torch.compile", reason(error), remedy) from error
 
 
 @functools.cache
@@ -204,7 +226,8 @@ def _statistics(
     rows: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mean, biased variance, 1 / standard deviation; and scale and offset, with which x · scale + offset is BatchNorm's
-    output. Sums are of differences from `shift`, a mean as of late, lest a large mean drown a small variance."""
+    output. Sums are of differences from `shift`, the running mean, lest a large mean drown a small variance; in a
+    network's first batches it is not there yet, and a mean of 1,000 standard deviations is too much."""
     count = rows.shape[0] * rows.shape[1]
     difference = rows.float() - shift
     first, second = _total(difference) / count, _total(difference * difference) / count

@@ -67,7 +67,7 @@ def split_twice(model: Model, lower: str, upper: str) -> tuple[Halves, nn.Module
 
 
 def as_graph(model: nn.Module) -> fx.GraphModule:
-    """A copy of the uncut `model` as one graph, with the names of its state; raises InputError as `split` does."""
+    """A copy of the uncut `model` as one graph, with the state that it uses; raises InputError as `split` does."""
     traced = trace(model)
     return _Half(traced.model, traced.graph, type(model).__name__).train(model.training)
 

@@ -133,6 +133,7 @@ def result(
         "lr_scale": config.clients.lr_scale if split else None,
         "compile": config.train.compile,
         "epochs": config.train.epochs,
+        "test_every": config.train.test_every,
         "seed": config.train.seed,
         "micro_batch": config.train.micro_batch,
         "every": config.wire.every if split else None,

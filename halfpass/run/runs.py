@@ -31,7 +31,7 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "feedback_every": "train.feedback_every",
 }  # fmt: skip
 NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
-    "out", "data.download", "server.store", "server.store_limit",
+    "out", "data.download", "server.store", "server.store_limit", "train.test_every",
 )  # fmt: skip
 REQUIRED = (
     "method", "seed", "epochs", "test_accuracy", "aux_test_accuracy", "train_seconds",
