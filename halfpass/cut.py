@@ -16,7 +16,8 @@ class CutBatch:
     `tensors` are all values that are alive across the cut, each `(B, ...)` and floating point, the named layer's
     output first. They carry no graph: whoever makes a CutBatch detaches them. `labels` is `(B,)`, int64.
     `client`, `epoch` and `step` count from 0; `step` counts within the client's epoch. The micro-batches of a step
-    cross in their order, and both halves learn from them in one optimizer step.
+    cross in their order, and both halves learn from them in one optimizer step. `answers` are the class probabilities
+    that the auxiliary head gives, `(B, classes)`, where it has been asked for them.
     """
 
     client: int
@@ -26,6 +27,7 @@ class CutBatch:
     labels: Tensor  # (B,) int64
     before: int = 0  # samples of the step's batch in the micro-batches before this one
     after: int = 0  # and in those after it
+    answers: Tensor | None = None  # (B, classes) float
 
     def __post_init__(self) -> None:
         place = f"cut batch of client {self.client}, epoch {self.epoch}, step {self.step}"
@@ -44,6 +46,9 @@ class CutBatch:
                 )
             if tensor.requires_grad:
                 raise InputError(f"{place}, tensor {i}", "a detached tensor", "one with a graph", "detach() it first")
+        if self.answers is not None and (self.answers.ndim != 2 or len(self.answers) != len(self.labels)):
+            found = f"{tuple(self.answers.shape)}"
+            raise InputError(f"{place}, answers", f"({len(self.labels)}, classes)", found, "give one row per sample")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,4 +71,6 @@ def merge(batches: Sequence[CutBatch]) -> CutBatch:
         return first
     tensors = tuple(torch.cat(parts) for parts in zip(*(batch.tensors for batch in batches), strict=True))
     labels = torch.cat([batch.labels for batch in batches])
-    return CutBatch(first.client, first.epoch, first.step, tensors, labels)
+    answers = [batch.answers for batch in batches if batch.answers is not None]
+    together = torch.cat(answers) if len(answers) == len(batches) else None
+    return CutBatch(first.client, first.epoch, first.step, tensors, labels, answers=together)

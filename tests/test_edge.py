@@ -142,7 +142,7 @@ def test_a_chain_within_budgets_does_what_it_does_in_one(tmp_path):
     batch = 64 * (32 * 64 * 4 + 8)
     settings = dataclasses.replace(
         CHAIN, clients=ClientsConfig(2, partition="dirichlet", alpha=1.0),
-        train=TrainConfig(epochs=3, test_every=2, batch_size=64, threads=1),
+        train=TrainConfig(epochs=3, test_every=2, distill=0.5, batch_size=64, threads=1),
         wire=WireConfig(budget=12 * batch, timeout=20), server=ServerConfig(),
     )  # fmt: skip
     train_in_both_runtimes(settings, tmp_path, ("edge/client-0", "edge/client-1", "edge/server", "server"))
@@ -156,7 +156,10 @@ def test_a_chain_within_budgets_does_what_it_does_in_one(tmp_path):
             key = "test_accuracy" if name == "server" else "aux_test_accuracy"
             assert [row[key] is not None for row in rows if row["process"] == name] == [False, True, True], name
         tested = json.loads((tmp_path / runtime / "result.json").read_text())["evaluation_bytes"]["up"]
-        assert tested == pytest.approx(2 * 360 * (64 * 4 * 4 * 4 + 8), rel=0.01)  # test samples of digits
+        assert tested == pytest.approx(2 * 360 * (64 * 4 * 4 * 4 + 1 + 2 * 10), rel=0.01)  # test samples of digits
+        labels = [json.loads((tmp_path / runtime / part / "result.json").read_text())["bytes"]["up"]["labels"] for part in ("edge", ".")]
+        assert labels[1] == pytest.approx(labels[0], rel=0.01)  # the edge's own answers instead of its clients'
+        assert labels[0] > 20 * sum(row["samples"] for row in top if row["process"] == "server")
 
 
 @pytest.mark.parametrize(("words", "said"), [

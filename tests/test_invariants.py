@@ -15,7 +15,7 @@ from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, Trai
 from halfpass.learn import client as client_side
 from halfpass.learn import fused, precision
 from halfpass.learn import server as server_side
-from halfpass.learn.batches import train_batches
+from halfpass.learn.batches import test_batches, train_batches
 from halfpass.learn.data import Dataset, Samples
 from halfpass.learn.whole import whole_step
 from halfpass.run import replay, setup
@@ -133,6 +133,36 @@ def test_smoothed_labels_in_every_loss(data):
     for x, y in plain_batches(data):
         whole_step(whole, x, y, epoch=0, step=0)
     assert equal(whole.model.state_dict(), model.state_dict())  # the end-to-end one
+
+
+def test_the_client_s_answer_beside_the_label(data):
+    """The server half learns from both; the client, and what is not distilled, as ever."""
+    def target_of(own, y):
+        return torch.lerp(nn.functional.one_hot(y, 10).float(), own.softmax(1).half().float(), 0.25)  # fp16 on the wire
+
+    settings = config(schedule="constant", distill=0.25)
+    local, plain = run(settings, data), run(config(schedule="constant"), data)
+    model, head = plain_start(settings, data)
+    train_decoupled(model, head, plain_batches(data), lambda step: 0.05, SGD, target_of=target_of)
+    assert equal(joined(local), model.state_dict())
+    assert equal(local.clients[0].half.state_dict(), plain.clients[0].half.state_dict())
+    assert not equal(joined(local), joined(plain))
+    up, without = (each.meters()[0].up for each in (local, plain))
+    assert up["activations"] == without["activations"]
+    assert 2 * 10 * 64 * 2 < up["labels"] - without["labels"] < 1.3 * 2 * 10 * 64 * 2  # epochs, classes, samples, bytes
+
+
+def test_server_and_head_answer_together(data):
+    local = run(config(), data)
+    score, _ = local.test(1)
+    client, server = local.clients[0], local.server.half.eval()
+    x, y = next(iter(test_batches(data, data.test, 32)))
+    with torch.no_grad():
+        crossing = client.half.eval()(x)
+        both = server(*crossing).softmax(1) + client.head.eval()(crossing[0]).softmax(1).half()
+    assert score.right_together == int((both.argmax(1) == y).sum())
+    assert score.right == int((server(*crossing).argmax(1) == y).sum())
+    assert run(config("conventional"), data).test(1)[0].joint_accuracy is None
 
 
 def test_the_methods_differ_from_each_other(data):
@@ -416,7 +446,7 @@ def test_evaluation_changes_nothing(data):
 
 def test_evaluation_passes_through_the_codec(data, monkeypatch):
     seen = []
-    monkeypatch.setattr(replay, "evaluate", lambda server, batch: (seen.append(batch.tensors[0]), 0)[1])
+    monkeypatch.setattr(replay, "evaluate", lambda server, batch: (seen.append(batch.tensors[0]), (0, 0))[1])
     run(config(), data)
     assert not torch.equal(seen[0], seen[0].bfloat16().float())
     seen.clear()

@@ -84,6 +84,7 @@ def test_weights_and_gradients_round_trip_exactly():
     (lambda m: m.tensors[0].ClearField("shape"), r"expected the values of shape \(\), float32, found 480 bytes"),
     (lambda m: m.labels.pop(), "expected floating point values of 4 samples, found"),
     (lambda m: m.ClearField("labels"), r"expected labels \(B,\) of int64 with B > 0"),
+    (lambda m: messages.write_tensor(torch.zeros(3, 10), into=m.answers), r"expected \(5, classes\), found \(3, 10\)"),
     (lambda m: m.ClearField("tensors"), "expected at least one tensor, found none"),
 ])  # fmt: skip
 def test_what_does_not_fit_together_is_refused(change, text):
@@ -99,6 +100,7 @@ def test_what_does_not_fit_together_is_refused(change, text):
     (dataclasses.replace(batch(samples=2), before=3, after=4), "expected 1 to 8 samples, found 2 of 9"),
     (batch(dtype=torch.float64), "expected float32 or bfloat16 or float16, found float64"),
     (CutBatch(0, 0, 0, (torch.zeros(2, 3),), torch.zeros(2, dtype=torch.int64)), r"expected tensors of .* found \[\(2, 3\)"),
+    (dataclasses.replace(batch(samples=2), answers=torch.zeros(2, 11)), r"expected answers of \(2, 10\) of float16, found \(2, 11\) of float16 in none"),
     (CutBatch(0, 0, 0, (torch.zeros(1, *SHAPE),), torch.tensor([10])), "expected labels from 0 to 9, found 10"),
 ])  # fmt: skip
 def test_a_batch_must_fit_the_cut(sent, text):

@@ -33,6 +33,7 @@ class Client:
     index: int = 0
     seed: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
+    sends_answers: bool = False  # whether the head's class probabilities cross with training batches too
 
 
 def decoupled_step(
@@ -58,7 +59,8 @@ def decoupled_step(
         tensors = client.half(client.arithmetic.move(x))
         logits = client.head(tensors[0])  # (B, classes)
     loss = client.loss(logits.float(), client.arithmetic.move(labels))
-    batch = _cut_batch(client, tensors, labels, epoch, step, before, after)
+    answers = logits if client.sends_answers else None
+    batch = _cut_batch(client, tensors, labels, epoch, step, before, after, answers)
     (loss * batch.share).backward()
     if batch.last:
         client.optimizer.step()
@@ -92,7 +94,8 @@ def conventional_forward(
         loss = client.loss(logits.float(), client.arithmetic.move(labels))
         loss.backward()
         local_loss = loss.item()
-    return Pending(_cut_batch(client, tensors, labels, epoch, step), tensors, local_loss)
+    answers = logits if client.sends_answers else None
+    return Pending(_cut_batch(client, tensors, labels, epoch, step, answers=answers), tensors, local_loss)
 
 
 def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
@@ -105,7 +108,8 @@ def conventional_backward(client: Client, pending: Pending, gradients: tuple[Ten
 def evaluate(
     client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
 ) -> tuple[CutBatch, int]:
-    """The cut batch of test samples, and how many of them the auxiliary head gets right (0 without a head).
+    """The cut batch of test samples, the auxiliary head's answers with it, and how many of them that gets right (None
+    and 0 without a head).
 
     The modules must be in evaluation mode.
     """
@@ -113,7 +117,7 @@ def evaluate(
         tensors = client.half(client.arithmetic.move(x))
         logits = None if client.head is None else client.head(tensors[0])
     correct = 0 if logits is None else int((logits.argmax(1) == client.arithmetic.move(labels)).sum())
-    return _cut_batch(client, tensors, labels, epoch, step), correct
+    return _cut_batch(client, tensors, labels, epoch, step, answers=logits), correct
 
 
 def set_training(client: Client, training: bool) -> None:
@@ -138,6 +142,10 @@ def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:
 
 
 def _cut_batch(
-    client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0
-) -> CutBatch:
-    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), labels, before, after)
+    client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0,
+    answers: Tensor | None = None,
+) -> CutBatch:  # fmt: skip
+    """`answers` are logits here."""
+    probabilities = None if answers is None else answers.detach().float().softmax(1)
+    crossing = tuple(tensor.detach() for tensor in tensors)
+    return CutBatch(client.index, epoch, step, crossing, labels, before, after, probabilities)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from halfpass.cut import CutBatch
 from halfpass.learn.precision import Arithmetic
@@ -20,7 +20,8 @@ class Server:
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     seed: int = 0
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and targets, their mean
+    distill: float = 0.0  # share of the client's answers in the targets, beside the labels
 
 
 def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
@@ -40,11 +41,17 @@ def conventional_step(server: Server, batch: CutBatch) -> tuple[tuple[Tensor, ..
 
 
 @torch.no_grad()
-def evaluate(server: Server, batch: CutBatch) -> int:
-    """How many samples of the batch the server half gets right; it must be in evaluation mode."""
+def evaluate(server: Server, batch: CutBatch) -> tuple[int, int | None]:
+    """How many samples of the batch the server half gets right, and how many by the mean of its own and the client's
+    class probabilities (None where the batch has no answers); the half must be in evaluation mode."""
     with server.arithmetic.autocast():
         logits = server.half(*_tensors(server, batch))  # (B, classes)
-    return int((logits.argmax(1) == server.arithmetic.move(batch.labels)).sum())
+    labels = server.arithmetic.move(batch.labels)
+    right = int((logits.argmax(1) == labels).sum())
+    if batch.answers is None:
+        return right, None
+    both = logits.float().softmax(1) + server.arithmetic.move(batch.answers)
+    return right, int((both.argmax(1) == labels).sum())
 
 
 def _learn(server: Server, batch: CutBatch, tensors: tuple[Tensor, ...], use: int = 0) -> float:
@@ -53,11 +60,21 @@ def _learn(server: Server, batch: CutBatch, tensors: tuple[Tensor, ...], use: in
         server.optimizer.zero_grad(set_to_none=True)
     with server.arithmetic.autocast():
         logits = server.half(*tensors)  # (B, classes)
-    loss = server.loss(logits.float(), server.arithmetic.move(batch.labels))
+    loss = server.loss(logits.float(), _targets(server, batch, logits.shape[1]))
     (loss * batch.share).backward()
     if batch.last:
         server.optimizer.step()
     return loss.item()
+
+
+def _targets(server: Server, batch: CutBatch, classes: int) -> Tensor:
+    """Labels (B,), or where the client's answers have a share, probabilities (B, classes): knowledge distillation at a
+    temperature of 1 (Hinton et al. 2015, arXiv 1503.02531), from a teacher that is learning too (Zhang et al. 2017,
+    arXiv 1706.00384)."""
+    labels = server.arithmetic.move(batch.labels)
+    if batch.answers is None or server.distill == 0:
+        return labels
+    return torch.lerp(one_hot(labels, classes).float(), server.arithmetic.move(batch.answers).float(), server.distill)
 
 
 def _tensors(server: Server, batch: CutBatch) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.children import for_peer
 from halfpass.run.client_process import encoded, join_message
-from halfpass.run.epoch import Tally
+from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, result
 from halfpass.run.replay import Lessons
@@ -48,11 +48,11 @@ class _Link(Above):
             place = place_in_epoch(clients.topology, self._steps, clients.rounds, batch.client, batch.step)
             self._step = place if self._in_places else self._step + 1
             self._uploads += 1
-        self._send(self._crossing(batch), test=False)
+        self._send(self._crossing(batch, self._below.train.distill > 0), test=False)
 
     def test(self, batch: CutBatch) -> None:
         self._step += 1
-        self._send(self._crossing(batch), test=True)
+        self._send(self._crossing(batch, True), test=True)
 
     def begin(self, epoch: int) -> None:
         self._step, self._uploads = -1, 0
@@ -60,10 +60,11 @@ class _Link(Above):
     def begin_test(self, epoch: int) -> None:
         self._step = -1
 
-    def _crossing(self, batch: CutBatch) -> CutBatch:
+    def _crossing(self, batch: CutBatch, with_answers: bool) -> CutBatch:
         return CutBatch(
-            0, batch.epoch, self._step, self._half.crossing, batch.labels, batch.before, batch.after
-        )
+            0, batch.epoch, self._step, self._half.crossing, batch.labels, batch.before, batch.after,
+            self._half.answers if with_answers else None,
+        )  # fmt: skip
 
     def _send(self, batch: CutBatch, *, test: bool) -> None:
         raise NotImplementedError
@@ -94,26 +95,26 @@ class LocalLink(_Link):
 
     def begin_test(self, epoch: int) -> None:
         super().begin_test(epoch)
-        self._right = 0
+        self._score = Score()
         self.server.half.eval()
 
     def end_test(self, epoch: int, right: int, samples: int) -> None:
         self.server.half.train()
-        self._add_rows(epoch, self._right / samples, {0: right / samples})
+        self._add_rows(epoch, self._score, {0: right / samples})
 
     def skip_test(self, epoch: int) -> None:
         self._add_rows(epoch, None, {})
 
-    def _add_rows(self, epoch: int, accuracy: float | None, auxiliary: dict[int, float]) -> None:
+    def _add_rows(self, epoch: int, score: Score | None, auxiliary: dict[int, float]) -> None:
         self._rows += self._folder.add_rows(epoch_rows(
-            epoch, self._seconds, self._served, {0: self._edge}, accuracy, auxiliary,
+            epoch, self._seconds, self._served, {0: self._edge}, score, auxiliary,
             {0: self._wire.meter}, {0: None}, before=self._rows,
         ))  # fmt: skip
 
     def _send(self, batch: CutBatch, *, test: bool) -> None:
         received, upload = self._wire.batch(write_batch(batch, self.config.wire.codec, test=test))
         if test:
-            self._right += self._lessons.test(received, upload)
+            self._lessons.test(received, upload, self._score)
         else:
             self._lessons.learn(received, upload, self._served)
         self._wire.ack(received)

@@ -24,6 +24,30 @@ from halfpass.learn.handover import client_weights, load_client_weights, load_re
 from halfpass.learn.optimizers import learning_rate, set_learning_rate
 from halfpass.learn.server import Server
 
+
+@dataclass
+class Score:
+    """A test of a server half, alone and together with the auxiliary heads below it."""
+
+    samples: int = 0
+    right: int = 0
+    right_together: int | None = None  # by the mean of both class probabilities; None without heads
+
+    def add(self, samples: int, right: int, right_together: int | None) -> None:
+        self.samples += samples
+        self.right += right
+        if right_together is not None:
+            self.right_together = (self.right_together or 0) + right_together
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.samples
+
+    @property
+    def joint_accuracy(self) -> float | None:
+        return None if self.right_together is None else self.right_together / self.samples
+
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from halfpass.config import Config
 from halfpass.learn.server import Server
-from halfpass.run.epoch import Tally
+from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import Row, RunFolder, epoch_rows
@@ -22,9 +22,9 @@ class SplitRun(Protocol):
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""
 
-    def test(self, epoch: int) -> tuple[float | None, dict[int, float]]:
-        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included; (None, {})
-        after an epoch that is not tested."""
+    def test(self, epoch: int) -> tuple[Score | None, dict[int, float]]:
+        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included; (None,
+        {}) after an epoch that is not tested."""
 
     def meters(self) -> dict[int, Meter]:
         """By client."""
@@ -45,9 +45,9 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
             clients, server = run.train(epoch, progress.step)
             seconds = time.perf_counter() - began
             server.peak_memory_bytes = memory.peak_bytes()
-            accuracy, auxiliary = run.test(epoch)
+            score, auxiliary = run.test(epoch)
             new = epoch_rows(
-                epoch, seconds, server, clients, accuracy, auxiliary, run.meters(), run.sockets(), before=rows
+                epoch, seconds, server, clients, score, auxiliary, run.meters(), run.sockets(), before=rows
             )
             rows += folder.add_rows(new)
             progress.epoch(new[-1])

@@ -19,7 +19,7 @@ from halfpass.learn.server import Server
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.edge import LocalLink
-from halfpass.run.epoch import ClientEpoch, Tally, check_finite, handed_over, take_over, test_epoch
+from halfpass.run.epoch import ClientEpoch, Score, Tally, check_finite, handed_over, take_over, test_epoch
 from halfpass.run.epochs import run_epochs
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
@@ -112,13 +112,13 @@ class LocalRun:
         end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, weights=weights))
         return read_weights(self.wires[k].up(end).epoch_end.weights)
 
-    def test(self, epoch: int) -> tuple[float | None, dict[int, float]]:
-        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included; (None, {})
-        after an epoch that is not tested."""
+    def test(self, epoch: int) -> tuple[Score | None, dict[int, float]]:
+        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included; (None,
+        {}) after an epoch that is not tested."""
         if not self.config.train.tests(epoch):
             self.above.skip_test(epoch)
             return None, {}
-        correct, samples = 0, 0
+        score = Score()
         auxiliary: dict[int, float] = {}
         self.above.begin_test(epoch)
         self.server.half.eval()
@@ -130,14 +130,14 @@ class LocalRun:
             right = 0
             for batch, aux_correct in test_epoch(self.clients[k], batches, epoch):
                 received, upload = self.wires[k].batch(write_batch(batch, self.config.wire.codec, test=True))
-                correct += self.lessons.test(received, upload)
+                self.lessons.test(received, upload, score)
                 self.wires[k].ack(batch)
-                samples, right = samples + len(batch), right + aux_correct
+                right += aux_correct
             if self.clients[k].head is not None:
                 auxiliary[k] = right / len(self.test_samples)
         self.server.half.train()
-        self.above.end_test(epoch, correct, samples)
-        return correct / samples, auxiliary
+        self.above.end_test(epoch, score.right, score.samples)
+        return score, auxiliary
 
     def meters(self) -> dict[int, Meter]:
         return {k: wire.meter for k, wire in enumerate(self.wires)}

@@ -25,14 +25,15 @@ from halfpass.errors import InputError, RunError
 from halfpass.learn.client import Client
 from halfpass.learn.server import Server
 from halfpass.learn.whole import Whole
-from halfpass.run.epoch import Tally
+from halfpass.run.epoch import Score, Tally
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
 
 ROW_KEYS = (
-    "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "steps", "samples", "uploads", "busy_seconds",
-    "waiting_seconds", "learning_rate", "peak_memory_bytes", "bytes_up", "bytes_down", "socket_up", "socket_down",
+    "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "steps", "samples",
+    "uploads", "busy_seconds", "waiting_seconds", "learning_rate", "peak_memory_bytes", "bytes_up", "bytes_down",
+    "socket_up", "socket_down",
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def epoch_rows(
     seconds: float,
     server: Tally,
     clients: Mapping[int, Tally],
-    accuracy: float | None,
+    score: Score | None,
     auxiliary: Mapping[int, float],
     meters: Mapping[int, Meter],
     sockets: Mapping[int, tuple[int, int] | None],
@@ -73,7 +74,8 @@ def epoch_rows(
         new = {key: None if n is None else n - sum(r[key] for r in earlier) for key, n in counted.items()}
         new["uploads"] = tally.uploads
         rows.append(row(epoch, f"client-{k}", tally, seconds, aux_test_accuracy=auxiliary.get(k), **new))
-    return [*rows, row(epoch, "server", server, seconds, test_accuracy=accuracy)]
+    tested = {} if score is None else {"test_accuracy": score.accuracy, "joint_test_accuracy": score.joint_accuracy}
+    return [*rows, row(epoch, "server", server, seconds, **tested)]
 
 
 def finite_or_none(value: float) -> float | None:
@@ -141,9 +143,11 @@ def result(
         "replay": config.server.replay if split else None,
         "merge": config.server.merge if split else None,
         "feedback_every": config.train.feedback_every,
+        "distill": config.train.distill,
         "precision": config.train.precision,
         "device": config.train.device,
         "test_accuracy": next(r["test_accuracy"] for r in owner if r["epoch"] == last),
+        "joint_test_accuracy": next(r["joint_test_accuracy"] for r in owner if r["epoch"] == last),
         "aux_test_accuracy": sum(auxiliary) / len(auxiliary) if auxiliary else None,
         "train_seconds": sum(r["busy_seconds"] + r["waiting_seconds"] for r in owner),
         "bytes": wires.as_dict(),

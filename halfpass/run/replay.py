@@ -15,7 +15,7 @@ from halfpass.cut import CutBatch, merge
 from halfpass.learn.seed import derive_seed
 from halfpass.learn.server import Server, evaluate
 from halfpass.run.above import Above
-from halfpass.run.epoch import Tally, server_step
+from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.rounds import place_in_epoch
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import read_batch
@@ -71,14 +71,13 @@ class Lessons:
                 self._replay(*self._again.pop(), slot, tally)
         return gradients
 
-    def test(self, batch: CutBatch, upload: pb.Batch | None) -> int:
-        """How many samples of an evaluation's upload the server half gets right; the last evaluation is kept too, so
-        that a server half can be trained anew, and tested, with no client present."""
+    def test(self, batch: CutBatch, upload: pb.Batch | None, score: Score) -> None:
+        """Adds how well the server half does on an evaluation's upload; the last evaluation is kept too, so that a
+        server half can be trained anew, and tested, with no client present."""
         if self._store is not None and upload is not None and batch.epoch + 1 == self._config.train.epochs:
             self._store.add([upload])
-        right = evaluate(self._server, batch)
+        score.add(len(batch), *evaluate(self._server, batch))
         self._above.test(batch)
-        return right
 
     def end_epoch(self, epoch: int, tally: Tally) -> None:
         """What is left to learn from and to replay, and after the last epoch the server's own epochs."""

@@ -14,10 +14,10 @@ from halfpass.config import Config
 from halfpass.errors import InputError
 from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
-from halfpass.run.epoch import Tally, server_step
+from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import RunFolder, Wires, refuse_run, result, row
+from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, refuse_run, result
 from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
@@ -43,7 +43,8 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
         setup.settle_process(config)
         server = setup.build_server(config, network)
         folder = RunFolder.create(out, config)
-        rows, total, done = [], sum(map(len, passes)), 0
+        rows: list[Row] = []
+        total, done = sum(map(len, passes)), 0
         memory = PeakMemory(server.arithmetic.device)
         with EpochProgress("retrain", config.train.epochs, -(-total // len(passes))) as progress:
             for epoch, keys in enumerate(passes):
@@ -59,8 +60,8 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                         progress.step()
                 tally.peak_memory_bytes = memory.peak_bytes()
                 seconds = time.perf_counter() - began
-                accuracy = _test(server, store) if config.train.tests(epoch) else None
-                new = row(epoch, "server", tally, seconds, test_accuracy=accuracy)
+                score = _test(server, store) if config.train.tests(epoch) else None
+                new = epoch_rows(epoch, seconds, tally, {}, score, {}, {}, {}, before=rows)[-1]
                 rows += folder.add_rows([new])
                 progress.epoch(new)
     folder.save_server(server, config)
@@ -96,15 +97,15 @@ def _passes(config: Config, store: UploadStore) -> list[list[Key]]:
     return [oldest_first[(i - wanted) % len(oldest_first)] for i in range(wanted)]
 
 
-def _test(server: Server, store: UploadStore) -> float:
-    """Accuracy on the test set's activations."""
+def _test(server: Server, store: UploadStore) -> Score:
+    """On the test set's activations."""
     server.half.eval()
-    correct, samples = 0, 0
+    score = Score()
     for key in store.keys(test=True):
         for batch in map(read_batch, store.read(key)):
-            correct, samples = correct + evaluate(server, batch), samples + len(batch)
+            score.add(len(batch), *evaluate(server, batch))
     server.half.train()
-    return correct / samples
+    return score
 
 
 def _copy_clients(run: Path, folder: RunFolder, same_network: bool) -> None:

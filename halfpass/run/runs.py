@@ -28,7 +28,7 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "compile": "train.compile",
     "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "merge": "server.merge",
     "micro_batch": "train.micro_batch",
-    "feedback_every": "train.feedback_every",
+    "feedback_every": "train.feedback_every", "distill": "train.distill",
 }  # fmt: skip
 NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
     "out", "data.download", "server.store", "server.store_limit", "train.test_every",
@@ -41,9 +41,12 @@ REQUIRED = (
     "seconds.client_busy", "seconds.client_waiting", "seconds.server_busy", "seconds.server_waiting",
     "environment.commit", "environment.python", "environment.torch", "environment.hardware", "environment.threads",
 )  # fmt: skip
-NUMBERS = ("test_accuracy", "aux_test_accuracy", "train_seconds", "bytes", "peak_memory_bytes", "seconds")
+NUMBERS = (
+    "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "train_seconds", "bytes", "peak_memory_bytes",
+    "seconds",
+)  # fmt: skip
 ROW_NUMBERS = (
-    "loss", "test_accuracy", "aux_test_accuracy", "busy_seconds", "waiting_seconds",
+    "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "busy_seconds", "waiting_seconds",
     "peak_memory_bytes", "bytes_up", "bytes_down", "socket_up", "socket_down",
 )  # fmt: skip
 
@@ -176,6 +179,7 @@ def summary(run: Run) -> dict[str, Any]:
         **{name: run.settings.get(key) for name, key in CONFIG_KEYS.items()},
         "test_accuracy": _last(by_epoch(run, "server", "test_accuracy")),
         "aux_test_accuracy": _last(by_epoch(run, "client", "aux_test_accuracy")),
+        "joint_test_accuracy": _last(by_epoch(run, "server", "joint_test_accuracy")),
         "unfinished": True,
     }
     told = set(CONFIG_KEYS.values())

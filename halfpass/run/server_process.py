@@ -21,7 +21,7 @@ from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.children import for_peer
 from halfpass.run.edge import RemoteLink
-from halfpass.run.epoch import Tally
+from halfpass.run.epoch import Score, Tally
 from halfpass.run.epochs import run_epochs
 from halfpass.run.records import RunFolder, Wires, refuse_run, result
 from halfpass.run.replay import Lessons
@@ -236,13 +236,13 @@ class ServerRun:
             uploads=end.uploads, withheld=end.withheld,
         )  # fmt: skip
 
-    def test(self, epoch: int) -> tuple[float | None, dict[int, float]]:
-        """(test accuracy, auxiliary test accuracy by client), by the same way as training, codec included; (None, {})
-        after an epoch that is not tested."""
+    def test(self, epoch: int) -> tuple[Score | None, dict[int, float]]:
+        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included; (None,
+        {}) after an epoch that is not tested."""
         if not self.config.train.tests(epoch):
             self.above.skip_test(epoch)
             return None, {}
-        correct, samples = 0, 0
+        score = Score()
         auxiliary: dict[int, float] = {}
         self.above.begin_test(epoch)
         self.server.half.eval()
@@ -250,30 +250,29 @@ class ServerRun:
             before = self.hub.socket_traffic(k)
             weights = write_weights(self.handover.give(k))
             self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch, weights=weights)))
-            right, count, end = self._test_client(k, epoch)
+            count, end = self._test_client(k, epoch, score)
             if (end.samples, end.epoch) != (count, epoch) or end.aux_correct > count:
                 raise RunError(f"client {k}", f"the end of a test of {count} samples", str(end.samples), "see there")
-            correct, samples = correct + right, samples + count
             if end.has_head:
                 auxiliary[k] = end.aux_correct / end.samples
             self._leave_out(k, before, sum(tensor.ByteSize() for tensor in weights))
         self.server.half.train()
-        self.above.end_test(epoch, correct, samples)
-        return correct / samples, auxiliary
+        self.above.end_test(epoch, score.right, score.samples)
+        return score, auxiliary
 
-    def _test_client(self, k: int, epoch: int) -> tuple[int, int, pb.TestEnd]:
-        """(samples that the server half got right, samples, what the client says at the end)."""
-        correct, samples, step = 0, 0, 0
+    def _test_client(self, k: int, epoch: int, score: Score) -> tuple[int, pb.TestEnd]:
+        """Adds the client's test to the score; (its samples, what it says at the end)."""
+        samples, step = 0, 0
         while True:
             _, received = self.hub.take([k], "batch", "test_end")
             if received.message is not None:
                 if samples == 0:
                     raise RunError(f"client {k}", "a test set", "none", "see there")
-                return correct, samples, received.message.test_end
+                return samples, received.message.test_end
             assert received.batch is not None
             batch = received.batch
             _in_sequence(k, (epoch, step, True), (batch.epoch, batch.step, received.test))
-            correct += self.lessons.test(batch, received.upload)
+            self.lessons.test(batch, received.upload, score)
             self.hub.send(k, _ack(batch))
             self.hub.give_back(k, batch)
             samples, step = samples + len(batch), step + 1

@@ -22,9 +22,9 @@ MISSING = "–"
 UNITS_NOTE = "MB = 10⁶ bytes; –: does not apply or was not measured"
 SETTINGS_OF_SPLITS = (  # centralized training has none of them
     "runtime", "cut", "edge_cut", "head", "topology", "clients", "rounds", "lr_scale", "codec", "every", "replay",
-    "merge", "budget", "micro_batch", "feedback_every",
+    "merge", "budget", "micro_batch", "feedback_every", "distill",
 )  # fmt: skip
-DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every"}
+DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every", "distill"}
 OFF = {"validation", "compile", *DECOUPLED_ONLY}  # whose None or False says so, not that they do not apply
 USUAL = {  # of which a caption says nothing, nor of "off"
     "rounds": "1", "lr_scale": "1.0", "every": "1", "replay": "1", "merge": "1",
@@ -188,6 +188,7 @@ def _method(group: Group) -> str:
 MEASURES = (
     Column("test accuracy", "%", _percent("test_accuracy")),
     Column("aux accuracy", "%", _percent("aux_test_accuracy"), in_terminal=False),
+    Column("joint accuracy", "%", _percent("joint_test_accuracy"), in_terminal=False),
     Column("bytes up", "MB", _megabytes("bytes", "up")),
     Column("bytes down", "MB", _megabytes("bytes", "down")),
     Column("socket up", "MB", _megabytes("bytes", "socket_up"), in_terminal=False),

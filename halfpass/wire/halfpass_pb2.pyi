@@ -45,7 +45,7 @@ class Join(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after")
+    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers")
     TEST_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class Batch(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     test: bool
     client: int
     epoch: int
@@ -62,7 +63,8 @@ class Batch(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[int]
     before: int
     after: int
-    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ...) -> None: ...
+    answers: Tensor
+    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., answers: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Upload(_message.Message):
     __slots__ = ("batches",)

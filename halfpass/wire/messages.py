@@ -12,7 +12,7 @@ from halfpass.errors import InputError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -21,6 +21,7 @@ DTYPES = {
 }  # fmt: skip
 
 CROSSING_DTYPES = ("float32", "bfloat16", "float16")
+ANSWERS = torch.float16  # probabilities to a thousandth of each
 
 
 def write_tensor(tensor: Tensor, codec: str = "none", name: str = "", into: pb.Tensor | None = None) -> pb.Tensor:
@@ -97,6 +98,8 @@ def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.Client
     written.labels.extend(batch.labels.tolist())
     for tensor in batch.tensors:
         write_tensor(tensor, codec, into=written.tensors.add())
+    if batch.answers is not None:
+        write_tensor(batch.answers.to(ANSWERS), into=written.answers)
     return message
 
 
@@ -131,8 +134,9 @@ def read_batch(message: pb.Batch, buffers: Buffers | None = None) -> CutBatch:
         for i, tensor in enumerate(message.tensors)
     )
     labels = torch.tensor(list(message.labels), dtype=torch.int64)
+    answers = read_tensor(message.answers, f"{place}, answers") if message.HasField("answers") else None
     return CutBatch(
-        message.client, message.epoch, message.step, tensors, labels, message.before, message.after
+        message.client, message.epoch, message.step, tensors, labels, message.before, message.after, answers
     )
 
 
@@ -156,6 +160,12 @@ def check_batch(
     expected = [(samples, *shape) for shape in cut_shapes]
     if found != expected:
         raise InputError(place, f"tensors of {expected}", f"{found}", "cut the same model at the same layer")
+    answers = batch.answers
+    if batch.HasField("answers") and (*answers.shape, answers.dtype, answers.codec) != (
+        samples, classes, "float16", "none"
+    ):
+        stated = f"{tuple(answers.shape)} of {answers.dtype} in {answers.codec}"
+        raise InputError(place, f"answers of {(samples, classes)} of float16", stated, "send the head's probabilities")
     if max(batch.labels) >= classes:
         raise InputError(
             place, f"labels from 0 to {classes - 1}", str(max(batch.labels)), "check the labels of the data set"
