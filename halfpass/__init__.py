@@ -14,7 +14,7 @@ from halfpass.learn.cuts import cut_table
 from halfpass.learn.heads import build_head
 from halfpass.learn.models import build_model
 from halfpass.learn.server import Server
-from halfpass.learn.split import Halves, cut_shapes, join_state, split
+from halfpass.learn.split import Halves, cut_shapes, join_state, joint, split
 from halfpass.run.export import export
 from halfpass.run.train import compare, train
 
@@ -40,6 +40,7 @@ __all__ = [
     "cut_table",
     "export",
     "join_state",
+    "joint",
     "server_steps",
     "split",
     "train",

@@ -153,10 +153,17 @@ def test_export_gives_the_accuracy_that_the_run_reported(capsys):
         ("bf16", ["--train.precision", "bf16", "--method", "conventional"]),
     ]:
         assert main(["train", *QUICK, *extra, "--out", name]) == 0
-        reported = json.loads(Path(name, "result.json").read_text())["test_accuracy"]
+        reported = json.loads(Path(name, "result.json").read_text())
         capsys.readouterr()
         assert main(["export", name]) == 0
-        percent = f"{100 * reported:.2f} %"
+        percent = f"{100 * reported['test_accuracy']:.2f} %"
         assert f"test accuracy {percent}, the run reported {percent}" in capsys.readouterr().out
+        if name == "relay":
+            assert main(["export", name, "--with_head"]) == 0
+            percent = f"{100 * reported['joint_test_accuracy']:.2f} %"
+            said = f"wrote relay/joint.safetensors: test accuracy {percent}, the run reported {percent}"
+            assert said in capsys.readouterr().out
+        else:
+            fails(capsys, ["export", name, "--with_head"], 2, f"{name}, method: expected decoupled, which has a head, found .*")
     Path("relay/server.safetensors").unlink()
     fails(capsys, ["export", "relay"], 2, "relay/server.safetensors: expected weights that the run saved, found none; .*")

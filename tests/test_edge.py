@@ -133,6 +133,8 @@ def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
         assert {k: local["bytes"]["up"][k] for k in ("activations", "labels")} == {
             k: processes["bytes"]["up"][k] for k in ("activations", "labels")
         }  # fmt: skip
+    together = export(tmp_path / "processes", with_head=True)  # the edge's head
+    assert together.accuracy == pytest.approx(outcomes["processes"]["joint_test_accuracy"], abs=0.02)
     exported = export(tmp_path / "processes", 0, None)
     assert exported.accuracy == pytest.approx(outcomes["processes"]["test_accuracy"], abs=0.02)  # through codec int8
 

@@ -19,6 +19,8 @@ from halfpass.learn.models import Model
 from halfpass.learn.reason import reason
 from halfpass.learn.trace import Traced, state_of, trace
 
+HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'
+
 
 @dataclass(frozen=True)
 class Halves:
@@ -123,6 +125,12 @@ def whole(halves: Halves) -> nn.Module:
     return _Whole(halves)
 
 
+def joint(halves: Halves, head: nn.Module) -> nn.Module:
+    """Both halves and the auxiliary head as one module: x → logarithms (B, classes) of the mean of the server half's
+    and the head's class probabilities. Its state is the joined one, and the head's under `auxiliary_head.`."""
+    return _Joint(halves, head)
+
+
 class _Whole(nn.Module):
     def __init__(self, halves: Halves) -> None:
         super().__init__()
@@ -144,6 +152,27 @@ class _Whole(nn.Module):
         )
         missing, unexpected = ([*a, *b] for a, b in zip(*found, strict=True))
         return type(found[0])(missing, unexpected)
+
+
+class _Joint(_Whole):
+    def __init__(self, halves: Halves, head: nn.Module) -> None:
+        super().__init__(halves)
+        self.auxiliary_head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        crossing = self.client(x)
+        answers = [logits.float().softmax(1) for logits in (self.server(*crossing), self.auxiliary_head(crossing[0]))]
+        return torch.stack(answers).mean(0).log()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        head = {f"{HEAD}{name}": value for name, value in self.auxiliary_head.state_dict().items()}
+        return join_state(super().state_dict(*args, **kwargs), head)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        head = {name.removeprefix(HEAD): value for name, value in state_dict.items() if name.startswith(HEAD)}
+        self.auxiliary_head.load_state_dict(head, strict, assign)
+        others = {name: value for name, value in state_dict.items() if not name.startswith(HEAD)}
+        return super().load_state_dict(others, strict, assign)
 
 
 # --- two halves given directly ----------------------------------------------------------------------------------------

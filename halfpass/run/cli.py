@@ -132,7 +132,7 @@ def _report_on(runs: list[Path], out: Path) -> None:
 
 def _export(options: Namespace) -> None:
     out = Path(options.out) if options.out else None
-    exported = export(Path(options.run), options.client, out, data_path=options.data_path)
+    exported = export(Path(options.run), options.client, out, data_path=options.data_path, with_head=options.with_head)
     print(f"wrote {exported.file}: {exported.remark}")
 
 
@@ -199,7 +199,9 @@ def _add_report(parser: ArgumentParser) -> None:
 def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="Folder of a finished run, with all halves in it.")
     parser.add_argument("--client", type=int, default=0, help="Whose client half to join (independent clients differ).")
-    parser.add_argument("--out", type=str, default=None, help="File to write. Default: RUN/model.safetensors.")
+    parser.add_argument("--with_head", action="store_true", help="Let the auxiliary head answer too: the mean of both.")
+    parser.add_argument("--out", type=str, default=None, help="File to write. Default: RUN/model.safetensors, or "
+                        "RUN/joint.safetensors with the head.")  # fmt: skip
     parser.add_argument("--data_path", type=str, default=None, help="The test set's place, where it is not the run's.")
 
 

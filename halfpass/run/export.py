@@ -12,7 +12,7 @@ from torch import Tensor
 from halfpass.config import Config, from_dict
 from halfpass.errors import InputError
 from halfpass.learn.data import Dataset
-from halfpass.learn.split import join_state, whole
+from halfpass.learn.split import HEAD, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.local import test_whole
 from halfpass.run.records import read_result
@@ -22,14 +22,17 @@ from halfpass.run.records import read_result
 class Exported:
     file: Path
     accuracy: float | None  # of the joined network, on the run's test set; None where that is not here
-    reported: float  # by the run
+    reported: float | None  # by the run; None where it was made before it reported that
     remark: str
 
 
-def export(run: Path, client: int = 0, out: Path | None = None, data_path: str | None = None) -> Exported:
+def export(
+    run: Path, client: int = 0, out: Path | None = None, data_path: str | None = None, *, with_head: bool = False
+) -> Exported:
     """Writes the joined weights, named as in the uncut network, and tests them on the CPU, on the run's test set.
 
-    Raises InputError where the folder does not hold a finished run with the halves that are asked for.
+    `with_head` adds the auxiliary head's, and tests the mean of both answers (`split.joint`). Raises InputError where
+    the folder does not hold a finished run with the parts that are asked for.
     """
     if not (run / "config.yaml").is_file() or not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no config.yaml and result.json in it", "check the path")
@@ -37,15 +40,19 @@ def export(run: Path, client: int = 0, out: Path | None = None, data_path: str |
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu", compile=False))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path or config.data.path))
     state = _joined_state(run, config, client)
-    file = out or run / "model.safetensors"
+    if with_head:
+        state = join_state(state, {f"{HEAD}{name}": value for name, value in _head_state(run, config, client).items()})
+    file = out or run / ("joint.safetensors" if with_head else "model.safetensors")
     save_file(state, file, metadata={"model": config.model.name})
-    reported = float(read_result(run)["test_accuracy"])
+    reported = read_result(run).get("joint_test_accuracy" if with_head else "test_accuracy")
     try:
         data = setup.load_data(config.data)
     except InputError as error:
         return Exported(file, None, reported, f"not tested, because the test set is not here ({error})")
-    accuracy = _test(config, data, state)
-    remark = f"test accuracy {100 * accuracy:.2f} %, the run reported {100 * reported:.2f} %{_difference(config)}"
+    accuracy = _test(config, data, state, with_head)
+    remark = f"test accuracy {100 * accuracy:.2f} %"
+    if reported is not None:
+        remark += f", the run reported {100 * reported:.2f} %{_difference(config)}"
     return Exported(file, accuracy, reported, remark)
 
 
@@ -61,6 +68,15 @@ def _joined_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:
     return join_state(join_state(client_half, between), server_half)
 
 
+def _head_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:
+    """Of the head below the server half: a client's, or the edge's."""
+    if config.method != "decoupled":
+        raise InputError(f"{run}, method", "decoupled, which has a head", config.method, "leave --with_head out")
+    if config.model.edge_cut is not None:
+        return _part(run / "edge" / "server.safetensors", "server_half.head")
+    return _part(run / f"client-{client}.safetensors", "auxiliary_head")
+
+
 def _part(file: Path, part: str) -> dict[str, Tensor]:
     """The tensors that a run saved under `PART.`."""
     try:
@@ -72,12 +88,13 @@ def _part(file: Path, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
-def _test(config: Config, data: Dataset, state: dict[str, Tensor]) -> float:
+def _test(config: Config, data: Dataset, state: dict[str, Tensor], with_head: bool) -> float:
     trained = setup.build_whole(config, data.train.sample_shape, data.classes)
     if config.method != "centralized":
         config = config if config.model.edge_cut is None else setup.above_edge(config)
         network = setup.build_network(config, data.train.sample_shape, data.classes)
-        trained.model = trained.arithmetic.place(whole(network.halves))
+        joined = joint(network.halves, network.head) if with_head and network.head else whole(network.halves)
+        trained.model = trained.arithmetic.place(joined)
     trained.model.load_state_dict(state)
     trained.model.eval()
     return test_whole(config, trained, data)
