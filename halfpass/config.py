@@ -141,7 +141,8 @@ class TrainConfig:
     instead of the auxiliary head: 1 learns, and waits, as conventional does. Default: never."""
     distill: float = 0.0
     """Share of the client's own answer, beside the label, in what the server half of a decoupled run learns to say. The
-    head's class probabilities go up with each batch for it, two bytes per class and sample."""
+    head's class probabilities go up with each batch for it, two bytes per class and sample. With feedback, the gradient
+    is that of this target."""
     label_smoothing: float = 0.0
     """Share of a label that is spread evenly over all classes, in every loss that is trained by."""
     seed: int = 0
@@ -285,6 +286,10 @@ class Config:
         """Whether the server returns the gradient of a client's batch; `step` counts within the epoch."""
         every = self.train.feedback_every
         return self.method == "conventional" or (every is not None and step % every == 0)
+
+    def wants_answers(self, *, test: bool) -> bool:
+        """Whether the auxiliary head's class probabilities go up with a batch."""
+        return self.method == "decoupled" and (test or self.train.distill > 0)
 
 
 def _refuse_others(values: Mapping[str, float | None], reason: str, remedy: str) -> None:

@@ -205,6 +205,11 @@ class OfTwo(nn.Module):
         return torch.relu(self.norm(x) if skip is None else self.norm(x) + skip)
 
 
+class OfAny(OfTwo):
+    def forward(self, *tensors):
+        return super().forward(*tensors)
+
+
 class Frozen(Chain):
     def train(self, mode=True):
         return super().train(False)
@@ -213,7 +218,7 @@ class Frozen(Chain):
 def test_what_a_trace_would_lose_is_left_alone():
     spare = nn.Sequential(nn.BatchNorm2d(5), nn.ReLU())
     spare.register_buffer("unused", torch.zeros(1))
-    for module in (OfTwo(), Frozen(lambda self, x: self.relu(self.norm(x))), spare):
+    for module in (OfTwo(), OfAny(), Frozen(lambda self, x: self.relu(self.norm(x))), spare):
         assert fuse(module) is module
 
 

@@ -162,6 +162,7 @@ def test_server_and_head_answer_together(data):
         both = server(*crossing).softmax(1) + client.head.eval()(crossing[0]).softmax(1).half()
     assert score.right_together == int((both.argmax(1) == y).sum())
     assert score.right == int((server(*crossing).argmax(1) == y).sum())
+    assert not torch.equal(both.argmax(1), server(*crossing).argmax(1))
     assert run(config("conventional"), data).test(1)[0].joint_accuracy is None
 
 

@@ -20,7 +20,7 @@ from runtimes import rows_of, train_in_both_runtimes
 from halfpass.config import ClientsConfig, Config, DataConfig, TrainConfig, WireConfig, as_dict
 from halfpass.errors import RunError
 from halfpass.run import client_process, replay, server_process, setup
-from halfpass.run.epoch import ClientEpoch
+from halfpass.run.epoch import ClientEpoch, Score
 from halfpass.run.local import LocalRun
 from halfpass.run.train import train
 from halfpass.wire.hub import Hub
@@ -44,7 +44,7 @@ def test_local_and_processes_give_equal_weights_and_equal_bytes(tmp_path, method
     """Unequal shards (Dirichlet), so that the clients' numbers of steps differ too."""
     settings = config(tmp_path, method=method, topology=topology, codec=codec)
     one, other = train_in_both_runtimes(settings, tmp_path).values()
-    for key in ("test_accuracy", "aux_test_accuracy"):
+    for key in ("test_accuracy", "aux_test_accuracy", "joint_test_accuracy"):
         assert one[key] == other[key]
     for direction, kinds in (("up", ("activations", "labels", "weights")), ("down", ("gradients", "weights"))):
         for kind in kinds:
@@ -124,7 +124,7 @@ def check_rows(folder, outcome, topology):
 
 def test_accuracy_is_the_last_epoch_s_even_when_an_earlier_one_was_better(tmp_path, monkeypatch):
     """The authors took the best epoch on the test set."""
-    tested = iter([(0.5, {0: 0.4}), (0.9, {0: 0.8}), (0.7, {0: 0.6})])
+    tested = iter([(Score(10, 5), {0: 0.4}), (Score(10, 9), {0: 0.8}), (Score(10, 7), {0: 0.6})])
     monkeypatch.setattr(LocalRun, "test", lambda run, epoch: next(tested))
     outcome = train(config(tmp_path / "run", "local", clients=1, epochs=3))
     rows = rows_of(tmp_path / "run")

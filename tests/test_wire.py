@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import queue
 import socket
 import struct
@@ -84,7 +85,7 @@ def test_weights_and_gradients_round_trip_exactly():
     (lambda m: m.tensors[0].ClearField("shape"), r"expected the values of shape \(\), float32, found 480 bytes"),
     (lambda m: m.labels.pop(), "expected floating point values of 4 samples, found"),
     (lambda m: m.ClearField("labels"), r"expected labels \(B,\) of int64 with B > 0"),
-    (lambda m: messages.write_tensor(torch.zeros(3, 10), into=m.answers), r"expected \(5, classes\), found \(3, 10\)"),
+    (lambda m: messages.write_tensor(torch.full((3, 10), 0.1), into=m.answers), r"expected \(5, classes\), found \(3, 10\)"),
     (lambda m: m.ClearField("tensors"), "expected at least one tensor, found none"),
 ])  # fmt: skip
 def test_what_does_not_fit_together_is_refused(change, text):
@@ -100,13 +101,40 @@ def test_what_does_not_fit_together_is_refused(change, text):
     (dataclasses.replace(batch(samples=2), before=3, after=4), "expected 1 to 8 samples, found 2 of 9"),
     (batch(dtype=torch.float64), "expected float32 or bfloat16 or float16, found float64"),
     (CutBatch(0, 0, 0, (torch.zeros(2, 3),), torch.zeros(2, dtype=torch.int64)), r"expected tensors of .* found \[\(2, 3\)"),
-    (dataclasses.replace(batch(samples=2), answers=torch.zeros(2, 11)), r"expected answers of \(2, 10\) of float16, found \(2, 11\) of float16 in none"),
     (CutBatch(0, 0, 0, (torch.zeros(1, *SHAPE),), torch.tensor([10])), "expected labels from 0 to 9, found 10"),
 ])  # fmt: skip
 def test_a_batch_must_fit_the_cut(sent, text):
     with pytest.raises(InputError, match=text):
         messages.check_batch(messages.write_batch(sent, "none").batch, 0, [SHAPE], 10, 8)
     messages.check_batch(messages.write_batch(batch(), "none").batch, 0, [SHAPE], 10, 8)
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    (lambda m: m.ClearField("answers"), "expected the head's answers, found no answers"),
+    (lambda m: messages.write_tensor(torch.ones(5, 11).half(), into=m.answers), r"expected answers of \(5, 10\) of float16, found \(5, 11\) of float16 in none"),
+    (lambda m: messages.write_tensor(torch.ones(5, 10), into=m.answers), "found .* of float32 in none"),
+    (lambda m: messages.write_tensor(torch.ones(5, 10).half(), "int8", into=m.answers), "found .* of float16 in int8"),
+    (lambda m: messages.write_tensor(torch.full((5, 10), math.nan).half(), into=m.answers), "expected probabilities, whose sum is 1"),
+    (lambda m: messages.write_tensor(torch.full((5, 10), 0.2).half(), into=m.answers), "found values from 0.19.* and sums up to 1.99"),
+    (lambda m: messages.write_tensor(torch.tensor([[-1.0, 2.0] + [0.0] * 8] * 5).half(), into=m.answers), "found values from -1 and sums up to 1"),
+])  # fmt: skip
+def test_answers_must_be_probabilities(change, text):
+    """Where they are wanted, and only there."""
+    def take(message, wanted):
+        messages.check_batch(message, 0, [SHAPE], 10, 8, wanted)
+        return messages.read_batch(message)
+
+    good = messages.write_batch(dataclasses.replace(batch(), answers=torch.full((5, 10), 0.1)), "none").batch
+    assert torch.equal(take(good, True).answers, torch.full((5, 10), 0.1).half())
+    with pytest.raises(InputError, match="expected no answers, found the head's answers"):
+        take(good, False)
+    bad = pb.Batch()
+    bad.CopyFrom(good)
+    if bad.HasField("answers"):
+        bad.ClearField("answers")
+    change(bad)
+    with pytest.raises(InputError, match=text):
+        take(bad, True)
 
 
 def test_what_is_decoded_into_a_used_buffer_is_what_was_sent():

@@ -55,8 +55,10 @@ def fuse(module: nn.Module) -> nn.Module:
 
 def _graph_of(module: nn.Module) -> fx.GraphModule | None:
     """A traced copy that does all that the module does, in both modes; None where there is none."""
-    one_input = len(inspect.signature(module.forward).parameters) == 1
-    if not one_input or any(type(part).train is not nn.Module.train for part in module.modules()):
+    inputs = list(inspect.signature(module.forward).parameters.values())
+    if len(inputs) != 1 or inputs[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        return None
+    if any(type(part).train is not nn.Module.train for part in module.modules()):
         return None
     try:
         graph = as_graph(module)

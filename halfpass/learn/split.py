@@ -6,6 +6,7 @@ Tests: tests/test_split.py.
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -161,18 +162,20 @@ class _Joint(_Whole):
 
     def forward(self, x: Tensor) -> Tensor:
         crossing = self.client(x)
-        answers = [logits.float().softmax(1) for logits in (self.server(*crossing), self.auxiliary_head(crossing[0]))]
-        return torch.stack(answers).mean(0).log()
+        logits = (self.server(*crossing), self.auxiliary_head(crossing[0]))
+        return torch.logaddexp(*(each.float().log_softmax(1) for each in logits)) - math.log(2)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        head = {f"{HEAD}{name}": value for name, value in self.auxiliary_head.state_dict().items()}
-        return join_state(super().state_dict(*args, **kwargs), head)
+        head = self.auxiliary_head.state_dict(keep_vars=bool(kwargs.get("keep_vars")))
+        return join_state(super().state_dict(*args, **kwargs), {f"{HEAD}{name}": value for name, value in head.items()})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         head = {name.removeprefix(HEAD): value for name, value in state_dict.items() if name.startswith(HEAD)}
-        self.auxiliary_head.load_state_dict(head, strict, assign)
         others = {name: value for name, value in state_dict.items() if not name.startswith(HEAD)}
-        return super().load_state_dict(others, strict, assign)
+        of_head = self.auxiliary_head.load_state_dict(head, strict, assign)
+        missing, unexpected = super().load_state_dict(others, strict, assign)
+        named = ([f"{HEAD}{name}" for name in names] for names in of_head)
+        return type(of_head)(*([*a, *b] for a, b in zip((missing, unexpected), named, strict=True)))
 
 
 # --- two halves given directly ----------------------------------------------------------------------------------------

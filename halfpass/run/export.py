@@ -93,7 +93,8 @@ def _test(config: Config, data: Dataset, state: dict[str, Tensor], with_head: bo
     if config.method != "centralized":
         config = config if config.model.edge_cut is None else setup.above_edge(config)
         network = setup.build_network(config, data.train.sample_shape, data.classes)
-        joined = joint(network.halves, network.head) if with_head and network.head else whole(network.halves)
+        head = network.head if with_head else None
+        joined = whole(network.halves) if head is None else joint(network.halves, head)
         trained.model = trained.arithmetic.place(joined)
     trained.model.load_state_dict(state)
     trained.model.eval()

@@ -65,7 +65,10 @@ class Admission:
         """Raises InputError where a batch does not fit the cut."""
         assert self.network is not None
         classes = self.joins[client].classes
-        check_batch(batch, client, self.network.cut_shapes, classes, self.config.train.batch_size)
+        check_batch(
+            batch, client, self.network.cut_shapes, classes, self.config.train.batch_size,
+            self.config.wants_answers(test=batch.test),
+        )  # fmt: skip
 
 
 def _settings(place: str, join: pb.Join) -> dict[str, Any]:

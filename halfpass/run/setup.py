@@ -128,7 +128,7 @@ def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -
     if config.method == "decoupled":
         head = build_head(config.model.head, shapes[0], classes, config.train.seed)
         _check_reached(config, halves.client, head, sample_shape)
-    _check_window(config, shapes, halves.client, head)
+    _check_window(config, shapes, classes, halves.client, head)
     state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
     described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, classes])
@@ -181,10 +181,11 @@ def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shap
 
 
 def _check_window(
-    config: Config, shapes: tuple[tuple[int, ...], ...], half: nn.Module, head: nn.Module | None
+    config: Config, shapes: tuple[tuple[int, ...], ...], classes: int, half: nn.Module, head: nn.Module | None
 ) -> None:
     """The window is also what bounds a message: a batch must fit into it, and the weights that are handed over."""
-    batch_bytes = 4 * config.train.at_once * sum(torch.Size(shape).numel() for shape in shapes)
+    answers = 0 if head is None else 2 * classes
+    batch_bytes = config.train.at_once * (4 * sum(torch.Size(shape).numel() for shape in shapes) + answers)
     if config.wire.window < batch_bytes:
         raise InputError(
             "wire.window", f"at least {batch_bytes} bytes, one batch at this cut", str(config.wire.window),

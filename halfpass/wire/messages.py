@@ -134,16 +134,29 @@ def read_batch(message: pb.Batch, buffers: Buffers | None = None) -> CutBatch:
         for i, tensor in enumerate(message.tensors)
     )
     labels = torch.tensor(list(message.labels), dtype=torch.int64)
-    answers = read_tensor(message.answers, f"{place}, answers") if message.HasField("answers") else None
+    answers = _read_answers(message.answers, place) if message.HasField("answers") else None
     return CutBatch(
         message.client, message.epoch, message.step, tensors, labels, message.before, message.after, answers
     )
 
 
+def _read_answers(message: pb.Tensor, place: str) -> Tensor:
+    """Raises InputError where they are no probabilities."""
+    answers = read_tensor(message, f"{place}, answers")
+    sums = answers.float().sum(-1)
+    if not ((answers >= 0).all() and ((sums - 1).abs() < 0.01).all()):  # NaN is neither
+        found = f"values from {answers.min().item():g} and sums up to {sums.max().item():g}"
+        remedy = "lower train.lr, or check the head"
+        raise InputError(f"{place}, answers", "probabilities, whose sum is 1", found, remedy)
+    return answers
+
+
 def check_batch(
-    batch: pb.Batch, client: int, cut_shapes: Sequence[Sequence[int]], classes: int, batch_size: int
-) -> None:
-    """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and classes.
+    batch: pb.Batch, client: int, cut_shapes: Sequence[Sequence[int]], classes: int, batch_size: int,
+    with_answers: bool = False,
+) -> None:  # fmt: skip
+    """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and classes, and has
+    the head's answers where they are wanted, and only there.
 
     To be asked before anything is decoded: a few bytes may state a large shape.
     """
@@ -161,9 +174,10 @@ def check_batch(
     if found != expected:
         raise InputError(place, f"tensors of {expected}", f"{found}", "cut the same model at the same layer")
     answers = batch.answers
-    if batch.HasField("answers") and (*answers.shape, answers.dtype, answers.codec) != (
-        samples, classes, "float16", "none"
-    ):
+    if batch.HasField("answers") != with_answers:
+        said = ("no answers", "the head's answers")
+        raise InputError(place, said[with_answers], said[not with_answers], "both sides must run the same halfpass")
+    if with_answers and (*answers.shape, answers.dtype, answers.codec) != (samples, classes, "float16", "none"):
         stated = f"{tuple(answers.shape)} of {answers.dtype} in {answers.codec}"
         raise InputError(place, f"answers of {(samples, classes)} of float16", stated, "send the head's probabilities")
     if max(batch.labels) >= classes:

@@ -11,9 +11,9 @@ from halfpass.wire import halfpass_pb2 as pb
 class Meter:
     """Bytes of serialized messages, framing not included.
 
-    `up` has activations, labels, weights and other, `down` has gradients, weights and other; a tensor counts with its
-    shape and dtype, some 30 bytes. Evaluation's messages are kept apart, so that what is reported is the cost of
-    training.
+    `up` has activations, labels (with the auxiliary head's answers), weights and other, `down` has gradients, weights
+    and other; a tensor counts with its shape and dtype, some 30 bytes. Evaluation's messages are kept apart, so that
+    what is reported is the cost of training.
     """
 
     up: Counter[str] = field(default_factory=Counter)
