@@ -139,10 +139,6 @@ class TrainConfig:
     feedback_every: int | None = None
     """The server of a decoupled run returns the gradient of every k-th batch of a client, whose half learns from that
     instead of the auxiliary head: 1 learns, and waits, as conventional does. Default: never."""
-    distill: float = 0.0
-    """Share of the client's own answer, beside the label, in what the server half of a decoupled run learns to say. The
-    head's class probabilities go up with each batch for it, two bytes per class and sample. With feedback, the gradient
-    is that of this target."""
     label_smoothing: float = 0.0
     """Share of a label that is spread evenly over all classes, in every loss that is trained by."""
     seed: int = 0
@@ -173,8 +169,6 @@ class TrainConfig:
         # Micro-batches of 2 would leave a single sample of an odd batch, and that BatchNorm cannot normalize.
         _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
                   feedback_every=1, micro_batch=3, test_every=1)  # fmt: skip
-        if not 0 <= self.distill <= 1:
-            raise InputError("train.distill", "a share from 0 to 1", f"{self.distill}", "0.5 is usual")
         if not 0 <= self.label_smoothing < 1:
             found = f"{self.label_smoothing}"
             raise InputError("train.label_smoothing", "at least 0 and less than 1", found, "0.1 is usual")
@@ -267,8 +261,7 @@ class Config:
             _refuse_others(
                 {"train.micro_batch": self.train.micro_batch, "wire.every": self.wire.every,
                  "train.feedback_every": self.train.feedback_every, "wire.budget": self.wire.budget,
-                 "server.replay": self.server.replay, "server.merge": self.server.merge,
-                 "train.distill": self.train.distill},
+                 "server.replay": self.server.replay, "server.merge": self.server.merge},
                 "with method conventional, whose every step needs its own gradient back", "train decoupled",
             )  # fmt: skip
         elif self.train.feedback_every is not None:
@@ -287,12 +280,8 @@ class Config:
         every = self.train.feedback_every
         return self.method == "conventional" or (every is not None and step % every == 0)
 
-    def wants_answers(self, *, test: bool) -> bool:
-        """Whether the auxiliary head's class probabilities go up with a batch."""
-        return self.method == "decoupled" and (test or self.train.distill > 0)
 
-
-def _refuse_others(values: Mapping[str, float | None], reason: str, remedy: str) -> None:
+def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -> None:
     """Refuses values that are not their defaults."""
     defaults = flatten(as_dict(Config()))
     for name, value in values.items():

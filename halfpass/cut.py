@@ -16,8 +16,8 @@ class CutBatch:
     `tensors` are all values that are alive across the cut, each `(B, ...)` and floating point, the named layer's
     output first. They carry no graph: whoever makes a CutBatch detaches them. `labels` is `(B,)`, int64.
     `client`, `epoch` and `step` count from 0; `step` counts within the client's epoch. The micro-batches of a step
-    cross in their order, and both halves learn from them in one optimizer step. `answers` are the class probabilities
-    that the auxiliary head gives, `(B, classes)`, where it has been asked for them.
+    cross in their order, and both halves learn from them in one optimizer step. In a test `answers` are the class
+    probabilities that the auxiliary head gives, where there is one.
     """
 
     client: int
@@ -71,6 +71,4 @@ def merge(batches: Sequence[CutBatch]) -> CutBatch:
         return first
     tensors = tuple(torch.cat(parts) for parts in zip(*(batch.tensors for batch in batches), strict=True))
     labels = torch.cat([batch.labels for batch in batches])
-    answers = [batch.answers for batch in batches if batch.answers is not None]
-    together = torch.cat(answers) if len(answers) == len(batches) else None
-    return CutBatch(first.client, first.epoch, first.step, tensors, labels, answers=together)
+    return CutBatch(first.client, first.epoch, first.step, tensors, labels)

@@ -23,15 +23,13 @@ def hand_cut(sample_shape, classes):
     return HandCut()
 
 
-def train_decoupled(model, head, batches, lr_of_step, settings, loss_of=cross_entropy, target_of=lambda own, y: y):
-    """One ordinary module, `detach()` at the cut, one optimizer over everything, the sum of both losses. `target_of`
-    makes the upper one's target, of the head's logits and the labels."""
+def train_decoupled(model, head, batches, lr_of_step, settings, loss_of=cross_entropy):
+    """One ordinary module, `detach()` at the cut, one optimizer over everything, the sum of both losses."""
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1, fused=True, **settings)
     for step, (x, y) in enumerate(batches):
         optimizer.param_groups[0]["lr"] = lr_of_step(step)
         z = model.below(x)
-        own = head(z)
-        loss = loss_of(own, y) + loss_of(model.classifier(model.above(z.detach())), target_of(own.detach(), y))
+        loss = loss_of(head(z), y) + loss_of(model.classifier(model.above(z.detach())), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

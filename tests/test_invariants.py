@@ -135,23 +135,6 @@ def test_smoothed_labels_in_every_loss(data):
     assert equal(whole.model.state_dict(), model.state_dict())  # the end-to-end one
 
 
-def test_the_client_s_answer_beside_the_label(data):
-    """The server half learns from both; the client, and what is not distilled, as ever."""
-    def target_of(own, y):
-        return torch.lerp(nn.functional.one_hot(y, 10).float(), own.softmax(1).half().float(), 0.25)  # fp16 on the wire
-
-    settings = config(schedule="constant", distill=0.25)
-    local, plain = run(settings, data), run(config(schedule="constant"), data)
-    model, head = plain_start(settings, data)
-    train_decoupled(model, head, plain_batches(data), lambda step: 0.05, SGD, target_of=target_of)
-    assert equal(joined(local), model.state_dict())
-    assert equal(local.clients[0].half.state_dict(), plain.clients[0].half.state_dict())
-    assert not equal(joined(local), joined(plain))
-    up, without = (each.meters()[0].up for each in (local, plain))
-    assert up["activations"] == without["activations"]
-    assert 2 * 10 * 64 * 2 < up["labels"] - without["labels"] < 1.3 * 2 * 10 * 64 * 2  # epochs, classes, samples, bytes
-
-
 def test_server_and_head_answer_together(data):
     local = run(config(), data)
     score, _ = local.test(1)

@@ -28,7 +28,7 @@ def example_result(**changes: Any) -> dict[str, Any]:
     result: dict[str, Any] = {
         "method": "decoupled", "runtime": "processes", "dataset": "digits", "validation": None, "model": "digits-cnn", "cut": "conv_2",
         "head": "linear", "codec": "none", "topology": "splitfed", "clients": 1, "rounds": 1, "lr_scale": 1.0,
-        "epochs": 2, "seed": 5, "precision": "fp32", "device": "cpu", "compile": False, "every": 1, "budget": None, "replay": 1, "merge": 1, "micro_batch": None, "distill": 0.0,
+        "epochs": 2, "seed": 5, "precision": "fp32", "device": "cpu", "compile": False, "every": 1, "budget": None, "replay": 1, "merge": 1, "micro_batch": None,
         "feedback_every": None, "edge_cut": None,
         "test_accuracy": 0.9731, "aux_test_accuracy": 0.9512, "train_seconds": 12.34,
         "bytes": {

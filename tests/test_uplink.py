@@ -333,6 +333,7 @@ class Wide(nn.Module):
     (["--model.cut", "block_3"], "model.cut: expected tensors of [[32, 8, 8]] per sample, as the store holds them, found [[64, 4, 4]] after block_3 of digits-cnn;"),
     (["--server.store", "nowhere"], "store nowhere: expected a store of uploads, found none;"),
     (["--server.stroe", "nowhere"], "server.store"),
+    (["--model.head", "conv"], "model.head: expected linear, the run's, for its clients are not trained again, found conv;"),
     (["--out", "runs-own-folder"], "out: expected a folder without a run, found metrics.jsonl in"),
 ])  # fmt: skip
 def test_what_cannot_be_retrained_gets_one_line(kept, tmp_path, capsys, words, pattern):

@@ -7,7 +7,7 @@ for the gradient of the activations, and learns from that.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -33,7 +33,6 @@ class Client:
     index: int = 0
     seed: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
-    sends_answers: bool = False  # whether the head's class probabilities cross with training batches too
 
 
 def decoupled_step(
@@ -59,8 +58,7 @@ def decoupled_step(
         tensors = client.half(client.arithmetic.move(x))
         logits = client.head(tensors[0])  # (B, classes)
     loss = client.loss(logits.float(), client.arithmetic.move(labels))
-    answers = logits if client.sends_answers else None
-    batch = _cut_batch(client, tensors, labels, epoch, step, before, after, answers)
+    batch = _cut_batch(client, tensors, labels, epoch, step, before, after)
     (loss * batch.share).backward()
     if batch.last:
         client.optimizer.step()
@@ -94,8 +92,7 @@ def conventional_forward(
         loss = client.loss(logits.float(), client.arithmetic.move(labels))
         loss.backward()
         local_loss = loss.item()
-    answers = logits if client.sends_answers else None
-    return Pending(_cut_batch(client, tensors, labels, epoch, step, answers=answers), tensors, local_loss)
+    return Pending(_cut_batch(client, tensors, labels, epoch, step), tensors, local_loss)
 
 
 def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
@@ -117,7 +114,8 @@ def evaluate(
         tensors = client.half(client.arithmetic.move(x))
         logits = None if client.head is None else client.head(tensors[0])
     correct = 0 if logits is None else int((logits.argmax(1) == client.arithmetic.move(labels)).sum())
-    return _cut_batch(client, tensors, labels, epoch, step, answers=logits), correct
+    answers = None if logits is None else logits.float().softmax(1)
+    return replace(_cut_batch(client, tensors, labels, epoch, step), answers=answers), correct
 
 
 def set_training(client: Client, training: bool) -> None:
@@ -142,10 +140,6 @@ def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:
 
 
 def _cut_batch(
-    client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0,
-    answers: Tensor | None = None,
-) -> CutBatch:  # fmt: skip
-    """`answers` are logits here."""
-    probabilities = None if answers is None else answers.detach().float().softmax(1)
-    crossing = tuple(tensor.detach() for tensor in tensors)
-    return CutBatch(client.index, epoch, step, crossing, labels, before, after, probabilities)
+    client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0
+) -> CutBatch:
+    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), labels, before, after)

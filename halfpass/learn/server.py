@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from halfpass.cut import CutBatch
 from halfpass.learn.precision import Arithmetic
@@ -20,8 +20,7 @@ class Server:
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     seed: int = 0
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and targets, their mean
-    distill: float = 0.0  # share of the client's answers in the targets, beside the labels
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
 
 
 def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
@@ -60,21 +59,11 @@ def _learn(server: Server, batch: CutBatch, tensors: tuple[Tensor, ...], use: in
         server.optimizer.zero_grad(set_to_none=True)
     with server.arithmetic.autocast():
         logits = server.half(*tensors)  # (B, classes)
-    loss = server.loss(logits.float(), _targets(server, batch, logits.shape[1]))
+    loss = server.loss(logits.float(), server.arithmetic.move(batch.labels))
     (loss * batch.share).backward()
     if batch.last:
         server.optimizer.step()
     return loss.item()
-
-
-def _targets(server: Server, batch: CutBatch, classes: int) -> Tensor:
-    """Labels (B,), or where the client's answers have a share, probabilities (B, classes): knowledge distillation at a
-    temperature of 1 (Hinton et al. 2015, arXiv 1503.02531), from a teacher that is learning too (Zhang et al. 2017,
-    arXiv 1706.00384)."""
-    labels = server.arithmetic.move(batch.labels)
-    if batch.answers is None or server.distill == 0:
-        return labels
-    return torch.lerp(one_hot(labels, classes).float(), server.arithmetic.move(batch.answers).float(), server.distill)
 
 
 def _tensors(server: Server, batch: CutBatch) -> tuple[Tensor, ...]:

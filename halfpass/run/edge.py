@@ -48,11 +48,11 @@ class _Link(Above):
             place = place_in_epoch(clients.topology, self._steps, clients.rounds, batch.client, batch.step)
             self._step = place if self._in_places else self._step + 1
             self._uploads += 1
-        self._send(self._crossing(batch, self._below.train.distill > 0), test=False)
+        self._send(self._crossing(batch), test=False)
 
     def test(self, batch: CutBatch) -> None:
         self._step += 1
-        self._send(self._crossing(batch, True), test=True)
+        self._send(replace(self._crossing(batch), answers=self._half.answers), test=True)
 
     def begin(self, epoch: int) -> None:
         self._step, self._uploads = -1, 0
@@ -60,11 +60,10 @@ class _Link(Above):
     def begin_test(self, epoch: int) -> None:
         self._step = -1
 
-    def _crossing(self, batch: CutBatch, with_answers: bool) -> CutBatch:
+    def _crossing(self, batch: CutBatch) -> CutBatch:
         return CutBatch(
-            0, batch.epoch, self._step, self._half.crossing, batch.labels, batch.before, batch.after,
-            self._half.answers if with_answers else None,
-        )  # fmt: skip
+            0, batch.epoch, self._step, self._half.crossing, batch.labels, batch.before, batch.after
+        )
 
     def _send(self, batch: CutBatch, *, test: bool) -> None:
         raise NotImplementedError

@@ -143,7 +143,6 @@ def result(
         "replay": config.server.replay if split else None,
         "merge": config.server.merge if split else None,
         "feedback_every": config.train.feedback_every,
-        "distill": config.train.distill,
         "precision": config.train.precision,
         "device": config.train.device,
         "test_accuracy": next(r["test_accuracy"] for r in owner if r["epoch"] == last),

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from halfpass.config import Config
+import yaml
+
+from halfpass.config import Config, from_dict
 from halfpass.errors import InputError
 from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
@@ -34,6 +36,10 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     """
     if not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no result.json in it", "train to the end first")
+    head = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))).model.head
+    if config.model.head != head:
+        expected = f"{head}, the run's, for its clients are not trained again"
+        raise InputError("model.head", expected, config.model.head, "leave it out")
     config = dataclasses.replace(config, runtime="local")
     out = Path(str(config.out))
     refuse_run(out)

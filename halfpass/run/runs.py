@@ -28,7 +28,7 @@ CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
     "compile": "train.compile",
     "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "merge": "server.merge",
     "micro_batch": "train.micro_batch",
-    "feedback_every": "train.feedback_every", "distill": "train.distill",
+    "feedback_every": "train.feedback_every",
 }  # fmt: skip
 NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
     "out", "data.download", "server.store", "server.store_limit", "train.test_every",

@@ -67,7 +67,7 @@ class Admission:
         classes = self.joins[client].classes
         check_batch(
             batch, client, self.network.cut_shapes, classes, self.config.train.batch_size,
-            self.config.wants_answers(test=batch.test),
+            batch.test and self.config.method == "decoupled",
         )  # fmt: skip
 
 

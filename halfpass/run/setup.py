@@ -229,15 +229,13 @@ def build_client(config: Config, network: Network, index: int) -> Client:
     half = place.place(copy.deepcopy(network.halves.client)).train()
     head = None if network.head is None else place.place(copy.deepcopy(network.head)).train()
     parameters = [*half.parameters(), *(() if head is None else head.parameters())]
-    optimizer, recipe = _optimizer(config, parameters), config.train
-    return Client(half, head, optimizer, place, index, recipe.seed, _loss(config), recipe.distill > 0)
+    return Client(half, head, _optimizer(config, parameters), place, index, config.train.seed, _loss(config))
 
 
 def build_server(config: Config, network: Network) -> Server:
     place = _arithmetic(config)
     half = place.place(copy.deepcopy(network.halves.server)).train()
-    optimizer, recipe = _optimizer(config, list(half.parameters())), config.train
-    return Server(half, optimizer, place, recipe.seed, _loss(config), recipe.distill)
+    return Server(half, _optimizer(config, list(half.parameters())), place, config.train.seed, _loss(config))
 
 
 def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> Whole:

@@ -22,9 +22,9 @@ MISSING = "–"
 UNITS_NOTE = "MB = 10⁶ bytes; –: does not apply or was not measured"
 SETTINGS_OF_SPLITS = (  # centralized training has none of them
     "runtime", "cut", "edge_cut", "head", "topology", "clients", "rounds", "lr_scale", "codec", "every", "replay",
-    "merge", "budget", "micro_batch", "feedback_every", "distill",
+    "merge", "budget", "micro_batch", "feedback_every",
 )  # fmt: skip
-DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every", "distill"}
+DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every"}
 OFF = {"validation", "compile", *DECOUPLED_ONLY}  # whose None or False says so, not that they do not apply
 USUAL = {  # of which a caption says nothing, nor of "off"
     "rounds": "1", "lr_scale": "1.0", "every": "1", "replay": "1", "merge": "1",
