@@ -54,12 +54,12 @@ def results_markdown(content: dict[str, Any]) -> str:
 
 
 def source_line(content: dict[str, Any]) -> str:
-    """Command, commit, hardware and torch version in one line."""
-    environment = content["environment"]
-    commits = dict.fromkeys(made["commit"] for row in content["rows"] if (made := row.get("environment")))
-    commit = ", ".join(commits) or environment.get("commit") or "unknown"  # trainings of a grid may be of several
-    torch = environment.get("torch") or "unknown"
-    return f"`{content['command']}`; commit {commit}; {environment.get('hardware') or 'unknown'}; torch {torch}."
+    """Command, commit, hardware and torch version in one line; trainings of a grid may have several of each."""
+    made = [row["environment"] for row in content["rows"] if row.get("environment")] or [content["environment"]]
+    commit, hardware, torch = (
+        ", ".join(dict.fromkeys(each.get(key) or "unknown" for each in made)) for key in ("commit", "hardware", "torch")
+    )
+    return f"`{content['command']}`; commit {commit}; {hardware}; torch {torch}."
 
 
 def filled(text: str, page: str, root: Path, problems: list[str]) -> str:
