@@ -5,7 +5,7 @@
 
 The plain loop is the kind that the paper's scripts have: fp32, eager, contiguous memory, the default optimizer, PIL
 pictures that a DataLoader's workers crop, flip and convert one by one, and `loss.item()` after every step; but each
-half takes one step per batch, as the method says. halfpass runs the same split with bf16 autocast, on a GPU compiled,
+half takes one step per batch, as the method says. halfpass runs the same split with bf16 autocast and `train.compile`,
 in one process and in two. All sides take turns, in fresh processes, with all cores: one process has a thread for each,
 two share them. An epoch is the first `--steps` batches of 128; seconds are scaled to the 391 of CIFAR-10. Evaluation is
 not counted, nor is each process's first epoch.
@@ -54,8 +54,7 @@ def configuration(network: str, method: str, options: argparse.Namespace) -> Con
         data=DataConfig("cifar10", path=options.data, limit=options.steps * BATCH_SIZE, crop_padding=4),
         model=ModelConfig(model, cut, "linear"),
         train=TrainConfig(
-            epochs=2, batch_size=BATCH_SIZE, lr=0.001, precision="bf16", device=options.device,
-            compile=options.device != "cpu",
+            epochs=2, batch_size=BATCH_SIZE, lr=0.001, precision="bf16", device=options.device, compile=True,
         ),
     )
 

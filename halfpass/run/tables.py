@@ -64,7 +64,7 @@ def _setting(group: Group, name: str) -> str | None:
     value = USUAL.get(name) if value is None else value  # an older run does not know it
     if name in OFF and not value:
         return "off"
-    return None if value is None else str(value)
+    return None if value is None else "on" if value is True else str(value)
 
 
 def shared_settings(groups: Sequence[Group]) -> dict[str, str]:
