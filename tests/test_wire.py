@@ -130,8 +130,7 @@ def test_answers_must_be_probabilities(change, text):
         take(good, False)
     bad = pb.Batch()
     bad.CopyFrom(good)
-    if bad.HasField("answers"):
-        bad.ClearField("answers")
+    bad.ClearField("answers")
     change(bad)
     with pytest.raises(InputError, match=text):
         take(bad, True)

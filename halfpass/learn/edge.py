@@ -15,7 +15,7 @@ class EdgeHalf(nn.Module):
         super().__init__()
         self.between, self.head = between, head
         self.crossing: tuple[Tensor, ...] = ()  # of the last forward pass, without graph
-        self.answers: Tensor | None = None  # of its head, then: class probabilities (B, classes)
+        self.answers: Tensor | None = None  # of its head, in evaluation: class probabilities (B, classes)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         crossing = self.between(*tensors)
@@ -26,5 +26,5 @@ class EdgeHalf(nn.Module):
             tensor.detach().clone() if tensor.untyped_storage().data_ptr() in inputs else tensor.detach()
             for tensor in crossing
         )
-        self.answers = logits.detach().float().softmax(1)
+        self.answers = None if self.training else logits.detach().float().softmax(1)
         return logits

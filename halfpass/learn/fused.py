@@ -42,9 +42,11 @@ def fuse(module: nn.Module) -> nn.Module:
     replaced = False
     for name in dict.fromkeys(str(node.target) for node in calls):
         norm = graph.get_submodule(name)
+        if not _can_be_fused(norm):
+            continue
         chains = [_chain(graph, node) for node in calls if node.target == name]
         nodes = [node for chain in chains for node in chain]
-        if _can_be_fused(norm) and all(chains) and len(set(nodes)) == len(nodes):
+        if all(chains) and len(set(nodes)) == len(nodes):
             graph.set_submodule(name, NormRelu.of(norm))
             for chain in chains:
                 _replace(graph.graph, chain)

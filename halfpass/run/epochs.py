@@ -6,6 +6,7 @@ from typing import Protocol
 
 from halfpass.config import Config
 from halfpass.learn.server import Server
+from halfpass.run.above import Above
 from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
@@ -18,13 +19,13 @@ class SplitRun(Protocol):
 
     server: Server
     steps: list[int]  # per epoch, by client
+    above: Above
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""
 
-    def test(self, epoch: int) -> tuple[Score | None, dict[int, float]]:
-        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included; (None,
-        {}) after an epoch that is not tested."""
+    def test(self, epoch: int) -> tuple[Score, dict[int, float]]:
+        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included."""
 
     def meters(self) -> dict[int, Meter]:
         """By client."""
@@ -45,7 +46,12 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
             clients, server = run.train(epoch, progress.step)
             seconds = time.perf_counter() - began
             server.peak_memory_bytes = memory.peak_bytes()
-            score, auxiliary = run.test(epoch)
+            score: Score | None = None
+            auxiliary: dict[int, float] = {}
+            if config.train.tests(epoch):
+                score, auxiliary = run.test(epoch)
+            else:
+                run.above.skip_test(epoch)
             new = epoch_rows(
                 epoch, seconds, server, clients, score, auxiliary, run.meters(), run.sockets(), before=rows
             )

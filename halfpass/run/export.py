@@ -4,18 +4,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from halfpass.config import Config, from_dict
+from halfpass.config import Config
 from halfpass.errors import InputError
 from halfpass.learn.data import Dataset
 from halfpass.learn.split import HEAD, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.local import test_whole
-from halfpass.run.records import read_result
+from halfpass.run.records import read_config, read_result
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def export(
     """
     if not (run / "config.yaml").is_file() or not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no config.yaml and result.json in it", "check the path")
-    config = from_dict(yaml.safe_load((run / "config.yaml").read_text()))
+    config = read_config(run)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu", compile=False))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path or config.data.path))
     state = _joined_state(run, config, client)

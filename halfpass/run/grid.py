@@ -23,7 +23,7 @@ from halfpass.config import Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.records import RunFolder, read_result
+from halfpass.run.records import RunFolder, read_config, read_result
 from halfpass.run.train import process_count
 
 POLL_SECONDS = 0.2
@@ -193,7 +193,7 @@ def _check_same(member: Member) -> None:
     """Refuses a folder in which a training with other settings is finished."""
     if not member.finished:
         return
-    there = flatten(as_dict(from_dict(yaml.safe_load((member.folder / "config.yaml").read_text()))))
+    there = flatten(as_dict(read_config(member.folder)))
     for key, value in flatten(as_dict(member.config)).items():
         if key not in FREE and there[key] != value:
             raise InputError(

@@ -112,12 +112,8 @@ class LocalRun:
         end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, weights=weights))
         return read_weights(self.wires[k].up(end).epoch_end.weights)
 
-    def test(self, epoch: int) -> tuple[Score | None, dict[int, float]]:
-        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included; (None,
-        {}) after an epoch that is not tested."""
-        if not self.config.train.tests(epoch):
-            self.above.skip_test(epoch)
-            return None, {}
+    def test(self, epoch: int) -> tuple[Score, dict[int, float]]:
+        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included."""
         score = Score()
         auxiliary: dict[int, float] = {}
         self.above.begin_test(epoch)

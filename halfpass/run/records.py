@@ -20,7 +20,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from halfpass.config import Config, as_dict
+from halfpass.config import Config, as_dict, from_dict
 from halfpass.errors import InputError, RunError
 from halfpass.learn.client import Client
 from halfpass.learn.server import Server
@@ -301,6 +301,11 @@ def _refuse_folder(path: Path, files: Sequence[str]) -> None:
         raise InputError("out", "a folder", f"a file at {path}", "choose another name")
     if not os.access(next(p for p in (path, *path.absolute().parents) if p.exists()), os.W_OK):
         raise InputError("out", "a folder that can be written", f"{path}", "choose another folder")
+
+
+def read_config(path: Path) -> Config:
+    """The settings of the run in that folder."""
+    return from_dict(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
 
 
 def read_result(path: Path) -> dict[str, Any]:

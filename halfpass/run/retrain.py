@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from halfpass.config import Config, from_dict
+from halfpass.config import Config
 from halfpass.errors import InputError
 from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, refuse_run, result
+from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, read_config, refuse_run, result
 from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
@@ -36,7 +34,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     """
     if not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no result.json in it", "train to the end first")
-    head = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))).model.head
+    head = read_config(run).model.head
     if config.model.head != head:
         expected = f"{head}, the run's, for its clients are not trained again"
         raise InputError("model.head", expected, config.model.head, "leave it out")

@@ -239,12 +239,8 @@ class ServerRun:
             uploads=end.uploads, withheld=end.withheld,
         )  # fmt: skip
 
-    def test(self, epoch: int) -> tuple[Score | None, dict[int, float]]:
-        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included; (None,
-        {}) after an epoch that is not tested."""
-        if not self.config.train.tests(epoch):
-            self.above.skip_test(epoch)
-            return None, {}
+    def test(self, epoch: int) -> tuple[Score, dict[int, float]]:
+        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included."""
         score = Score()
         auxiliary: dict[int, float] = {}
         self.above.begin_test(epoch)
