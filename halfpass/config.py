@@ -74,8 +74,8 @@ class ModelConfig:
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
-    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, tail, tail-2, or
-    module:function."""
+    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3,
+    or module:function."""
     edge_cut: str | None = None
     """A second, later cut of decoupled training: what is between the two runs on an edge server, which learns from an
     auxiliary head of its own and uploads in its turn. Default: none; client and server."""

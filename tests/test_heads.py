@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from halfpass.config import Config, ModelConfig
 from halfpass.errors import InputError
 from halfpass.learn.heads import HEADS, FlatLinear, build_head
+from halfpass.run import setup
 
 IMAGES = [(16, 8, 8), (3, 5, 7), (8, 1, 1), (4, 1, 6)]
 FITTING = [
@@ -50,18 +52,33 @@ def test_sizes_by_hand() -> None:
         "mlp": 128 * 128 + 128 + 128 * 10 + 10,
         "conv": 32 * 64 * 9 + 64 * 64 * 9 + 2 * 2 * 64 + 64 * 10 + 10,
         "tail": 32 * 64 * 9 + 64 * 64 * 9 + 2 * 2 * 64 + 64 * 10 + 10,
+        "conv-2": 32 * 64 * 9 + 3 * 64 * 64 * 9 + 4 * 2 * 64 + 64 * 10 + 10,
         "tail-2": 32 * 64 * 9 + 3 * 64 * 64 * 9 + 4 * 2 * 64 + 64 * 10 + 10,
+        "tail-3": 32 * 64 * 9 + 5 * 64 * 64 * 9 + 6 * 2 * 64 + 64 * 10 + 10,
     }
 
 
-def test_a_tail_has_a_block_for_each_stage_above_the_cut() -> None:
-    """As many halvings as there are to 8×8 pixels, one at the least."""
-    for shape, channels in (((16, 32, 32), [16, 32, 64]), ((32, 16, 16), [32, 64]), ((64, 8, 8), [64, 128]), ((8, 40, 17), [8, 16, 32, 64])):
-        blocks = [layer for layer in build_head("tail", shape, 10, 0) if hasattr(layer, "conv_1")]
-        assert [block.conv_1.in_channels for block in blocks] + [blocks[-1].conv_2.out_channels] == channels
-        longer = [layer for layer in build_head("tail-2", shape, 10, 0) if hasattr(layer, "conv_1")]
-        assert [(block.conv_1.in_channels, block.conv_1.stride[0]) for block in longer[::2]] == [(c, 2) for c in channels[:-1]]
-        assert [(block.conv_1.in_channels, block.conv_1.stride[0]) for block in longer[1::2]] == [(c, 1) for c in channels[1:]]
+def strides(name: str, cut_shape: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """Channels and stride of a head's blocks."""
+    blocks = [layer for layer in build_head(name, cut_shape, 10, 0) if hasattr(layer, "conv_1")]
+    return [(block.conv_2.out_channels, block.conv_1.stride[0]) for block in blocks]
+
+
+def test_a_tail_has_blocks_for_each_stage_above_the_cut() -> None:
+    """As many halvings as there are to 8×8 pixels; blocks of the same width where there is none, unlike `conv`."""
+    assert strides("tail", (16, 32, 32)) == [(32, 2), (64, 2)]
+    assert strides("tail-3", (16, 32, 32)) == [(32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1)]
+    assert strides("tail-2", (32, 16, 16)) == strides("conv-2", (32, 16, 16)) == [(64, 2), (64, 1)]
+    assert (strides("tail-2", (64, 8, 8)), strides("tail", (64, 4, 4))) == ([(64, 1), (64, 1)], [(64, 1)])
+    assert strides("conv-2", (64, 8, 8)) == [(128, 2), (128, 1)]
+    assert strides("tail", (8, 40, 17)) == [(16, 2), (32, 2), (64, 2)]
+
+
+def test_tail_2_at_the_deep_cut_is_the_server_half() -> None:
+    """ResNet-20 behind stage_3.0: what the client half learns from there is what the server half does with it."""
+    network = setup.build_network(Config(model=ModelConfig("resnet20", "stage_3.0", "tail-2")), (3, 32, 32), 10)
+    head, server = ([p.shape for p in half.parameters()] for half in (network.head, network.halves.server))
+    assert head == server
 
 
 def test_pooled_linear_averages_squares_and_neighbouring_tokens() -> None:
@@ -96,7 +113,8 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
 
 def test_a_wrong_name_gets_the_near_miss() -> None:
     assert refusal("pooled_linear", (6,)) == (
-        "model.head: expected one of linear, pooled-linear, mlp, conv, tail, tail-2, module:function, found 'pooled_linear'; "
+        "model.head: expected one of linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, "
+        "tail-3, module:function, found 'pooled_linear'; "
         "did you mean 'pooled-linear'?"
     )
 

@@ -4,6 +4,7 @@ A new head is a function of (cut shape, classes) in HEADS. Local losses lose acc
 choices trade that against the client's work, and `halfpass cuts` prints what each costs.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from math import ceil, log2, prod
 
@@ -71,33 +72,32 @@ def _mlp(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(pool, nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
-def _conv(cut_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """One strided residual block that doubles the channels, pooling, one fully connected layer.
+def _conv(cut_shape: tuple[int, ...], classes: int, blocks: int = 1) -> nn.Module:
+    """Residual blocks, the first with stride 2 and twice the channels, pooling, one fully connected layer.
 
     A short, faster narrowing copy of what the server half does, in the spirit of DGL's convolutional auxiliary networks
     (arXiv 1901.08164) and of AugLocal, which builds them from the layers above (Ma et al. 2024, arXiv 2402.17318).
     """
     _need("conv", cut_shape, (3,), "linear, mlp")
-    return _strided(cut_shape[0], 1, classes)
+    return _residual(cut_shape[0], [2] + [1] * (blocks - 1), classes)
 
 
 def _tail(cut_shape: tuple[int, ...], classes: int, blocks: int = 1) -> nn.Module:
-    """Residual blocks, `blocks` for each halving of the pixels, with twice the channels each time, down to TAIL_SIDE
-    pixels: as many halvings as a CIFAR ResNet leaves to the server half, so that an early cut has the longer head.
-    Sources as for `_conv`."""
+    """`blocks` residual blocks for each stage that a CIFAR ResNet has above the cut: with stride 2 and twice the
+    channels for each halving that is left down to TAIL_SIDE pixels, as they are where none is left. So an early cut has
+    the longer head, and a late one the shape of the server half. Sources as for `_conv`."""
     _need("tail", cut_shape, (3,), "linear, mlp")
     halvings = ceil(log2(max(cut_shape[1:]) / TAIL_SIDE))
-    return _strided(cut_shape[0], max(1, halvings), classes, blocks)
+    stage = [2 if halvings > 0 else 1] + [1] * (blocks - 1)
+    return _residual(cut_shape[0], stage * max(1, halvings), classes)
 
 
-def _strided(channels: int, halvings: int, classes: int, blocks: int = 1) -> nn.Module:
-    """(B, C, H, W) → residual blocks, the first for each halving with stride 2 and twice the channels → their means →
-    (B, classes)"""
+def _residual(channels: int, strides: Sequence[int], classes: int) -> nn.Module:
+    """(B, C, H, W) → a block for each stride, of as many times the channels → means of pixels → (B, classes)"""
     layers: list[nn.Module] = []
-    for _ in range(halvings):
-        layers += [BasicBlock(channels, 2 * channels, stride=2)]
-        channels *= 2
-        layers += [BasicBlock(channels, channels) for _ in range(blocks - 1)]
+    for stride in strides:
+        layers.append(BasicBlock(channels, channels * stride, stride=stride))
+        channels *= stride
     head = nn.Sequential(*layers, GlobalAverage(), nn.Linear(channels, classes))
     init_convolutions(head)
     return head
@@ -108,8 +108,10 @@ HEADS: dict[str, Builder] = {
     "pooled-linear": _pooled_linear,
     "mlp": _mlp,
     "conv": _conv,
+    "conv-2": partial(_conv, blocks=2),
     "tail": _tail,
     "tail-2": partial(_tail, blocks=2),
+    "tail-3": partial(_tail, blocks=3),
 }
 
 
