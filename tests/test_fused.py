@@ -66,6 +66,24 @@ def test_kernels_compute_what_the_modules_do(dtype, adds):
     assert not torch.allclose(ours.running_var, torch.ones(5), rtol=1e-1)
 
 
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("used", [(1, 0), (0, 1), (1, 2)])
+def test_two_outputs_take_the_sum_of_their_gradients(adds, used):
+    """Of which one may not be used at all."""
+    plain = fresh_norm()
+    ours = NormRelu.of(copy.deepcopy(plain))
+    x = pictures(6).to(torch.bfloat16)
+    expected = step(lambda x, other: sum(used) * torch.relu(plain(x) + (other if adds else 0 * other)), plain, x, -x.mean() + x)
+
+    def of_both(x, other):
+        outputs = ours(x, other if adds else None, twice=True)
+        return sum(times * out for times, out in zip(used, outputs, strict=True) if times) + 0 * other
+
+    found = step(of_both, ours, x, -x.mean() + x)
+    for ours_is, plain_is in zip(found, expected, strict=True):
+        assert (ours_is.float() - plain_is.float()).abs().max() <= 2e-2 * plain_is.float().abs().max()
+
+
 def test_it_evaluates_as_the_modules_do_bit_for_bit(plain_kernels):
     model = build_model("resnet20", (3, 32, 32), 10, seed=0)
     x = torch.randn(4, 3, 32, 32)
@@ -77,6 +95,7 @@ def test_a_fused_network_learns_the_same(plain_kernels):
     plain = build_model("resnet20", (3, 32, 32), 10, seed=0)
     ours = fuse(plain)
     assert sum(type(module) is NormRelu for module in ours.modules()) == 19
+    assert sum("twice" in node.kwargs for node in ours.graph.nodes) == 7  # all blocks but those before another width
     assert ours.state_dict().keys() == plain.state_dict().keys()
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for network in (plain, ours):

@@ -1,8 +1,8 @@
 """BatchNorm, the addition of a shortcut, and ReLU in one, for training on a CPU.
 
 PyTorch reads and writes a layer's activations anew for each of the three, and again on the way back; in bf16 that takes
-as long as the convolutions. Here each way is two passes over them: sums per channel, then the result. Both are compiled
-by torch.compile, which needs a C++ compiler. `fuse` puts them in place of the modules of a half or head.
+as long as the convolutions. Here each way is two passes over them: sums per channel, then the result. A way is one
+kernel that torch.compile makes, which needs a C++ compiler. `fuse` puts them in place of the modules of a half or head.
 Tests: tests/test_fused.py compares with the modules themselves.
 """
 
@@ -51,6 +51,7 @@ def fuse(module: nn.Module) -> nn.Module:
             for chain in chains:
                 _replace(graph.graph, chain)
             replaced = True
+    _take_gradients_apart(graph)
     graph.recompile()
     return graph if replaced else module
 
@@ -122,8 +123,26 @@ def _replace(graph: fx.Graph, chain: list[fx.Node]) -> None:
         graph.erase_node(node)
 
 
+def _take_gradients_apart(module: fx.GraphModule) -> None:
+    """A block's output goes to the next block's first layer and to its shortcut. Returned twice, once for either, it
+    gets their two gradients, whose sum the kernel computes in passing; autograd would write it out first."""
+    for node in list(module.graph.nodes):
+        if _calls(module, node, NormRelu) and len(node.users) == 2:
+            users = list(node.users)
+            if all(_calls(module, user, NormRelu, nn.Conv2d) for user in users):
+                for index, user in enumerate(users):
+                    with module.graph.inserting_before(user):
+                        copy = module.graph.call_function(operator.getitem, (node, index))
+                    user.replace_input_with(node, copy)
+                node.kwargs = {"twice": True}
+
+
+def _calls(module: fx.GraphModule, node: fx.Node, *types: type[nn.Module]) -> bool:
+    return node.op == "call_module" and type(module.get_submodule(str(node.target))) in types
+
+
 class NormRelu(nn.BatchNorm2d):
-    """relu(BatchNorm(x) + other), or without `other`: (B, C, H, W) → (B, C, H, W)."""
+    """relu(BatchNorm(x) + other), or without `other`: (B, C, H, W) → (B, C, H, W), or two of the same."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> "NormRelu":
@@ -132,21 +151,16 @@ class NormRelu(nn.BatchNorm2d):
         fused._parameters, fused._buffers = norm._parameters, norm._buffers
         return fused
 
-    def forward(self, x: Tensor, other: Tensor | int | float | None = None) -> Tensor:
-        if not self._takes(x, other):
-            normalized = super().forward(x)
-            return F.relu(normalized if other is None else normalized + other)
-        out, mean, variance = _NormRelu.apply(x, other, self.weight, self.bias, self.running_mean, self.eps)
-        count = x.numel() // x.shape[1]
-        with torch.no_grad():
+    def forward(self, x: Tensor, other: Tensor | int | float | None = None, twice: bool = False) -> Any:
+        if self._takes(x, other):
             assert self.num_batches_tracked is not None
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.momentum is not None
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        return out
+            settings = (self.running_mean, self.running_var, self.momentum, self.eps)
+            outputs: tuple[Tensor, Tensor] = _NormRelu.apply(x, other, self.weight, self.bias, *settings)
+            return outputs if twice else outputs[0]
+        normalized = super().forward(x)
+        out = F.relu(normalized if other is None else normalized + other)
+        return (out, out) if twice else out
 
     def _takes(self, x: Tensor, other: Tensor | int | float | None) -> bool:
         """Training, on a CPU, of more than one sample, by weights in float32: what the kernels were made for."""
@@ -157,43 +171,30 @@ class NormRelu(nn.BatchNorm2d):
 
 
 class _NormRelu(torch.autograd.Function):
-    """Returns the output, and the mean and biased variance of each channel."""
+    """Returns the output twice; updates the running statistics."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, shift: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = _rows(x)
-        mean, variance, factor, scale, offset = _kernel(_statistics)(rows, shift, weight, bias, eps)
-        if other is None:
-            out = _kernel(_output)(rows, scale, offset)
-            ctx.save_for_backward(rows, mean, factor, scale, offset)
-        else:
-            out = _kernel(_output_of_sum)(rows, _rows(other), scale, offset)
-            ctx.save_for_backward(rows, mean, factor, scale, out)
-        ctx.of_sum = other is not None
-        ctx.mark_non_differentiable(mean, variance)
-        return _pictures(out, x), mean, variance
+        ctx: Any, x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, *settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        x, other = _channels_last(x), None if other is None else _channels_last(other)
+        out, mean, factor, scale, offset = _kernel(_forward)(x, other, weight, bias, *settings)
+        ctx.save_for_backward(x, mean, factor, scale, offset if other is None else out)
+        ctx.adds = other is not None
+        ctx.set_materialize_grads(False)
+        return out, out.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        rows, mean, factor, scale, known = ctx.saved_tensors
-        upper = _rows(gradient)
-        sums, result = (_sums_of_sum, _gradients_of_sum) if ctx.of_sum else (_sums, _gradients)
-        weight, bias, slope, level = _kernel(sums)(upper, rows, mean, factor, scale, known)
-        x, *other = (_pictures(each, gradient) for each in _kernel(result)(upper, rows, scale, slope, level, known))
-        return x, other[0] if other else None, weight, bias, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [_channels_last(gradient) for gradient in gradients if gradient is not None]
+        kernel = _backward_of_sums if ctx.adds or len(given) == 2 else _backward
+        x, other, weight, bias = _kernel(kernel)(*ctx.saved_tensors, *given)
+        return x, other if ctx.adds else None, weight, bias, None, None, None, None
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, H·W, C), a view of channels-last memory."""
-    return x.detach().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _pictures(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_rows`."""
-    return rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+def _channels_last(x: Tensor) -> Tensor:
+    return x.detach().contiguous(memory_format=torch.channels_last)
 
 
 @functools.cache
@@ -214,7 +215,7 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def of_any_batch(*values: Any) -> Any:
         for value in values:
-            if isinstance(value, Tensor) and value.ndim == 3:
+            if isinstance(value, Tensor) and value.ndim == 4:
                 torch._dynamo.maybe_mark_dynamic(value, 0)  # one kernel for all sizes of batches
         return compiled(*values)
 
@@ -222,77 +223,75 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # --- The kernels ------------------------------------------------------------------------------------------------------
-# Of layers' values as `_rows` gives them, (B, pixels, C), and of values per channel, (C,), in float32. Formulas: Ioffe
+# Of layers' values, (B, C, H, W) in channels-last memory, and of values per channel, (C,), in float32. Formulas: Ioffe
 # & Szegedy 2015 (arXiv 1502.03167), section 3.
 
 
-def _statistics(
-    rows: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Mean, biased variance, 1 / standard deviation; and scale and offset, with which x · scale + offset is BatchNorm's
-    output. Sums are of differences from `shift`, the running mean, lest a large mean drown a small variance; in a
-    network's first batches it is not there yet, and a mean of 1,000 standard deviations is too much."""
+def _forward(
+    x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor,
+    running_mean: Tensor, running_var: Tensor, momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, mean, 1 / standard deviation; and scale and offset, with which x · scale + offset is BatchNorm's output.
+    Sums are of differences from the running mean, lest a large mean drown a small variance; in a network's first
+    batches it is not there yet, and a mean of 1,000 standard deviations is too much."""
+    rows = _rows(x)
     count = rows.shape[0] * rows.shape[1]
-    difference = rows.float() - shift
-    first, second = _total(difference) / count, _total(difference * difference) / count
+    difference = rows.float() - running_mean
+    first, second = (values.sum(1).sum(0) / count for values in (difference, difference * difference))
     variance = (second - first * first).clamp_min(0)
-    mean, factor = shift + first, torch.rsqrt(variance + eps)
+    mean, factor = running_mean + first, torch.rsqrt(variance + eps)
     scale = weight * factor
-    return mean, variance, factor, scale, bias - mean * scale
+    offset = bias - mean * scale
+    out = rows.float() * scale + offset
+    out = torch.relu(out if other is None else out + _rows(other).float())
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(variance * (count / (count - 1)), momentum)
+    return _pictures(out.to(x.dtype), x), mean, factor, scale, offset
 
 
-def _total(values: Tensor) -> Tensor:
-    """Sums over samples and pixels; in two steps, as one sum over everything is slower by far."""
-    return values.sum(1).sum(0)
+def _backward(
+    x: Tensor, mean: Tensor, factor: Tensor, scale: Tensor, known: Tensor, upper: Tensor
+) -> tuple[Tensor, None, Tensor, Tensor]:
+    """Gradients of x, of nothing else, of weight and of bias. `known` is the offset."""
+    rows = _rows(x)
+    passed = torch.where(rows.float() * scale + known > 0, _rows(upper).float(), 0.0)
+    x_gradient, weight_gradient, bias_gradient = _gradients(passed, rows, mean, factor, scale)
+    return _pictures(x_gradient, x), None, weight_gradient, bias_gradient
 
 
-def _output(rows: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    return torch.relu(rows.float() * scale + offset).to(rows.dtype)
-
-
-def _output_of_sum(rows: Tensor, other: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    return torch.relu(rows.float() * scale + offset + other.float()).to(rows.dtype)
-
-
-def _sums(
-    upper: Tensor, rows: Tensor, mean: Tensor, factor: Tensor, scale: Tensor, offset: Tensor
+def _backward_of_sums(
+    x: Tensor, mean: Tensor, factor: Tensor, scale: Tensor, known: Tensor, *uppers: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of weight and bias; and slope and level, with which passed · scale + x · slope + level is that of x."""
-    return _sums_of(_passed(upper, rows.float() * scale + offset), rows, mean, factor, scale)
-
-
-def _sums_of_sum(
-    upper: Tensor, rows: Tensor, mean: Tensor, factor: Tensor, scale: Tensor, out: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _sums_of(_passed(upper, out), rows, mean, factor, scale)
-
-
-def _sums_of(
-    passed: Tensor, rows: Tensor, mean: Tensor, factor: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    count = rows.shape[0] * rows.shape[1]
-    bias_gradient = _total(passed)
-    weight_gradient = _total(passed * (rows.float() - mean)) * factor
-    slope = -scale * factor * weight_gradient / count
-    return weight_gradient, bias_gradient, slope, -scale * bias_gradient / count - mean * slope
-
-
-def _passed(upper: Tensor, out: Tensor) -> Tensor:
-    """The gradient that the ReLU lets pass."""
-    return torch.where(out > 0, upper.float(), 0.0)
+    """Gradients of x, of what was added to it, of weight and of bias, from one or two gradients of the output. `known`
+    is the output, or the offset where nothing was added. What the ReLU lets pass is written in the first pass over the
+    values and read in the second."""
+    rows = _rows(x)
+    out = _rows(known) if known.ndim == 4 else rows.float() * scale + known
+    upper = sum(_rows(each).float() for each in uppers)
+    passed = torch.where(out > 0, upper, 0.0).to(x.dtype)
+    x_gradient, weight_gradient, bias_gradient = _gradients(passed.float(), rows, mean, factor, scale)
+    return _pictures(x_gradient, x), _pictures(passed, x), weight_gradient, bias_gradient
 
 
 def _gradients(
-    upper: Tensor, rows: Tensor, scale: Tensor, slope: Tensor, level: Tensor, offset: Tensor
-) -> tuple[Tensor]:
-    """Of x."""
-    passed = _passed(upper, rows.float() * scale + offset)
-    return ((passed * scale + rows.float() * slope + level).to(rows.dtype),)
+    passed: Tensor, rows: Tensor, mean: Tensor, factor: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias, from what the ReLU lets pass. That of x is passed · scale + x · slope + level. Slope and
+    level are taken as sums over samples, like the others, since torch.compile keeps a sum, and would compute anything
+    else anew for each value."""
+    per_value = -scale / (rows.shape[0] * rows.shape[1])
+    sums, products = passed.sum(1), (passed * (rows.float() - mean)).sum(1) * factor  # (B, C)
+    slope = (products * (per_value * factor)).sum(0)
+    level = (sums * per_value - products * (per_value * factor * mean)).sum(0)
+    return (passed * scale + rows.float() * slope + level).to(rows.dtype), products.sum(0), sums.sum(0)
 
 
-def _gradients_of_sum(
-    upper: Tensor, rows: Tensor, scale: Tensor, slope: Tensor, level: Tensor, out: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of x, and of what was added to it."""
-    passed = _passed(upper, out)
-    return (passed * scale + rows.float() * slope + level).to(rows.dtype), passed.to(rows.dtype)
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, H·W, C). Sums over samples and pixels are taken in two steps, pixels first: in one,
+    torch.compile goes through them value by value."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _pictures(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_rows`."""
+    return rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
