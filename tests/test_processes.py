@@ -139,8 +139,11 @@ STARTED: list[subprocess.Popen] = []
 
 
 def start(arguments, folder):
-    command = [*HALFPASS, *arguments]
-    STARTED.append(subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    """As from a terminal, where SIGINT is heeded: what a shell puts into the background, such as the tests, ignores it."""
+    STARTED.append(subprocess.Popen(
+        [*HALFPASS, *arguments], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ))  # fmt: skip
     return STARTED[-1]
 
 
