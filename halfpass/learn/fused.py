@@ -127,14 +127,16 @@ def _take_gradients_apart(module: fx.GraphModule) -> None:
     """A block's output goes to the next block's first layer and to its shortcut. Returned twice, once for either, it
     gets their two gradients, whose sum the kernel computes in passing; autograd would write it out first."""
     for node in list(module.graph.nodes):
-        if _calls(module, node, NormRelu) and len(node.users) == 2:
-            users = list(node.users)
-            if all(_calls(module, user, NormRelu, nn.Conv2d) for user in users):
-                for index, user in enumerate(users):
-                    with module.graph.inserting_before(user):
-                        copy = module.graph.call_function(operator.getitem, (node, index))
-                    user.replace_input_with(node, copy)
-                node.kwargs = {"twice": True}
+        users = list(node.users)
+        if not _calls(module, node, NormRelu) or len(users) != 2:
+            continue
+        if not all(_calls(module, user, NormRelu, nn.Conv2d) for user in users):
+            continue
+        for index, user in enumerate(users):
+            with module.graph.inserting_before(user):
+                copy = module.graph.call_function(operator.getitem, (node, index))
+            user.replace_input_with(node, copy)
+        node.kwargs = {"twice": True}
 
 
 def _calls(module: fx.GraphModule, node: fx.Node, *types: type[nn.Module]) -> bool:
