@@ -1,13 +1,17 @@
 """`paper`: a grid of trainings from one file, resumed where it stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from runtimes import rows_of
 
 from halfpass.errors import InputError
 from halfpass.run.cli import main
 from halfpass.run.grid import alone_in, choose, read_grid
+from halfpass.run.records import RunFolder
+from halfpass.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = """
@@ -86,6 +90,32 @@ def test_a_grid_is_trained_resumed_and_reported(grid, tmp_path, capsys):
     assert (out / "report.html").is_file()
     assert main([*words, "seed=3", "--set", "train.lr=0.5"]) == 2
     assert "expected a training with train.lr 0.5, found one with 0.01; choose another folder for the runs" in capsys.readouterr().err
+
+
+def test_a_training_that_was_broken_off_is_gone_on_with(grid, tmp_path, monkeypatch, capsys):
+    """Unless its settings are others by now; then it begins anew, its store too."""
+    grid.write_text(GRID.replace("train.epochs: 1,", f"train.epochs: 3, server.store: {tmp_path / 'kept'},"))
+    words = ["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3", "recipe=slow"]
+    folder = tmp_path / "runs" / "slow-1-decoupled-seed_3"
+    (member,) = choose(read_grid(grid, tmp_path / "runs", {}), words[5:])
+    keep = RunFolder.keep
+
+    def broken_off(*arguments):
+        keep(*arguments)
+        raise KeyboardInterrupt
+
+    for more in (["--set", "train.momentum=0.8"], []):
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "keep", broken_off)
+            with pytest.raises(KeyboardInterrupt):
+                train(member.config)
+        first = [row["loss"] for row in rows_of(folder)]
+        assert main([*words, *more]) == 0
+        rows = rows_of(folder)
+        assert len(rows) == 2 * 3
+        assert ([row["loss"] for row in rows[:2]] == first) == (not more)
+        shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "kept")
 
 
 def test_settings_may_be_nested_and_choices_do_not_leak(grid, tmp_path):

@@ -1,11 +1,21 @@
 """What a server tells what is above it: nothing at the top, and the server above where it is an edge (`edge.py`)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from halfpass.cut import CutBatch
 from halfpass.run.epoch import Tally
 
 
 class Above:
     """Nothing: above the top there is no one to tell."""
+
+    def state(self) -> dict[str, Any]:
+        """What the server above needs to go on behind an epoch."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
 
     def begin(self, epoch: int) -> None:
         """Waits until the server above wants this epoch."""

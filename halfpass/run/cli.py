@@ -30,7 +30,7 @@ from halfpass.run.retrain import retrain
 from halfpass.run.runs import read_run, summary
 from halfpass.run.server_process import serve
 from halfpass.run.tables import rich_table
-from halfpass.run.train import between_processes, compare, read_methods, read_seeds, train, with_folder
+from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
 
 DEFAULT_BIND = "127.0.0.1:7465"
 
@@ -60,6 +60,12 @@ def _train(options: Namespace) -> None:
     config = with_folder(options.config_object)
     train(config, debug=options.debug)
     _report_own([Path(str(config.out))])
+
+
+def _resume(options: Namespace) -> None:
+    run = Path(options.run)
+    resume(run)
+    _report_own([run])
 
 
 def _compare(options: Namespace) -> None:
@@ -155,6 +161,10 @@ def _add_config(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with the same keys as the options.")
 
 
+def _add_resume(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="Folder of a training that was broken off.")
+
+
 def _add_compare(parser: ArgumentParser) -> None:
     _add_config(parser)
     methods = "decoupled,conventional,centralized"
@@ -214,6 +224,7 @@ def _add_cuts(parser: ArgumentParser) -> None:
 COMMANDS = {
     "train": Command(_train, "Train by one method and write a run folder.", _add_config),
     "compare": Command(_compare, "Train by several methods and seeds: one table, one report.", _add_compare),
+    "resume": Command(_resume, "Go on with a training in one process that was broken off.", _add_resume),
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
     "retrain": Command(_retrain, "Train a new server half from the uploads that a run kept; no client.", _add_retrain),

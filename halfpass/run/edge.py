@@ -5,7 +5,7 @@ its run folder is the whole run's, and the edge's is `edge/` in it.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
 from halfpass.learn.edge import EdgeHalf
+from halfpass.learn.kept import load_training_state, training_state
 from halfpass.learn.server import Server
 from halfpass.run import setup
 from halfpass.run.above import Above
@@ -21,7 +22,7 @@ from halfpass.run.children import for_peer
 from halfpass.run.client_process import encoded, join_message
 from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory
-from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, result
+from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, peak_so_far, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import place_in_epoch
 from halfpass.wire import halfpass_pb2 as pb
@@ -83,13 +84,25 @@ class LocalLink(_Link):
         self._memory = PeakMemory(self.server.arithmetic.device)
         self._rows: list[Row] = []
 
+    def state(self) -> dict[str, Any]:
+        return {
+            "server": training_state(self.server.optimizer, self.server.half), "meter": self._wire.meter.state(),
+            "lessons": self._lessons.state(), "epochs": self._rows[-1]["epoch"],
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        load_training_state(state["server"], self.server.optimizer, self.server.half)
+        self._wire.meter.load_state(state["meter"])
+        self._lessons.load_state(state["lessons"])
+        self._rows = self._folder.rows(state["epochs"])
+
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
         self._served, self._began = Tally(self.server.arithmetic.device), time.perf_counter()
 
     def end(self, epoch: int, tally: Tally) -> None:
         self._lessons.end_epoch(epoch, self._served)
-        self._served.peak_memory_bytes = self._memory.peak_bytes()
+        self._served.peak_memory_bytes = max(self._memory.peak_bytes(), peak_so_far(self._rows))
         self._edge, self._seconds = replace(tally, uploads=self._uploads), time.perf_counter() - self._began
 
     def begin_test(self, epoch: int) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from halfpass.config import Config
 from halfpass.learn.server import Server
@@ -10,7 +10,7 @@ from halfpass.run.above import Above
 from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, epoch_rows
+from halfpass.run.records import Row, RunFolder, epoch_rows, peak_so_far
 from halfpass.wire.meter import Meter
 
 
@@ -27,6 +27,12 @@ class SplitRun(Protocol):
     def test(self, epoch: int) -> tuple[Score, dict[int, float]]:
         """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included."""
 
+    def state(self) -> dict[str, Any] | None:
+        """All that the coming epochs depend on; None where the run cannot be gone on with."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+
     def meters(self) -> dict[int, Meter]:
         """By client."""
 
@@ -35,17 +41,20 @@ class SplitRun(Protocol):
 
 
 def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
-    """All epochs; returns their rows, which are in the folder by then."""
+    """All epochs, or those that are left where the folder has kept the state behind one; returns the rows of all, which
+    are in the folder by then."""
     memory = PeakMemory(run.server.arithmetic.device)
-    rows: list[Row] = []
+    rows = folder.go_on(run.load_state)
+    done = rows[-1]["epoch"] if rows else 0
     uploads = sum(-(-steps // config.wire.every) for steps in run.steps)
     title = config.method if config.model.edge_cut is None else f"{config.method}, edge"
     with EpochProgress(title, config.train.epochs, uploads * config.server.replay) as progress:
-        for epoch in range(config.train.epochs):
+        progress.skip(done * uploads * config.server.replay)
+        for epoch in range(done, config.train.epochs):
             began = time.perf_counter()
             clients, server = run.train(epoch, progress.step)
             seconds = time.perf_counter() - began
-            server.peak_memory_bytes = memory.peak_bytes()
+            server.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows))
             score: Score | None = None
             auxiliary: dict[int, float] = {}
             if config.train.tests(epoch):
@@ -56,6 +65,8 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
                 epoch, seconds, server, clients, score, auxiliary, run.meters(), run.sockets(), before=rows
             )
             rows += folder.add_rows(new)
+            if (state := run.state()) is not None:
+                folder.keep(epoch + 1, state)
             progress.epoch(new[-1])
             for k, tally in clients.items():
                 if tally.withheld:

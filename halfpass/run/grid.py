@@ -1,4 +1,4 @@
-"""`paper`: a grid of trainings from one file, several at a time, resumed where it stopped.
+"""`paper`: a grid of trainings from one file, several at a time, resumed where it stopped, in the middle of trainings.
 
 A grid file has `settings`, by their dotted names, for every training; `seeds`; and `axes`, each with choices by name,
 whose settings hold where a training takes that choice. There is a training for every combination and every seed; a
@@ -191,23 +191,25 @@ def _train(members: Sequence[Member], waiting: Sequence[Member], jobs: int, writ
 
 def _check_same(member: Member) -> None:
     """Refuses a folder in which a training with other settings is finished."""
-    if not member.finished:
-        return
+    if member.finished and (other := _difference(member)):
+        key, value, found = other
+        remedy = "choose another folder for the runs"
+        raise InputError(str(member.folder), f"a training with {key} {value}", f"one with {found}", remedy)
+
+
+def _difference(member: Member) -> tuple[str, Any, Any] | None:
+    """A setting of the training in a member's folder that is not the member's, with the member's value and its own."""
     there = flatten(as_dict(read_config(member.folder)))
-    for key, value in flatten(as_dict(member.config)).items():
-        if key not in FREE and there[key] != value:
-            raise InputError(
-                str(member.folder), f"a training with {key} {value}", f"one with {there[key]}",
-                "choose another folder for the runs",
-            )  # fmt: skip
+    settings = flatten(as_dict(member.config)).items()
+    return next(((k, v, there.get(k)) for k, v in settings if k not in FREE and there.get(k) != v), None)
 
 
 def _prepare(members: Sequence[Member]) -> None:
     """Raises InputError where settings or data of one cannot be used; seeds make no difference to that."""
     checked: dict[str, Config] = {}
     for member in members:
-        recipe = replace(member.config.train, seed=0)
-        config = replace(member.config, train=recipe, out=None)
+        recipe, server = replace(member.config.train, seed=0), replace(member.config.server, store=None)
+        config = replace(member.config, train=recipe, server=server, out=None)
         checked[json.dumps(as_dict(config))] = config
     for _, same_data in itertools.groupby(sorted(checked.values(), key=_data_key), key=_data_key):
         configs = list(same_data)
@@ -240,14 +242,20 @@ def _run(waiting: Sequence[Member], jobs: int) -> Iterator[tuple[Member, RunErro
 
 
 def _start(member: Member, jobs: int) -> Child:
-    """`halfpass train`, anew: what a training that was broken off has left goes, its store too."""
-    for left, mark in ((member.folder, "config.yaml"), (Path(str(member.config.server.store)), "store.json")):
-        if (left / mark).is_file():  # and nothing else
-            shutil.rmtree(left)
+    """`halfpass resume`, where a training with these settings was broken off behind an epoch; else `halfpass train`,
+    anew: what such a training has left goes, its store too."""
     threads = setup.threads_each(member.config, jobs * process_count(member.config))
     config = replace(member.config, train=replace(member.config.train, threads=threads))
-    folder = RunFolder.create(member.folder, config).path
-    return Child(member.name, ["train", "--config", str(folder / "config.yaml")], quiet=True)
+    folder = RunFolder(member.folder)
+    if folder.is_kept and _difference(member) is None:
+        folder.write_config(config)  # the data may be elsewhere by now
+        return Child(member.name, ["resume", str(folder.path)], quiet=True)
+    if (member.folder / "config.yaml").is_file():  # and nothing else
+        shutil.rmtree(member.folder)
+        if (store := member.config.server.store) is not None and (Path(store) / "store.json").is_file():
+            shutil.rmtree(store)
+    folder = RunFolder.create(member.folder, config)
+    return Child(member.name, ["train", "--config", str(folder.path / "config.yaml")], quiet=True)
 
 
 def grid_rows(members: Sequence[Member]) -> list[dict[str, Any]]:

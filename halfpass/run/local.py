@@ -6,7 +6,7 @@ the order (step, client), which is also the order of `processes`: equal seeds gi
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from halfpass.config import Config
 from halfpass.learn import whole as whole_side
 from halfpass.learn.batches import batch_count, test_batches, train_batches
 from halfpass.learn.data import Dataset, Samples
+from halfpass.learn.kept import load_training_state, training_state
 from halfpass.learn.optimizers import learning_rate, set_learning_rate
 from halfpass.learn.server import Server
 from halfpass.run import setup
@@ -23,7 +24,7 @@ from halfpass.run.epoch import ClientEpoch, Score, Tally, check_finite, handed_o
 from halfpass.run.epochs import run_epochs
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, Wires, result, row
+from halfpass.run.records import RunFolder, Wires, peak_so_far, result, row
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
 from halfpass.run.uplink import Uplink
@@ -135,6 +136,31 @@ class LocalRun:
         self.above.end_test(epoch, score.right, score.samples)
         return score, auxiliary
 
+    def state(self) -> dict[str, Any]:
+        """All that the coming epochs depend on; what they draw at random depends on seed, epoch and step alone."""
+        return {
+            "clients": [training_state(client.optimizer, client.half, client.head) for client in self.clients],
+            "server": training_state(self.server.optimizer, self.server.half),
+            "handover": self.handover.state(), "meters": [wire.meter.state() for wire in self.wires],
+            "spent_bytes": [uplink.spent_bytes for uplink in self.uplinks],
+            "lessons": self.lessons.state(), "above": self.above.state(),
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        for client, values in zip(self.clients, state["clients"], strict=True):
+            load_training_state(values, client.optimizer, client.half, client.head)
+        load_training_state(state["server"], self.server.optimizer, self.server.half)
+        self.handover.load_state(state["handover"])
+        for wire, uplink, meter, spent in zip(
+            self.wires, self.uplinks, state["meters"], state["spent_bytes"], strict=True
+        ):
+            wire.meter.load_state(meter)
+            uplink.spent_bytes = spent
+        self.lessons.load_state(state["lessons"])
+        self.above.load_state(state["above"])
+        self.has_trained = True
+
     def meters(self) -> dict[int, Meter]:
         return {k: wire.meter for k, wire in enumerate(self.wires)}
 
@@ -152,18 +178,20 @@ class LocalRun:
 def train_local(
     config: Config, folder: RunFolder, data: Dataset, shards: list[Samples], network: setup.Network
 ) -> dict[str, Any]:
-    """Trains by a split method in this process and writes the run folder; returns what `result.json` holds."""
+    """Trains by a split method in this process and writes the run folder; returns what `result.json` holds. Where the
+    folder has kept the state of such a run, goes on with that."""
     if config.model.edge_cut is None:
-        with setup.open_store(config, network) as store:
+        with setup.open_store(config, network, old=folder.is_kept) as store:
             return _train_link(config, folder, LocalRun(config, data, shards, network, store), network)
     edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
+    old, edge_folder = folder.is_kept, folder.part("edge", edge)
     upper = setup.build_network(top, data.train.sample_shape, data.classes)
-    with setup.open_store(edge, network) as store, setup.open_store(top, upper) as upper_store:
+    with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, data, shards, network, store, link)
         assert isinstance(run.above, LocalLink)
         try:
-            _train_link(edge, RunFolder.create(folder.path / "edge", edge), run, network)
+            _train_link(edge, edge_folder, run, network)
         finally:
             if run.has_trained:
                 run.above.save()
@@ -185,15 +213,18 @@ def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: setup
 
 
 def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
-    """The baseline: the uncut network on all data in this process; returns what `result.json` holds."""
+    """The baseline: the uncut network on all data in this process; returns what `result.json` holds. Goes on as
+    `train_local` does."""
     whole = setup.build_whole(config, data.train.sample_shape, data.classes)
     recipe, device = config.train, whole.arithmetic.device
     data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
     memory = PeakMemory(device)
     steps = batch_count(len(data.train), recipe.batch_size)
-    rows: list[Row] = []
+    rows = folder.go_on(lambda state: load_training_state(state, whole.optimizer, whole.model))
+    done = rows[-1]["epoch"] if rows else 0
     with EpochProgress(config.method, recipe.epochs, steps) as progress:
-        for epoch in range(recipe.epochs):
+        progress.skip(done * steps)
+        for epoch in range(done, recipe.epochs):
             began, tally = time.perf_counter(), Tally(device)
             batches = train_batches(data, data.train, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
             with tally.busy():
@@ -205,10 +236,11 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
                     tally.add(loss, len(labels), lr)
                     progress.step()
             seconds = time.perf_counter() - began
-            tally.peak_memory_bytes = memory.peak_bytes()
+            tally.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows))
             accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
             new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
             rows += folder.add_rows([new])
+            folder.keep(epoch + 1, training_state(whole.optimizer, whole.model))
             progress.epoch(new)
     folder.save_whole(whole, config)
     return folder.finish(result(config, None, rows, Wires([], None), folder.environment))

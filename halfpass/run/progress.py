@@ -30,6 +30,10 @@ class EpochProgress:
     ) -> None:
         self._bars.stop()
 
+    def skip(self, batches: int) -> None:
+        """So many were trained on before, when the run was broken off."""
+        self._bars.advance(self._task, batches)
+
     def step(self) -> None:
         self._bars.advance(self._task)
 

@@ -3,13 +3,14 @@
 import json
 import math
 import os
+import pickle
 import platform
 import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ from halfpass.run.epoch import Score, Tally
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
+KEPT = "unfinished.pt"  # in a run folder, from its first epoch's end to its last's
 
 ROW_KEYS = (
     "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "steps", "samples",
@@ -76,6 +78,11 @@ def epoch_rows(
         rows.append(row(epoch, f"client-{k}", tally, seconds, aux_test_accuracy=auxiliary.get(k), **new))
     tested = {} if score is None else {"test_accuracy": score.accuracy, "joint_test_accuracy": score.joint_accuracy}
     return [*rows, row(epoch, "server", server, seconds, **tested)]
+
+
+def peak_so_far(rows: Sequence[Row]) -> int:
+    """Bytes: the largest in the rows of what was done before, perhaps by another process; 0 without any."""
+    return max((r["peak_memory_bytes"] or 0 for r in rows), default=0)
 
 
 def finite_or_none(value: float) -> float | None:
@@ -180,7 +187,7 @@ def environment() -> dict[str, Any]:
     return {
         "commit": _commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "hardware": _hardware(),
         "threads": torch.get_num_threads(),
     }
@@ -225,7 +232,7 @@ class RunFolder:
     """A folder that one run is written to."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._kept = path, path / KEPT
         self.environment = environment()  # as it is when the run begins: the tree may change meanwhile
 
     @classmethod
@@ -233,15 +240,74 @@ class RunFolder:
         """Makes the folder and writes the configuration; refuses a folder that holds a run."""
         refuse_run(path)
         path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(as_dict(config), sort_keys=False)
-        (path / "config.yaml").write_text(text)
-        return cls(path)
+        folder = cls(path)
+        folder.write_config(config)
+        return folder
+
+    def write_config(self, config: Config) -> None:
+        (self.path / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
 
     @classmethod
     def for_client(cls, path: Path, index: int) -> "RunFolder":
         """A folder that this process only adds its own weights to; refuses one that holds that client's already."""
         _refuse_folder(path, [f"client-{index}.safetensors"])
         return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunFolder":
+        """The folder of a run that is gone on with."""
+        folder = cls(path)
+        earlier = folder._read_kept()["environment"]
+        for key, now in folder.environment.items():
+            known = str(earlier[key]).split("; ")  # several, where several commits or machines made one run
+            folder.environment[key] = earlier[key] if str(now) in known else f"{earlier[key]}; {now}"
+        return folder
+
+    def part(self, name: str, config: Config) -> "RunFolder":
+        """A folder in it, of another owner's; made unless the run is gone on with. The state is kept by the whole."""
+        part = RunFolder(self.path / name) if self.is_kept else RunFolder.create(self.path / name, config)
+        part.environment, part._kept = self.environment, self._kept
+        return part
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self._kept.is_file()
+
+    def keep(self, epochs: int, state: Mapping[str, Any]) -> None:
+        """Writes all that the run needs to go on behind so many epochs, instead of what was kept before."""
+        partial = self._kept.with_suffix(".part")
+        with partial.open("wb") as file:
+            torch.save({"epochs": epochs, "environment": self.environment, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._kept)
+
+    def go_on(self, load: Callable[[dict[str, Any]], None]) -> list[Row]:
+        """Where a state is kept, gives it to `load`, tensors on the CPU; returns the rows of the epochs before it."""
+        if not self.is_kept:
+            return []
+        kept = self._read_kept()
+        load(kept["state"])
+        return self.rows(kept["epochs"])
+
+    def _read_kept(self) -> dict[str, Any]:
+        """What `keep` wrote; raises InputError where it cannot be read."""
+        try:
+            kept: dict[str, Any] = torch.load(self._kept, map_location="cpu", weights_only=True)
+            return {key: kept[key] for key in ("epochs", "environment", "state")}
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            found = " ".join(str(error).split())[:120] or type(error).__name__
+            raise InputError(str(self._kept), "the state of a run", found, "train anew") from None
+
+    def rows(self, epochs: int) -> list[Row]:
+        """Those of the first so many epochs; later ones, of an epoch that was not kept, leave the file."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if epochs else []
+        rows = [loaded for line in lines if line.endswith("\n") and (loaded := json.loads(line))["epoch"] <= epochs]
+        if len(rows) < len(lines):
+            file.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows))
+        return rows
 
     def add_rows(self, rows: list[Row]) -> list[Row]:
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -271,6 +337,8 @@ class RunFolder:
 
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
         write_json(self.path / "result.json", outcome)
+        if self._kept.parent == self.path:
+            self._kept.unlink(missing_ok=True)
         return outcome
 
 
@@ -296,7 +364,10 @@ def refuse_run(path: Path) -> None:
 def _refuse_folder(path: Path, files: Sequence[str]) -> None:
     held = [name for name in files if (path / name).exists()]
     if held:
-        raise InputError("out", "a folder without a run", f"{held[0]} in {path}", "choose another folder")
+        remedy = "choose another folder"
+        if (path / KEPT).exists():
+            remedy += f", or go on with it: halfpass resume {path}"
+        raise InputError("out", "a folder without a run", f"{held[0]} in {path}", remedy)
     if path.exists() and not path.is_dir():
         raise InputError("out", "a folder", f"a file at {path}", "choose another name")
     if not os.access(next(p for p in (path, *path.absolute().parents) if p.exists()), os.W_OK):

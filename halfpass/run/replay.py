@@ -4,8 +4,8 @@ The same for either runtime. A step is on `server.merge` uploads. Those of one e
 of the next, in a new order, and those of the last epoch once no more come: in epochs of the server's own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,19 @@ class Lessons:
     def holds(self) -> bool:
         """Whether batches are held until their step's others have come."""
         return bool(self._held)
+
+    def state(self) -> dict[str, Any]:
+        """What is left to do of an epoch that is over."""
+        return {
+            "again": [(use, [tuple(key) for key in keys]) for use, keys in self._again],
+            "uploads": 0 if self._store is None else self._store.added,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Uploads that have come since are forgotten: they come again."""
+        self._again = [(use, [Key(*key) for key in keys]) for use, keys in state["again"]]
+        if self._store is not None:
+            self._store.forget(state["uploads"])
 
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
         """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""

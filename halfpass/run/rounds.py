@@ -1,6 +1,7 @@
 """Who trains when, and who holds the newest client half: the three topologies, the same for either runtime."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -67,6 +68,12 @@ class Handover:
         self._relay = topology == "relay"
         self._newest: dict[str, Tensor] = {}
         self._holders: set[int] = set()
+
+    def state(self) -> dict[str, Any]:
+        return {"newest": self._newest, "holders": list(self._holders)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._newest, self._holders = dict(state["newest"]), set(state["holders"])
 
     def give(self, client: int) -> dict[str, Tensor]:
         """What `client` must load before it goes on; empty when it is up to date."""

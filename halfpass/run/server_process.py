@@ -5,7 +5,7 @@ It needs no data: sample shape and number of classes come with the first client 
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +282,12 @@ class ServerRun:
         if before is not None and after is not None:
             up, down = self._evaluation_sockets[k]
             self._evaluation_sockets[k] = (up + after[0] - before[0], down + after[1] - before[1] - weights)
+
+    def state(self) -> None:
+        """Clients would have to go on with it from the same step."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError
 
     def meters(self) -> dict[int, Meter]:
         return {k: self.hub.meter(k) for k in range(len(self.steps))}

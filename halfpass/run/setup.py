@@ -58,8 +58,9 @@ class Prepared:
     network: Network | None
 
 
-def prepare(config: Config, data: Dataset | None = None) -> Prepared:
-    """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used."""
+def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -> Prepared:
+    """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used, which
+    a store with uploads in it is unless the run is an `old` one."""
     _arithmetic(config)
     data = data or load_data(config.data)
     shards = make_shards(config, data)
@@ -70,7 +71,7 @@ def prepare(config: Config, data: Dataset | None = None) -> Prepared:
     check_rounds(config, steps_per_epoch(config, shards))
     network = build_network(config, data.train.sample_shape, data.classes)
     if config.server.store is not None and Path(config.server.store).exists():
-        with open_store(config, network):  # refuses another network's
+        with open_store(config, network, old=old):  # refuses another network's
             pass
     return Prepared(data, shards, network)
 
@@ -259,14 +260,15 @@ def keeps_uploads(config: Config) -> bool:
 
 
 @contextmanager
-def open_store(config: Config, network: Network) -> Iterator[UploadStore | None]:
-    """The store of uploads, where the run keeps one. Raises InputError where the folder holds another network's."""
+def open_store(config: Config, network: Network, *, old: bool = False) -> Iterator[UploadStore | None]:
+    """The store of uploads, where the run keeps one; `old` where it may have some already. Raises InputError where the
+    folder holds another network's."""
     if not keeps_uploads(config):
         yield None
         return
     folder = store_folder(config, Path(str(config.out)))
     with UploadStore.open(folder, identity=identity(network), limit_bytes=config.server.store_limit) as store:
-        if store.keys() or store.keys(test=True):
+        if not old and (store.keys() or store.keys(test=True)):
             raise InputError(
                 f"store {folder}", "an empty one for a new run", f"{store.held} uploads of another run",
                 "choose another folder for server.store; halfpass retrain reads this one",

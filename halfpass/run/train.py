@@ -15,7 +15,15 @@ from halfpass.run import setup
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_centralized, train_local
 from halfpass.run.processes import train_processes
-from halfpass.run.records import RunFolder, command_line, default_folder, read_result, refuse_run, write_json
+from halfpass.run.records import (
+    RunFolder,
+    command_line,
+    default_folder,
+    read_config,
+    read_result,
+    refuse_run,
+    write_json,
+)
 
 
 def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
@@ -31,13 +39,33 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     if process_count(config) > 1:
         RunFolder.create(out, config)
         return train_processes(config, out, debug=debug)
+    return _train_here(config, RunFolder.create(out, config), prepared)
+
+
+def resume(run: Path) -> dict[str, Any]:
+    """Goes on with a training in one process that was broken off, behind its last whole epoch, and ends as it would
+    have ended. Returns what `result.json` holds; raises InputError where there is no such training."""
+    if not (run / "config.yaml").is_file():
+        raise InputError("resume", "the folder of a run", f"no config.yaml in {run}", "check the path")
+    config = dataclasses.replace(read_config(run), out=str(run))
+    if (run / "result.json").is_file():
+        raise InputError("resume", "a training that was broken off", f"{run}, which is finished", "read its report")
+    if not RunFolder(run).is_kept:
+        found = "one between processes" if process_count(config) > 1 else "one without a finished epoch"
+        raise InputError("resume", "a training in one process, an epoch of it finished", found, "train anew")
+    prepared = setup.prepare(config, old=True)
+    return _train_here(config, RunFolder.reopen(run), prepared)
+
+
+def _train_here(config: Config, folder: RunFolder, prepared: setup.Prepared) -> dict[str, Any]:
+    """In this process; a folder that has kept a state goes on with that."""
     setup.settle_process(config)
     device = torch.device(config.train.device)
     # Every step seeds the global generators; the caller's come back.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if prepared.network is None:
-            return train_centralized(config, RunFolder.create(out, config), prepared.data)
-        return train_local(config, RunFolder.create(out, config), prepared.data, prepared.shards, prepared.network)
+            return train_centralized(config, folder, prepared.data)
+        return train_local(config, folder, prepared.data, prepared.shards, prepared.network)
 
 
 def with_folder(config: Config) -> Config:

@@ -22,7 +22,7 @@ class Uplink:
         """`steps`: the client's batches per epoch."""
         self._codec, self._every, self._budget = config.wire.codec, config.wire.every, config.wire.budget
         self._steps, self._all_steps = steps, steps * config.train.epochs
-        self._spent_bytes = 0
+        self.spent_bytes = 0  # of the budget
         self._waiting: list[pb.ClientMessage] = []  # micro-batches of a batch that the budget may not allow
 
     def messages(self, batch: CutBatch, tally: Tally) -> list[pb.ClientMessage]:
@@ -36,7 +36,7 @@ class Uplink:
         # The bytes that may have been spent once this batch has gone up.
         done = batch.epoch * self._steps + min(batch.step + self._every, self._steps)
         share = self._budget * done / self._all_steps
-        if self._spent_bytes < share:
+        if self.spent_bytes < share:
             self._waiting.append(write_batch(batch, self._codec))
         return self._decide(share, tally) if batch.last else []
 
@@ -44,9 +44,9 @@ class Uplink:
         """A whole batch goes up where that does not spend more than `share`, or not at all."""
         messages, self._waiting = self._waiting, []
         size = sum(message.ByteSize() for message in messages)
-        if not messages or self._spent_bytes + size > share:
+        if not messages or self.spent_bytes + size > share:
             tally.withheld += 1
             return []
         tally.uploads += 1
-        self._spent_bytes += size
+        self.spent_bytes += size
         return messages

@@ -1,8 +1,9 @@
 """Counts the bytes of messages as they are written, by what they are for."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from halfpass.wire import halfpass_pb2 as pb
 
@@ -21,6 +22,16 @@ class Meter:
     evaluation_up: int = 0
     evaluation_down: int = 0
     _testing: bool = False  # acknowledgements and signs of life belong to the evaluation while one goes on
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "up": dict(self.up), "down": dict(self.down),
+            "evaluation_up": self.evaluation_up, "evaluation_down": self.evaluation_down,
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.up, self.down = Counter(state["up"]), Counter(state["down"])
+        self.evaluation_up, self.evaluation_down = state["evaluation_up"], state["evaluation_down"]
 
     def count_up(self, message: pb.ClientMessage, size: int) -> None:
         """`size` is the length of the serialized message."""

@@ -162,6 +162,17 @@ class UploadStore:
         segment.size += len(record)
         return key
 
+    def forget(self, number: int) -> None:
+        """Drops the training uploads from that number on, and all test uploads: those of a training that is gone on
+        with from before they came."""
+        with self._explained():
+            self._drop(True, len(self._segments[True]))
+            for segment in self._segments[False]:
+                if len(segment.places) > (kept := max(0, number - segment.first)):
+                    segment.size = segment.places[kept].offset - _HEADER.size
+                    del segment.places[kept:]
+                    os.truncate(segment.file, segment.size)
+
     def _make_room(self, size: int) -> None:
         assert self._limit_bytes is not None
         room = self._limit_bytes - OVERHEAD_BYTES
@@ -233,6 +244,11 @@ class UploadStore:
         """Training uploads that had to go since the store was made."""
         segments = self._segments[False]
         return segments[0].first if segments else self._next[False]
+
+    @property
+    def added(self) -> int:
+        """Training uploads since the store was made: the next one's number."""
+        return self.evicted + self.held
 
     @property
     def used_bytes(self) -> int:

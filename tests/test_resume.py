@@ -1,0 +1,142 @@
+"""A training in one process that was broken off ends as one that was not."""
+
+import dataclasses
+import json
+
+import pytest
+from plain import equal
+from runtimes import rows_of
+from safetensors.torch import load_file
+
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
+from halfpass.errors import InputError
+from halfpass.run import epoch, local
+from halfpass.run.cli import main
+from halfpass.run.train import resume, train
+from halfpass.wire.store import UploadStore
+
+MEASURED = ("busy_seconds", "waiting_seconds", "peak_memory_bytes")
+
+
+def recipe(**changes):
+    return TrainConfig(**{"epochs": 3, "batch_size": 64, "threads": 1} | changes)
+
+
+def settings(method="decoupled", **parts):
+    parts = {"model": ModelConfig("digits-cnn", "block_2", "conv"), "train": recipe()} | parts  # 4-D weights, momentum too
+    return Config(method=method, data=DataConfig(limit=600), **parts)
+
+
+TWO = ClientsConfig(2, "splitfed", "dirichlet", 1.0, rounds=3)
+RUNS = {
+    "replayed": settings(clients=TWO, server=ServerConfig(replay=3, merge=2), wire=WireConfig("int8", every=2)),
+    "within a budget": settings(clients=TWO, train=recipe(micro_batch=24), wire=WireConfig(budget=2_000_000)),
+    "relay": settings(clients=ClientsConfig(2, "relay"), train=recipe(optimizer="adamw", lr=0.01, test_every=2)),
+    "independent": settings(clients=ClientsConfig(2, "independent")),
+    "conventional": settings("conventional", clients=TWO),
+    "feedback": settings(train=recipe(feedback_every=3)),
+    "chain": settings(
+        model=ModelConfig("digits-cnn", "block_1", edge_cut="block_3"), clients=TWO, server=ServerConfig(replay=2)
+    ),
+    "centralized": settings("centralized"),
+}  # fmt: skip
+
+
+def break_off(monkeypatch, config, calls):
+    """Ctrl-C in the middle of an epoch, at so many-th loss."""
+    seen = []
+    check = epoch.check_finite
+
+    def interrupted(*arguments):
+        seen.append(arguments)
+        if len(seen) == calls:
+            raise KeyboardInterrupt
+        check(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epoch, "check_finite", interrupted)
+        patch.setattr(local, "check_finite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+
+
+def weights(folder):
+    return {str(file.relative_to(folder)): load_file(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def told(folder):
+    """What the run's files say, but for seconds and memory."""
+    results = [json.loads(file.read_text()) for file in sorted(folder.rglob("result.json"))]
+    rows = [row for file in sorted(folder.rglob("metrics.jsonl")) for row in rows_of(file.parent)]
+    left = {"train_seconds", "seconds", "peak_memory_bytes", *MEASURED}
+    return [{key: value for key, value in one.items() if key not in left} for one in [*results, *rows]]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_training_broken_off_ends_as_one_that_was_not(tmp_path, monkeypatch, name):
+    whole, broken = (dataclasses.replace(RUNS[name], out=str(tmp_path / out)) for out in ("whole", "broken"))
+    losses = []
+    check = epoch.check_finite
+    with monkeypatch.context() as patch:
+        patch.setattr(epoch, "check_finite", lambda *a: (losses.append(a), check(*a)))
+        patch.setattr(local, "check_finite", lambda *a: (losses.append(a), check(*a)))
+        train(whole)
+    break_off(monkeypatch, broken, round(0.6 * len(losses)))
+    kept = len({row["epoch"] for row in rows_of(tmp_path / "broken")})
+    assert 1 <= kept <= 2
+    at_break = weights(tmp_path / "broken")
+    resume(tmp_path / "broken")
+    done, expected = weights(tmp_path / "broken"), weights(tmp_path / "whole")
+    assert done.keys() == expected.keys()
+    for file, tensors in expected.items():
+        assert equal(done[file], tensors), file
+        assert file not in at_break or not equal(at_break[file], tensors), file
+    assert told(tmp_path / "broken") == told(tmp_path / "whole")
+    assert not list((tmp_path / "broken").rglob("unfinished*"))
+
+
+def test_broken_off_twice_and_killed_between_rows_and_state(tmp_path, monkeypatch):
+    """The rows of an epoch whose state was not kept are written again."""
+    whole, broken = (dataclasses.replace(RUNS["replayed"], out=str(tmp_path / out)) for out in ("whole", "broken"))
+    train(whole)
+    keep = local.RunFolder.keep
+
+    def killed(folder, epochs, state):
+        if epochs == 2:
+            raise KeyboardInterrupt
+        keep(folder, epochs, state)
+
+    break_off(monkeypatch, broken, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(local.RunFolder, "keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "broken")
+    assert rows_of(tmp_path / "broken")[-1]["epoch"] == 2
+    resume(tmp_path / "broken")
+    assert told(tmp_path / "broken") == told(tmp_path / "whole")
+    for file, tensors in weights(tmp_path / "whole").items():
+        assert equal(weights(tmp_path / "broken")[file], tensors), file
+    stored = []
+    for run in ("whole", "broken"):
+        with UploadStore.open_existing(tmp_path / run / "store") as store:
+            stored.append([(key, store.read(key)) for test in (False, True) for key in store.keys(test=test)])
+    assert stored[0] == stored[1]
+
+
+def test_what_cannot_be_gone_on_with_is_said(tmp_path, monkeypatch, capsys):
+    def refused():
+        status, err = main(["resume", str(tmp_path / "run")]), capsys.readouterr().err
+        return status, err.removeprefix("halfpass: ").strip().replace(str(tmp_path), "")
+
+    assert refused() == (2, "resume: expected the folder of a run, found no config.yaml in /run; check the path")
+    config = dataclasses.replace(settings(train=recipe(epochs=2)), out=str(tmp_path / "run"))
+    break_off(monkeypatch, config, 1)
+    assert refused() == (2, "resume: expected a training in one process, an epoch of it finished, found one without a finished epoch; train anew")
+    (tmp_path / "run" / "metrics.jsonl").unlink(missing_ok=True)
+    train(dataclasses.replace(config, out=str(tmp_path / "done")))
+    (tmp_path / "done").rename(tmp_path / "run-done")
+    (tmp_path / "run" / "unfinished.pt").write_bytes(b"PK\x03\x04 torn")
+    assert refused()[0] == 2
+    assert "unfinished.pt: expected the state of a run, found " in str(refused()[1])
+    with pytest.raises(InputError, match=r"expected a training that was broken off, found .*run-done, which is finished"):
+        resume(tmp_path / "run-done")
