@@ -12,7 +12,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 proto: .venv/installed
 	cd halfpass/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. halfpass.proto
