@@ -117,6 +117,27 @@ def test_the_disk_stays_below_the_limit_whatever_the_sizes(tmp_path):
         assert 0.5 * limit < store.used_bytes <= disk_bytes(folder)
 
 
+@pytest.mark.parametrize("number", [0, 3, 7, 9])
+def test_what_is_forgotten_comes_again_under_the_same_numbers(tmp_path, number):
+    """Of several segments, after a restart too, and where all that was to stay has been evicted by then."""
+    with create(tmp_path) as store:
+        keys = [store.add(upload(step, size=MB // 2)) for step in range(9)]
+        assert len(list(tmp_path.glob("uploads-*"))) > 2
+        store.add(upload(0, test=True))
+    with create(tmp_path) as store:
+        store.forget(number)
+        assert (store.keys(), store.keys(test=True), store.added) == (keys[:number], [], number)
+        again = [store.add(upload(step, size=MB // 2)) for step in range(number, 9)]
+        assert again == keys[number:]
+        assert store.read(keys[8]) == upload(8, size=MB // 2)
+    with create(tmp_path) as store:
+        assert (store.keys(), store.added) == (keys, 9)
+        add_many(store, 40)
+        assert store.evicted > 9
+        store.forget(5)
+        assert (store.added, store.add(upload(5)).number) == (5, 5)
+
+
 def test_test_uploads_stay_until_those_of_another_epoch(tmp_path):
     with create(tmp_path / "store") as store:
         for step in range(3):

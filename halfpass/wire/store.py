@@ -167,11 +167,15 @@ class UploadStore:
         with from before they came."""
         with self._explained():
             self._drop(True, len(self._segments[True]))
-            for segment in self._segments[False]:
-                if len(segment.places) > (kept := max(0, number - segment.first)):
-                    segment.size = segment.places[kept].offset - _HEADER.size
-                    del segment.places[kept:]
-                    os.truncate(segment.file, segment.size)
+            segments = self._segments[False]
+            while segments and segments[-1].first >= number:  # the newest first, so that no gap is left at any time
+                segments.pop().file.unlink()
+            if not segments:
+                self._next[False] = number
+            elif later := segments[-1].places[number - segments[-1].first :]:
+                segments[-1].size = later[0].offset - _HEADER.size
+                del segments[-1].places[-len(later) :]
+                os.truncate(segments[-1].file, segments[-1].size)
 
     def _make_room(self, size: int) -> None:
         assert self._limit_bytes is not None
