@@ -98,7 +98,7 @@ def test_a_training_that_was_broken_off_is_gone_on_with(grid, tmp_path, monkeypa
     words = ["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3", "recipe=slow"]
     folder = tmp_path / "runs" / "slow-1-decoupled-seed_3"
     (member,) = choose(read_grid(grid, tmp_path / "runs", {}), words[5:])
-    keep = RunFolder.keep
+    keep = RunFolder.save_checkpoint
 
     def broken_off(*arguments):
         keep(*arguments)
@@ -106,7 +106,7 @@ def test_a_training_that_was_broken_off_is_gone_on_with(grid, tmp_path, monkeypa
 
     for more in (["--set", "train.momentum=0.8"], []):
         with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "keep", broken_off)
+            patch.setattr(RunFolder, "save_checkpoint", broken_off)
             with pytest.raises(KeyboardInterrupt):
                 train(member.config)
         first = [row["loss"] for row in rows_of(folder)]

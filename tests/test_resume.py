@@ -99,7 +99,7 @@ def test_broken_off_twice_and_killed_between_rows_and_state(tmp_path, monkeypatc
     """The rows of an epoch whose state was not kept are written again."""
     whole, broken = (dataclasses.replace(RUNS["replayed"], out=str(tmp_path / out)) for out in ("whole", "broken"))
     train(whole)
-    keep = local.RunFolder.keep
+    keep = local.RunFolder.save_checkpoint
 
     def killed(folder, epochs, state):
         if epochs == 2:
@@ -108,7 +108,7 @@ def test_broken_off_twice_and_killed_between_rows_and_state(tmp_path, monkeypatc
 
     break_off(monkeypatch, broken, 20)
     with monkeypatch.context() as patch:
-        patch.setattr(local.RunFolder, "keep", killed)
+        patch.setattr(local.RunFolder, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             resume(tmp_path / "broken")
     assert rows_of(tmp_path / "broken")[-1]["epoch"] == 2

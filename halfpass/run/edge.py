@@ -13,8 +13,8 @@ from typing import Any
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
+from halfpass.learn.checkpoint import load_training_state, training_state
 from halfpass.learn.edge import EdgeHalf
-from halfpass.learn.kept import load_training_state, training_state
 from halfpass.learn.server import Server
 from halfpass.run import setup
 from halfpass.run.above import Above

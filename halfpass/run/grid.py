@@ -247,7 +247,7 @@ def _start(member: Member, jobs: int) -> Child:
     threads = setup.threads_each(member.config, jobs * process_count(member.config))
     config = replace(member.config, train=replace(member.config.train, threads=threads))
     folder = RunFolder(member.folder)
-    if folder.is_kept and _difference(member) is None:
+    if folder.has_checkpoint and _difference(member) is None:
         folder.write_config(config)  # the data may be elsewhere by now
         return Child(member.name, ["resume", str(folder.path)], quiet=True)
     if (member.folder / "config.yaml").is_file():  # and nothing else

@@ -13,8 +13,8 @@ from typing import Any
 from halfpass.config import Config
 from halfpass.learn import whole as whole_side
 from halfpass.learn.batches import batch_count, test_batches, train_batches
+from halfpass.learn.checkpoint import load_training_state, training_state
 from halfpass.learn.data import Dataset, Samples
-from halfpass.learn.kept import load_training_state, training_state
 from halfpass.learn.optimizers import learning_rate, set_learning_rate
 from halfpass.learn.server import Server
 from halfpass.run import setup
@@ -181,10 +181,10 @@ def train_local(
     """Trains by a split method in this process and writes the run folder; returns what `result.json` holds. Where the
     folder has kept the state of such a run, goes on with that."""
     if config.model.edge_cut is None:
-        with setup.open_store(config, network, old=folder.is_kept) as store:
+        with setup.open_store(config, network, old=folder.has_checkpoint) as store:
             return _train_link(config, folder, LocalRun(config, data, shards, network, store), network)
     edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
-    old, edge_folder = folder.is_kept, folder.part("edge", edge)
+    old, edge_folder = folder.has_checkpoint, folder.part("edge", edge)
     upper = setup.build_network(top, data.train.sample_shape, data.classes)
     with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
@@ -220,7 +220,7 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
     data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
     memory = PeakMemory(device)
     steps = batch_count(len(data.train), recipe.batch_size)
-    rows = folder.go_on(lambda state: load_training_state(state, whole.optimizer, whole.model))
+    rows = folder.load_checkpoint(lambda state: load_training_state(state, whole.optimizer, whole.model))
     done = rows[-1]["epoch"] if rows else 0
     with EpochProgress(config.method, recipe.epochs, steps) as progress:
         progress.skip(done * steps)
@@ -240,7 +240,7 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
             accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
             new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
             rows += folder.add_rows([new])
-            folder.keep(epoch + 1, training_state(whole.optimizer, whole.model))
+            folder.save_checkpoint(epoch + 1, training_state(whole.optimizer, whole.model))
             progress.epoch(new)
     folder.save_whole(whole, config)
     return folder.finish(result(config, None, rows, Wires([], None), folder.environment))

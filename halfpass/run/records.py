@@ -30,7 +30,7 @@ from halfpass.run.epoch import Score, Tally
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
-KEPT = "unfinished.pt"  # in a run folder, from its first epoch's end to its last's
+CHECKPOINT = "unfinished.pt"  # in a run folder, from its first epoch's end to its last's
 
 ROW_KEYS = (
     "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "steps", "samples",
@@ -232,7 +232,7 @@ class RunFolder:
     """A folder that one run is written to."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._kept = path, path / KEPT
+        self.path, self._checkpoint = path, path / CHECKPOINT
         self.environment = environment()  # as it is when the run begins: the tree may change meanwhile
 
     @classmethod
@@ -253,52 +253,42 @@ class RunFolder:
         _refuse_folder(path, [f"client-{index}.safetensors"])
         return cls(path)
 
-    @classmethod
-    def reopen(cls, path: Path) -> "RunFolder":
-        """The folder of a run that is gone on with."""
-        folder = cls(path)
-        earlier = folder._read_kept()["environment"]
-        for key, now in folder.environment.items():
-            known = str(earlier[key]).split("; ")  # several, where several commits or machines made one run
-            folder.environment[key] = earlier[key] if str(now) in known else f"{earlier[key]}; {now}"
-        return folder
-
     def part(self, name: str, config: Config) -> "RunFolder":
         """A folder in it, of another owner's; made unless the run is gone on with. The state is kept by the whole."""
-        part = RunFolder(self.path / name) if self.is_kept else RunFolder.create(self.path / name, config)
-        part.environment, part._kept = self.environment, self._kept
+        part = RunFolder(self.path / name) if self.has_checkpoint else RunFolder.create(self.path / name, config)
+        part.environment, part._checkpoint = self.environment, self._checkpoint
         return part
 
     @property
-    def is_kept(self) -> bool:
+    def has_checkpoint(self) -> bool:
         """Whether there is a state to go on from."""
-        return self._kept.is_file()
+        return self._checkpoint.is_file()
 
-    def keep(self, epochs: int, state: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, epochs: int, state: Mapping[str, Any]) -> None:
         """Writes all that the run needs to go on behind so many epochs, instead of what was kept before."""
-        partial = self._kept.with_suffix(".part")
+        partial = self._checkpoint.with_suffix(".part")
         with partial.open("wb") as file:
             torch.save({"epochs": epochs, "environment": self.environment, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self._kept)
+        partial.replace(self._checkpoint)
 
-    def go_on(self, load: Callable[[dict[str, Any]], None]) -> list[Row]:
-        """Where a state is kept, gives it to `load`, tensors on the CPU; returns the rows of the epochs before it."""
-        if not self.is_kept:
+    def load_checkpoint(self, load: Callable[[dict[str, Any]], None]) -> list[Row]:
+        """Where there is one, gives its state to `load`, tensors on the CPU; returns the rows of the epochs before it.
+        Raises InputError where it cannot be read."""
+        if not self.has_checkpoint:
             return []
-        kept = self._read_kept()
-        load(kept["state"])
-        return self.rows(kept["epochs"])
-
-    def _read_kept(self) -> dict[str, Any]:
-        """What `keep` wrote; raises InputError where it cannot be read."""
         try:
-            kept: dict[str, Any] = torch.load(self._kept, map_location="cpu", weights_only=True)
-            return {key: kept[key] for key in ("epochs", "environment", "state")}
+            read = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+            epochs, earlier, state = (read[key] for key in ("epochs", "environment", "state"))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
             found = " ".join(str(error).split())[:120] or type(error).__name__
-            raise InputError(str(self._kept), "the state of a run", found, "train anew") from None
+            raise InputError(str(self._checkpoint), "the state of a run", found, "train anew") from None
+        for key, now in self.environment.items():
+            known = str(earlier[key]).split("; ")  # several, where several commits or machines made one run
+            self.environment[key] = earlier[key] if str(now) in known else f"{earlier[key]}; {now}"
+        load(state)
+        return self.rows(epochs)
 
     def rows(self, epochs: int) -> list[Row]:
         """Those of the first so many epochs; later ones, of an epoch that was not kept, leave the file."""
@@ -337,8 +327,8 @@ class RunFolder:
 
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
         write_json(self.path / "result.json", outcome)
-        if self._kept.parent == self.path:
-            self._kept.unlink(missing_ok=True)
+        if self._checkpoint.parent == self.path:
+            self._checkpoint.unlink(missing_ok=True)
         return outcome
 
 
@@ -365,7 +355,7 @@ def _refuse_folder(path: Path, files: Sequence[str]) -> None:
     held = [name for name in files if (path / name).exists()]
     if held:
         remedy = "choose another folder"
-        if (path / KEPT).exists():
+        if (path / CHECKPOINT).exists():
             remedy += f", or go on with it: halfpass resume {path}"
         raise InputError("out", "a folder without a run", f"{held[0]} in {path}", remedy)
     if path.exists() and not path.is_dir():

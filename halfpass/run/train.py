@@ -50,11 +50,12 @@ def resume(run: Path) -> dict[str, Any]:
     config = dataclasses.replace(read_config(run), out=str(run))
     if (run / "result.json").is_file():
         raise InputError("resume", "a training that was broken off", f"{run}, which is finished", "read its report")
-    if not RunFolder(run).is_kept:
+    folder = RunFolder(run)
+    if not folder.has_checkpoint:
         found = "one between processes" if process_count(config) > 1 else "one without a finished epoch"
         raise InputError("resume", "a training in one process, an epoch of it finished", found, "train anew")
     prepared = setup.prepare(config, old=True)
-    return _train_here(config, RunFolder.reopen(run), prepared)
+    return _train_here(config, folder, prepared)
 
 
 def _train_here(config: Config, folder: RunFolder, prepared: setup.Prepared) -> dict[str, Any]:
