@@ -13,7 +13,7 @@ from torch import nn
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
 from halfpass.learn import client as client_side
-from halfpass.learn import fused, precision
+from halfpass.learn import fused
 from halfpass.learn import server as server_side
 from halfpass.learn.batches import test_batches, train_batches
 from halfpass.learn.data import Dataset, Samples
@@ -446,30 +446,3 @@ def test_compiled_halves_learn_the_same(method, data, monkeypatch):
     assert any(not torch.equal(compiled[name], value) for name, value in plain.items())  # or nothing was replaced
     for name, value in plain.items():
         assert torch.allclose(compiled[name], value, rtol=1e-3, atol=1e-4), name
-
-
-def test_what_is_not_on_a_cpu_is_compiled_as_a_whole(monkeypatch):
-    module, compiled = nn.Linear(2, 2), []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
-    for on in (False, True):
-        assert precision.Arithmetic(torch.device("meta"), compiled=on).place(module) is module
-        assert compiled == [module] * on
-
-
-def test_halves_compiled_as_a_whole_learn_the_same(data, monkeypatch):
-    """As torch.compile takes them apart, with its kernels left out: to make those would take a minute."""
-    graphs = []
-
-    def without_kernels(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=without_kernels))
-    monkeypatch.setattr(precision, "fuse", lambda module: (module.compile(), module)[1])  # as it is done for a GPU
-    compiled = joined(run(config(compile=True), data))
-    assert len(graphs) == 6  # of client half, head and server half, each to train and to test: none is broken apart
-    plain = joined(run(config(), data))
-    assert len(graphs) == 6
-    for name, value in plain.items():
-        assert torch.allclose(compiled[name], value, rtol=1e-5, atol=1e-6), name

@@ -6,7 +6,7 @@ for the gradient of the activations, and learns from that.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halfpass.cut import CutBatch
+from halfpass.learn.graphs import Backward
 from halfpass.learn.precision import Arithmetic
 from halfpass.learn.seed import derive_seed
 
@@ -54,15 +55,26 @@ def decoupled_step(
     _seed_step(client, epoch, step, before)
     if before == 0:
         client.optimizer.zero_grad(set_to_none=True)
-    with client.arithmetic.autocast():
-        tensors = client.half(client.arithmetic.move(x))
-        logits = client.head(tensors[0])  # (B, classes)
-    loss = client.loss(logits.float(), client.arithmetic.move(labels))
+    inputs = client.arithmetic.move(x), client.arithmetic.move(labels)
+    if before == after == 0:
+        (loss, *tensors), _ = client.arithmetic.run(_learn, client, *inputs)
+    else:
+        loss, *tensors = _learn(client, *inputs, share=len(labels) / (before + len(labels) + after))
     batch = _cut_batch(client, tensors, labels, epoch, step, before, after)
-    (loss * batch.share).backward()
     if batch.last:
         client.optimizer.step()
     return batch, loss.item()
+
+
+def _learn(client: Client, x: Tensor, labels: Tensor, share: float = 1.0) -> tuple[Tensor, ...]:
+    """Adds up the gradients of the local loss, a batch's `share` of it; returns that loss and what crosses the cut."""
+    assert client.head is not None
+    with client.arithmetic.autocast():
+        tensors = client.half(x)
+        logits = client.head(tensors[0])  # (B, classes)
+    loss = client.loss(logits.float(), labels)
+    (loss * share).backward()
+    return loss.detach(), *(tensor.detach() for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class Pending:
     """A batch on the client between the two halves of a conventional step: the graph waits for its gradient."""
 
     batch: CutBatch
-    tensors: tuple[Tensor, ...]  # each (B, ...), with graph
+    backward: Backward  # of the gradients of the batch's tensors
     local_loss: float  # NaN without a head
 
 
@@ -84,20 +96,26 @@ def conventional_forward(
     """
     _seed_step(client, epoch, step)
     client.optimizer.zero_grad(set_to_none=True)
+    inputs = client.arithmetic.move(x), client.arithmetic.move(labels)
+    (loss, *tensors), backward = client.arithmetic.run(_forward, client, *inputs)
+    return Pending(_cut_batch(client, tensors, labels, epoch, step), backward, loss.item())
+
+
+def _forward(client: Client, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """The loss of the head, which learns, NaN without one; and what crosses the cut, with its graph."""
     with client.arithmetic.autocast():
-        tensors = client.half(client.arithmetic.move(x))
-        logits = None if client.head is None else client.head(tensors[0].detach())
-    local_loss = math.nan
-    if logits is not None:
-        loss = client.loss(logits.float(), client.arithmetic.move(labels))
-        loss.backward()
-        local_loss = loss.item()
-    return Pending(_cut_batch(client, tensors, labels, epoch, step), tensors, local_loss)
+        tensors = client.half(x)
+        if client.head is None:
+            return labels.new_full((), math.nan, dtype=torch.float32), *tensors
+        logits = client.head(tensors[0].detach())
+    loss = client.loss(logits.float(), labels)
+    loss.backward()
+    return loss.detach(), *tensors
 
 
 def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
     """The second half: trains the client half by the gradients of its tensors, each of that tensor's shape."""
-    torch.autograd.backward(pending.tensors, [client.arithmetic.move(gradient) for gradient in gradients])
+    pending.backward([client.arithmetic.move(gradient) for gradient in gradients])
     client.optimizer.step()
 
 
@@ -140,6 +158,6 @@ def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:
 
 
 def _cut_batch(
-    client: Client, tensors: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0
+    client: Client, tensors: Sequence[Tensor], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0
 ) -> CutBatch:
     return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), labels, before, after)

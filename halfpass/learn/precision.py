@@ -1,43 +1,51 @@
-"""Where and how precisely a half computes: device, autocast, memory format."""
+"""Where and how precisely a half computes: device, autocast, memory format, and what is compiled or recorded."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from halfpass.errors import InputError
 from halfpass.learn.fused import check_compiler, fuse
+from halfpass.learn.graphs import Backward, Graphs, Pass, backward_of
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`device` of the weights, whether forward passes run under bfloat16 autocast, and whether they are compiled."""
+    """`device` of the weights, whether forward passes run under bfloat16 autocast, whether they are compiled, and what
+    records those of one side, where they are recorded."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     bf16: bool = False
     compiled: bool = False
+    graphs: Graphs | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of every forward pass; the losses are computed in float32 outside of it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """The module on the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU; to be
-        compiled when it is first called, on a CPU in parts (fused.py). Where it is another module, the first is void.
+        """The module on the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU; with
+        kernels that are compiled when they are first called (fused.py). Where it is another module, the first is void.
         """
         module.to(self.device)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-        if self.compiled and self.device.type == "cpu":
-            return fuse(module)
-        if self.compiled:
-            module.compile()  # anew for a second size of batches, such as an epoch's last, and then for any
-        return module
+        return fuse(module) if self.compiled else module
 
     def move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+    def run(self, function: Pass, side: Any, *inputs: Tensor) -> tuple[tuple[Tensor, ...], Backward]:
+        """`function(side, *inputs)` of inputs on the device, and what takes gradients of those of its outputs that have
+        a graph and goes back through it; recorded as CUDA graphs where there are any (graphs.py has the conditions)."""
+        if self.graphs is not None:
+            return self.graphs.run(function, side, inputs)
+        outputs = function(side, *inputs)
+        return outputs, backward_of(outputs)
 
 
 def arithmetic(device: str, precision: str, compiled: bool = False) -> Arithmetic:
@@ -47,6 +55,8 @@ def arithmetic(device: str, precision: str, compiled: bool = False) -> Arithmeti
     except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
         reason = str(error).splitlines()[0]
         raise InputError("train.device", "a device of this machine", f"{device!r} ({reason})", "use cpu") from None
-    if compiled and torch.device(device).type == "cpu":
+    place = torch.device(device)
+    if compiled and place.type == "cpu":
         check_compiler()
-    return Arithmetic(torch.device(device), precision == "bf16", compiled)
+    graphs = Graphs(place) if compiled and place.type == "cuda" else None
+    return Arithmetic(place, precision == "bf16", compiled, graphs)

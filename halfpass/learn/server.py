@@ -29,14 +29,40 @@ def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
     Of a batch that comes in micro-batches the last one makes the optimizer step, as at the client. `use` counts how
     often it has been trained on before.
     """
-    return _learn(server, batch, _tensors(server, batch), use)
+    _begin(server, batch, use)
+    inputs = server.arithmetic.move(batch.labels), *_tensors(server, batch)
+    if batch.share == 1:
+        (loss,), _ = server.arithmetic.run(_learn, server, *inputs)
+    else:
+        (loss,) = _learn(server, *inputs, share=batch.share)
+    if batch.last:
+        server.optimizer.step()
+    return loss.item()
 
 
 def conventional_step(server: Server, batch: CutBatch) -> tuple[tuple[Tensor, ...], float]:
     """Trains the server half on one cut batch; returns the loss's gradient by each of its tensors, and the loss."""
-    tensors = tuple(tensor.requires_grad_() for tensor in _tensors(server, batch))
-    loss = _learn(server, batch, tensors)
-    return tuple(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors), loss
+    _begin(server, batch)
+    inputs = server.arithmetic.move(batch.labels), *_tensors(server, batch)
+    (loss, *gradients), _ = server.arithmetic.run(_learn_and_return, server, *inputs)
+    server.optimizer.step()
+    return tuple(gradients), loss.item()
+
+
+def _learn(server: Server, labels: Tensor, *tensors: Tensor, share: float = 1.0) -> tuple[Tensor, ...]:
+    """Adds up the gradients of the loss, a batch's `share` of it; returns that loss."""
+    with server.arithmetic.autocast():
+        logits = server.half(*tensors)  # (B, classes)
+    loss = server.loss(logits.float(), labels)
+    (loss * share).backward()
+    return (loss.detach(),)
+
+
+def _learn_and_return(server: Server, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The loss, and its gradient by each of the tensors."""
+    tensors = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+    (loss,) = _learn(server, labels, *tensors)
+    return loss, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors)
 
 
 @torch.no_grad()
@@ -53,17 +79,10 @@ def evaluate(server: Server, batch: CutBatch) -> tuple[int, int | None]:
     return right, int((both.argmax(1) == labels).sum())
 
 
-def _learn(server: Server, batch: CutBatch, tensors: tuple[Tensor, ...], use: int = 0) -> float:
+def _begin(server: Server, batch: CutBatch, use: int = 0) -> None:
     torch.manual_seed(derive_seed(server.seed, "server", batch.client, batch.epoch, batch.step, batch.before, use))
     if batch.before == 0:
         server.optimizer.zero_grad(set_to_none=True)
-    with server.arithmetic.autocast():
-        logits = server.half(*tensors)  # (B, classes)
-    loss = server.loss(logits.float(), server.arithmetic.move(batch.labels))
-    (loss * batch.share).backward()
-    if batch.last:
-        server.optimizer.step()
-    return loss.item()
 
 
 def _tensors(server: Server, batch: CutBatch) -> tuple[Tensor, ...]:

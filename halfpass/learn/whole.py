@@ -24,13 +24,20 @@ class Whole:
 def whole_step(whole: Whole, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int) -> float:
     """One step of plain end-to-end training; returns the loss."""
     torch.manual_seed(derive_seed(whole.seed, "whole", epoch, step))
-    with whole.arithmetic.autocast():
-        logits = whole.model(whole.arithmetic.move(x))
-    loss = whole.loss(logits.float(), whole.arithmetic.move(labels))
     whole.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    inputs = whole.arithmetic.move(x), whole.arithmetic.move(labels)
+    (loss,), _ = whole.arithmetic.run(_learn, whole, *inputs)
     whole.optimizer.step()
     return loss.item()
+
+
+def _learn(whole: Whole, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Adds up the gradients of the loss; returns that loss."""
+    with whole.arithmetic.autocast():
+        logits = whole.model(x)
+    loss = whole.loss(logits.float(), labels)
+    loss.backward()
+    return (loss.detach(),)
 
 
 @torch.no_grad()

@@ -1,0 +1,128 @@
+"""CUDA graphs: a step's passes recorded once and replayed, so that the GPU does not wait for Python to launch kernels.
+
+A ResNet-110 in bf16 has some 2,000 kernels of a few microseconds in a step, and Python takes longer to launch one than
+the GPU to run it. Tests: tests/test_graphs.py, on any machine, and tests/test_gpu.py, on one with a GPU.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WARM_UP = 2  # calls with inputs of a shape that are not recorded yet: kernels are compiled and chosen in them
+RECORDED = 4  # shapes at most: a batch's, an epoch's last, and some for several clients' last
+
+Pass = Callable[..., tuple[Tensor, ...]]
+Backward = Callable[[Sequence[Tensor]], None]
+
+
+class Graphs:
+    """Of one side's passes, on its GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool: Any = None
+        self._calls: dict[Any, int] = {}
+        self._graphs: dict[Any, _Recording] = {}
+
+    def run(self, function: Pass, side: Any, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Backward]:
+        """`function(side, *inputs)`, and what takes gradients of those of its outputs that have a graph and goes back
+        through it; no other call may come in between.
+
+        The function must do the same whenever it gets inputs of these shapes, and may change no more than the
+        gradients of the parameters that `side.optimizer` has, all None before, and buffers. Its outputs are
+        copies, without graph.
+        """
+        key = (function, *((tensor.shape, tensor.dtype, tensor.stride()) for tensor in inputs))
+        if key in self._graphs:
+            return self._graphs[key].replay(inputs)
+        self._calls[key] = self._calls.get(key, 0) + 1
+        if self._calls[key] <= WARM_UP or len(self._graphs) == RECORDED:
+            return self._unrecorded(function, side, inputs)
+        self._graphs[key] = self._record(function, side, inputs)
+        return self._graphs[key].replay(inputs)
+
+    @contextmanager
+    def _on_own_stream(self) -> Iterator[None]:
+        """It begins when the current stream is done so far, and that one waits for it."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def _unrecorded(
+        self, function: Pass, side: Any, inputs: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], Backward]:
+        """The function as it is, on the stream on which it will be recorded, as PyTorch wants it."""
+        with self._on_own_stream():
+            outputs = function(side, *inputs)
+        back = backward_of(outputs)
+
+        def backward(gradients: Sequence[Tensor]) -> None:
+            with self._on_own_stream():
+                back(gradients)
+
+        return outputs, backward
+
+    def _record(self, function: Pass, side: Any, inputs: tuple[Tensor, ...]) -> "_Recording":
+        parameters = [parameter for group in side.optimizer.param_groups for parameter in group["params"]]
+        inputs = tuple(tensor.clone() for tensor in inputs)
+        forward, outputs = self._recorded(lambda: function(side, *inputs))
+        with_graph, backward = _with_graph(outputs), None
+        above = [torch.zeros_like(tensor) for tensor in with_graph]
+        if with_graph:
+            backward, _ = self._recorded(lambda: torch.autograd.backward(with_graph, above))
+        outputs = tuple(tensor.detach() for tensor in outputs)
+        gradients = [(parameter, parameter.grad) for parameter in parameters]
+        return _Recording(inputs, outputs, above, gradients, forward, backward)
+
+    def _recorded(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """What does the work again, and what it returned. Other threads may meanwhile use the GPU."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            returned = work()
+        self._pool = self._pool or graph.pool()
+        return graph.replay, returned
+
+
+def backward_of(outputs: Sequence[Tensor]) -> Backward:
+    """What takes gradients of those of the outputs that have a graph and goes back through it."""
+    return lambda gradients: torch.autograd.backward(_with_graph(outputs), list(gradients))
+
+
+def _with_graph(outputs: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in outputs if tensor.requires_grad]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """Graphs with the memory that they read and write."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    above: list[Tensor]  # gradients of the outputs
+    gradients: list[tuple[nn.Parameter, Tensor | None]]
+    forward: Callable[[], None]
+    backward: Callable[[], None] | None
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Backward]:
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        self._give_gradients()
+        self.forward()
+        return tuple(tensor.clone() for tensor in self.outputs), self._replay_backward
+
+    def _replay_backward(self, gradients: Sequence[Tensor]) -> None:
+        assert self.backward is not None
+        for own, given in zip(self.above, gradients, strict=True):
+            own.copy_(given, non_blocking=True)
+        self.backward()
+
+    def _give_gradients(self) -> None:
+        """The parameters' gradients are this recording's memory."""
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
