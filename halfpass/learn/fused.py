@@ -1,4 +1,4 @@
-"""BatchNorm, the addition of a shortcut, and ReLU in one, for training on a CPU or a GPU.
+"""BatchNorm, the addition of a shortcut, and ReLU in one, for training on a CPU.
 
 PyTorch reads and writes a layer's activations anew for each of the three, and again on the way back; in bf16 that takes
 as long as the convolutions. Here each way is two passes over them: sums per channel, then the result. A way is one
@@ -165,10 +165,9 @@ class NormRelu(nn.BatchNorm2d):
         return (out, out) if twice else out
 
     def _takes(self, x: Tensor, other: Tensor | int | float | None) -> bool:
-        """Training of more than one sample, by weights in float32: what the kernels were made for."""
+        """Training, on a CPU, of more than one sample, by weights in float32: what the kernels were made for."""
         training = self.training and torch.is_grad_enabled() and self.weight.dtype == torch.float32
-        fits = x.device.type in ("cpu", "cuda") and x.ndim == 4 and len(x) > 1
-        fits = fits and x.dtype in (torch.float32, torch.bfloat16)
+        fits = x.device.type == "cpu" and x.ndim == 4 and len(x) > 1 and x.dtype in (torch.float32, torch.bfloat16)
         like_x = isinstance(other, Tensor) and other.shape == x.shape and other.dtype == x.dtype
         return training and fits and (other is None or like_x)
 

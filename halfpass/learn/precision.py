@@ -27,14 +27,15 @@ class Arithmetic:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """The module on the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU; with
-        kernels that are compiled when they are first called (fused.py). Where it is another module, the first is void.
+        """The module on the device, 4-D weights in channels-last order, which is the faster one on CPU and GPU; on a
+        CPU with kernels that are compiled when they are first called (fused.py), perhaps as another module, which makes
+        the first one void.
         """
         module.to(self.device)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-        return fuse(module) if self.compiled else module
+        return fuse(module) if self.compiled and self.device.type == "cpu" else module
 
     def move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
