@@ -168,7 +168,7 @@ def measure(network: str, options: argparse.Namespace) -> dict[tuple[str, str], 
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
                 plain = fresh.submit(plain_seconds, configuration(network, method, options), options.workers).result()
             seconds.setdefault((method, "plain"), []).append(plain)
-        for runtime in RUNTIMES:
+        for runtime in options.runtimes:
             with tempfile.TemporaryDirectory() as folder:
                 config = configuration(network, "decoupled", options)
                 config = replace(config, runtime=runtime, out=f"{folder}/runs")  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def rows_of(network: str, seconds: Mapping[tuple[str, str], float], options: arg
     """A row per method and runtime; the bars are those of the decoupled one in two processes."""
     rows = []
     for method in METHODS:
-        for runtime in RUNTIMES:
+        for runtime in options.runtimes:
             faster = seconds[method, "plain"] / seconds[method, runtime]
             over_conventional = seconds[method, runtime] / seconds["conventional", runtime]
             barred = (method, runtime) == ("decoupled", "processes")
@@ -200,6 +200,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of CIFAR-10, official layout")
     parser.add_argument("--networks", default=NETWORKS, help="NETWORK:CUT, by commas")
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="of halfpass")
     parser.add_argument("--steps", type=at_least_one, default=30, help="batches of an epoch that are trained")
     parser.add_argument("--rounds", type=at_least_one, default=3, help="turns of each side")
     parser.add_argument("--workers", type=int, default=2, help="of the plain loop's DataLoader")
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for network in options.networks.split(","):
             rows += rows_of(network, measure(network, options), options)
-            for row in rows[-len(METHODS) * len(RUNTIMES) :]:
+            for row in [row for row in rows if row["network"] == network]:
                 ours, plain = row["seconds_per_epoch"], row["plain_seconds_per_epoch"]
                 print(
                     f"{network:<20} {row['method']:<12} {row['runtime']:<9} {ours:6.1f} s an epoch, "

@@ -14,6 +14,7 @@ from test_invariants import config, data, joined, plain_batches, run  # noqa: F4
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from halfpass.errors import InputError
 from halfpass.learn import precision
 from halfpass.learn.graphs import RECORDED, WARM_UP, Graphs
 from halfpass.learn.whole import whole_step
@@ -108,3 +109,14 @@ def test_few_shapes_are_recorded(recorded, data):  # noqa: F811
             x, y = data.train.inputs[:count], data.train.labels[:count]
             assert whole_step(whole, x, y, 0, step) == whole_step(plain, x, y, 0, step)
     assert [graph.replays for graph in recorded] == [2] * RECORDED
+
+
+def test_what_cannot_be_recorded_is_an_input_error(recorded, data, monkeypatch):  # noqa: F811
+    @contextlib.contextmanager
+    def refusing(*arguments, **settings):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refusing)
+    with pytest.raises(InputError, match=r"train\.compile.*record.*not permitted when stream is capturing.*leave it out"):
+        run(config(compile=True), data)

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfpass.errors import InputError
+from halfpass.learn.reason import reason
+
 WARM_UP = 2  # calls with inputs of a shape that are not recorded yet: kernels are compiled and chosen in them
 RECORDED = 4  # shapes at most: a batch's, an epoch's last, and some for several clients' last
 
@@ -81,10 +84,15 @@ class Graphs:
         return _Recording(inputs, outputs, above, gradients, forward, backward)
 
     def _recorded(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """What does the work again, and what it returned. Other threads may meanwhile use the GPU."""
+        """What does the work again, and what it returned. Other threads may meanwhile use the GPU. Raises InputError
+        where the work cannot be recorded, since it waits for the GPU, say."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            returned = work()
+        try:
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                returned = work()
+        except RuntimeError as error:
+            found = f"another ({reason(error)})"
+            raise InputError("train.compile", "a network that CUDA graphs can record", found, "leave it out") from error
         self._pool = self._pool or graph.pool()
         return graph.replay, returned
 
