@@ -76,17 +76,19 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "recordings"),
-    [({}, 4), ({"method": "conventional"}, 6), ({"feedback_every": 2}, 7), ({"method": "centralized"}, 2), ({"micro_batch": 5}, 0)],
+    [({}, 4), ({"method": "conventional"}, 6), ({"feedback_every": 2}, 7), ({"method": "centralized"}, 2), ({"micro_batch": 5}, 0),
+     ({"clients": 2, "topology": "splitfed"}, 5), ({"clients": 2, "topology": "relay"}, 5)],
 )
 def test_recorded_passes_learn_the_same(settings, recordings, recorded, data):  # noqa: F811
     """Bit for bit, of batches of two sizes: of 16, and an epoch's last of 12. A conventional client has two for each,
-    forward and backward, and where both kinds of steps take turns, the last batch of 12 is always of one kind."""
+    forward and backward, and where both kinds of steps take turns, the last batch of 12 is always of one kind. Client
+    halves that are averaged or relayed take others' weights in between."""
     few = dataclasses.replace(data, train=data.train.take(torch.arange(60)))
 
     def trained(on):
         chosen = config(epochs=6, compile=on, **settings)
         if chosen.method != "centralized":
-            return joined(run(chosen, few, (60,)))
+            return joined(run(chosen, few, (60,) if chosen.clients.count == 1 else (32, 28)))
         whole = setup.build_whole(chosen, data.train.sample_shape, data.classes)
         for x, y in plain_batches(few, 6):
             whole_step(whole, x, y, epoch=0, step=0)
