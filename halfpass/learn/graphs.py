@@ -35,9 +35,9 @@ class Graphs:
         """`function(side, *inputs)`, and what takes gradients of those of its outputs that have a graph and goes back
         through it; no other call may come in between.
 
-        The function must do the same whenever it gets inputs of these shapes, and may change no more than the
-        gradients of the parameters that `side.optimizer` has, all None before, and buffers. Its outputs are
-        copies, without graph.
+        The function must do the same whenever it gets inputs of these shapes, and may change no more than buffers and
+        the gradients of the parameters that `side.optimizer` has, all None before. What is returned of a replay are
+        copies, without a graph of their own. Raises InputError where the function cannot be recorded.
         """
         key = (function, *((tensor.shape, tensor.dtype, tensor.stride()) for tensor in inputs))
         if key in self._graphs:
@@ -84,8 +84,7 @@ class Graphs:
         return _Recording(inputs, outputs, above, gradients, forward, backward)
 
     def _recorded(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """What does the work again, and what it returned. Other threads may meanwhile use the GPU. Raises InputError
-        where the work cannot be recorded, since it waits for the GPU, say."""
+        """What does the work again, and what it returned. Other threads may meanwhile use the GPU."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
@@ -120,7 +119,8 @@ class _Recording:
     def replay(self, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Backward]:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given, non_blocking=True)
-        self._give_gradients()
+        for parameter, gradient in self.gradients:  # those of another recording, or none, until now
+            parameter.grad = gradient
         self.forward()
         return tuple(tensor.clone() for tensor in self.outputs), self._replay_backward
 
@@ -129,8 +129,3 @@ class _Recording:
         for own, given in zip(self.above, gradients, strict=True):
             own.copy_(given, non_blocking=True)
         self.backward()
-
-    def _give_gradients(self) -> None:
-        """The parameters' gradients are this recording's memory."""
-        for parameter, gradient in self.gradients:
-            parameter.grad = gradient
