@@ -176,7 +176,7 @@ def serve(folder, *more, **changes):
     return server, line.split()[2], settings
 
 
-def finish(process, seconds=120):
+def finish(process, seconds=300):
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
@@ -233,7 +233,7 @@ def test_a_killed_client_ends_the_run_and_is_named(tmp_path):
     assert not (tmp_path / "server" / "result.json").exists()
 
 
-def wait_for_rows(folder, seconds=120):
+def wait_for_rows(folder, seconds=300):
     deadline = time.monotonic() + seconds
     while not (folder / "metrics.jsonl").exists():
         assert time.monotonic() < deadline
