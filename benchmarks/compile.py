@@ -22,7 +22,6 @@ from step import RECIPE, Row, at_least_one, augmented_data, first_batches, local
 
 from halfpass.config import Config, ModelConfig
 from halfpass.errors import HalfpassError
-from halfpass.learn.precision import arithmetic
 from halfpass.run.records import command_line, environment, write_json
 
 METHODS = ("decoupled", "conventional")
@@ -43,7 +42,7 @@ def measure(network: str, method: str, options: argparse.Namespace) -> Row:
         statistics.median(itertools.chain(*(turn[side] for turn in turns[1:]))) for side in (False, True)
     )
     return {
-        "network": model, "cut": cut, "head": head if method == "decoupled" else "–", "method": method,
+        "network": model, "cut": cut, "head": head if method == "decoupled" else None, "method": method,
         "device": options.device, "times_faster": without / with_it, "seconds_per_step": with_it,
         "plain_seconds_per_step": without, "steps": options.steps, "rounds": options.rounds,
     }  # fmt: skip
@@ -57,15 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=at_least_one, default=3, help="counted turns of each side")
     parser.add_argument("--out", type=Path, help="file to write, such as results/compile.json")
     options = parser.parse_args(arguments)
-    try:
-        arithmetic(options.device, "bf16", compiled=True)
-    except HalfpassError as error:  # no such device, or no compiler
-        print(error, file=sys.stderr)
-        return error.exit_status
     made = {"environment": environment(), "command": command_line("python benchmarks/compile.py", arguments)}
-    rows = []
-    for network in options.networks.split(","):
-        for method in METHODS:
+    rows: list[Row] = []
+    try:
+        for network, method in itertools.product(options.networks.split(","), METHODS):
             say(f"{network}, {method}")
             rows.append(measure(network, method, options))
             print(
@@ -75,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )  # fmt: skip
             if options.out is not None:
                 write_json(options.out, {**made, "rows": rows})
+    except HalfpassError as error:  # no such network or device, or no compiler
+        print(error, file=sys.stderr)
+        return error.exit_status
     return 0
 
 

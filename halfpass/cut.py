@@ -61,7 +61,12 @@ class CutBatch:
     @property
     def share(self) -> float:
         """Its part of the samples of its step's batch, and so of the mean loss over them."""
-        return len(self) / (self.before + len(self) + self.after)
+        return share_of_batch(self.before, len(self), self.after)
+
+
+def share_of_batch(before: int, samples: int, after: int) -> float:
+    """What so many samples are of a step's batch that has others before and after them."""
+    return samples / (before + samples + after)
 
 
 def merge(batches: Sequence[CutBatch]) -> CutBatch:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from halfpass.cut import CutBatch
+from halfpass.cut import CutBatch, share_of_batch
 from halfpass.learn.graphs import Backward
 from halfpass.learn.precision import Arithmetic
 from halfpass.learn.seed import derive_seed
@@ -56,10 +56,11 @@ def decoupled_step(
     if before == 0:
         client.optimizer.zero_grad(set_to_none=True)
     inputs = client.arithmetic.move(x), client.arithmetic.move(labels)
-    if before == after == 0:
+    share = share_of_batch(before, len(labels), after)
+    if share == 1:
         (loss, *tensors), _ = client.arithmetic.run(_learn, client, *inputs)
     else:
-        loss, *tensors = _learn(client, *inputs, share=len(labels) / (before + len(labels) + after))
+        loss, *tensors = _learn(client, *inputs, share=share)
     batch = _cut_batch(client, tensors, labels, epoch, step, before, after)
     if batch.last:
         client.optimizer.step()
