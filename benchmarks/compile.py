@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from step import RECIPE, Row, at_least_one, augmented_data, first_batches, local_run, say, step_seconds
+from step import RECIPE, Row, at_least_one, augmented_data, first_batches, local_run, say, several, step_seconds
 
 from halfpass.config import Config, ModelConfig
 from halfpass.errors import HalfpassError
 from halfpass.run.records import command_line, environment, write_json
 
 METHODS = ("decoupled", "conventional")
+FORM = "NETWORK:CUT:HEAD"
 NETWORKS = "resnet20:stage_1.2:linear,resnet110:stage_2.7:linear"
 
 
@@ -50,7 +51,7 @@ def measure(network: str, method: str, options: argparse.Namespace) -> Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", default=NETWORKS, help="NETWORK:CUT:HEAD, by commas")
+    parser.add_argument("--networks", type=several(FORM), default=NETWORKS, help=f"{FORM}, by commas")
     parser.add_argument("--device", default="cpu", help="train.device of both sides")
     parser.add_argument("--steps", type=at_least_one, default=6, help="of a turn")
     parser.add_argument("--rounds", type=at_least_one, default=3, help="counted turns of each side")
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = {"environment": environment(), "command": command_line("python benchmarks/compile.py", arguments)}
     rows: list[Row] = []
     try:
-        for network, method in itertools.product(options.networks.split(","), METHODS):
+        for network, method in itertools.product(options.networks, METHODS):
             say(f"{network}, {method}")
             rows.append(measure(network, method, options))
             print(

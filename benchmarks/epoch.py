@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from step import BATCH_SIZE, CIFAR_SAMPLES, Row, at_least_one, epoch_seconds_per_step, say
+from step import BATCH_SIZE, CIFAR_SAMPLES, Row, at_least_one, epoch_seconds_per_step, say, several
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, relu
 from torch.utils.data import DataLoader
@@ -44,6 +44,7 @@ from halfpass.run.train import compare
 METHODS, RUNTIMES = ("decoupled", "conventional"), ("processes", "local")
 STEPS_PER_EPOCH = -(-CIFAR_SAMPLES // BATCH_SIZE)
 BARS = {"cpu": 3.0, "cuda": 6.0}  # plain decoupled over halfpass's
+FORM = "NETWORK:CUT"
 NETWORKS = "resnet20:stage_1.2,resnet110:stage_2.7"  # where the halves take about equally long, and the paper's middle
 
 
@@ -199,7 +200,7 @@ def rows_of(network: str, seconds: Mapping[tuple[str, str], float], options: arg
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of CIFAR-10, official layout")
-    parser.add_argument("--networks", default=NETWORKS, help="NETWORK:CUT, by commas")
+    parser.add_argument("--networks", type=several(FORM), default=NETWORKS, help=f"{FORM}, by commas")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="of halfpass")
     parser.add_argument("--steps", type=at_least_one, default=30, help="batches of an epoch that are trained")
     parser.add_argument("--rounds", type=at_least_one, default=3, help="turns of each side")
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = {"environment": environment(), "command": command_line("python benchmarks/epoch.py", arguments)}
     rows: list[Row] = []
     try:
-        for network in options.networks.split(","):
+        for network in options.networks:
             rows += rows_of(network, measure(network, options), options)
             for row in [row for row in rows if row["network"] == network]:
                 ours, plain = row["seconds_per_epoch"], row["plain_seconds_per_epoch"]

@@ -354,6 +354,18 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def several(form: str) -> Callable[[str], list[str]]:
+    """An argparse type: names by commas, each of as many parts as `form`, such as NETWORK:CUT, has."""
+
+    def split(text: str) -> list[str]:
+        for name in text.split(","):
+            if name.count(":") != form.count(":") or not all(name.split(":")):
+                raise argparse.ArgumentTypeError(f"expected {form}, several by commas, found {name!r}")
+        return text.split(",")
+
+    return split
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ratios that say what halfpass costs and gains, measured in one run.")
     parser.add_argument("--steps", type=at_least_one, default=8, help="steps of one side's turn; (b): times 3")

@@ -13,8 +13,11 @@ class HalfpassError(Exception):
     exit_status = 1
 
     def __init__(self, place: str, expected: str, found: str, remedy: str) -> None:
-        super().__init__(f"{place}: expected {expected}, found {found}; {remedy}")
+        super().__init__(place, expected, found, remedy)  # what pickle builds it from again, in another process
         self.place, self.expected, self.found, self.remedy = place, expected, found, remedy
+
+    def __str__(self) -> str:
+        return f"{self.place}: expected {self.expected}, found {self.found}; {self.remedy}"
 
 
 class InputError(HalfpassError, ValueError):

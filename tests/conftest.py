@@ -14,6 +14,8 @@ hook = install_import_hook(CHECKED, "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from halfpass.learn.data import Dataset, Samples  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -21,3 +23,13 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data():
+    """96 noisy pictures of 10 classes with a shifted mean, so that BatchNorm and biases have work to do."""
+    draws = torch.Generator().manual_seed(7)
+    labels = torch.randint(0, 10, (96,), generator=draws)
+    pictures = torch.randn(96, 1, 8, 8, generator=draws) + 3 + labels[:, None, None, None] / 4
+    train, test = Samples(pictures[:64], labels[:64]), Samples(pictures[64:], labels[64:])
+    return Dataset("noise", train, test, 10, (), ())

@@ -1,5 +1,6 @@
 """The command line: every kind of bad input gets one line, its exit status, and leaves nothing behind."""
 
+import copy
 import json
 import re
 import socket
@@ -113,6 +114,13 @@ def test_debug_adds_the_traceback(capsys):
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.splitlines()[-1].startswith("halfpass: wire.codec: expected")
+
+
+def test_an_error_reaches_the_process_that_asked():
+    """A pool of processes pickles it; one that cannot be built again breaks the pool."""
+    error = InputError("train.lr", "a number", "none", "give one")
+    again = copy.copy(error)  # as pickle does it
+    assert (type(again), str(again), again.remedy) == (InputError, "train.lr: expected a number, found none; give one", "give one")
 
 
 def test_print_config_is_a_config(capsys):

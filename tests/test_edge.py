@@ -8,7 +8,7 @@ import torch
 from plain import HandCut, equal
 from runtimes import rows_of, train_in_both_runtimes
 from safetensors.torch import load_file
-from test_invariants import SGD, config, data, plain_batches, shards  # noqa: F401
+from small import SGD, config, plain_batches, shards
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -73,7 +73,7 @@ def test_what_crosses_both_cuts_is_copied():
     assert torch.equal(half.crossing[1], kept)
 
 
-def test_a_chain_is_one_module_with_detach_at_both_cuts(data, tmp_path):  # noqa: F811
+def test_a_chain_is_one_module_with_detach_at_both_cuts(data, tmp_path):
     settings = config(schedule="constant", model="test_edge:three_parts")
     settings = dataclasses.replace(settings, out=str(tmp_path), model=dataclasses.replace(settings.model, edge_cut="middle"))
     network = setup.build_network(settings, data.train.sample_shape, data.classes)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from plain import equal
 from runtimes import rows_of, train_in_both_runtimes
-from test_invariants import SGD, config, data, joined, plain_batches, plain_start, run  # noqa: F401
+from small import SGD, config, joined, plain_batches, plain_start, run
 from torch.nn.functional import cross_entropy
 
 from halfpass.config import ClientsConfig, Config, ServerConfig, TrainConfig, WireConfig
 from halfpass.run.cli import main
 
 
-def test_a_gradient_for_every_batch_makes_it_conventional(data):  # noqa: F811
+def test_a_gradient_for_every_batch_makes_it_conventional(data):
     every, conventional = run(config(feedback_every=1), data), run(config("conventional"), data)
     assert equal(joined(every), joined(conventional))
     assert not equal(joined(every), joined(run(config(), data)))
@@ -20,7 +20,7 @@ def test_a_gradient_for_every_batch_makes_it_conventional(data):  # noqa: F811
     assert 0.9 * up["activations"] < down["gradients"] <= up["activations"]
 
 
-def test_a_gradient_now_and_then_by_hand(data):  # noqa: F811
+def test_a_gradient_now_and_then_by_hand(data):
     """Of four batches per epoch the first and the fourth; the head learns from the local loss of every batch."""
     settings = config(schedule="constant", feedback_every=3, label_smoothing=0.2)
     local = run(settings, data)

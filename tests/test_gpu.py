@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
+from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
 from halfpass.learn.data import Dataset, Samples
 from halfpass.learn.graphs import Graphs
 from halfpass.run import setup
@@ -29,7 +29,6 @@ def trained(device, compile, method="decoupled", epochs=4, precision="fp32", mod
     """State of client half and server half, the mean losses of the last epoch, and the sides."""
     settings = Config(
         method=method, data=DataConfig("made"), model=model or ModelConfig("resnet20", "stage_2.1", "tail"),
-        clients=ClientsConfig(), server=ServerConfig(), wire=WireConfig(),
         train=TrainConfig(
             epochs=epochs, batch_size=16, lr=0.02, device=device, compile=compile, precision=precision, **recipe
         ),
@@ -72,7 +71,7 @@ def test_a_gpu_learns_what_a_cpu_does(monkeypatch):
 
 
 def test_dropout_draws_the_same_when_recorded():
-    """ViT-like dropout is in no built-in network; a recorded pass must draw anew in each step, from the step's seed."""
+    """No built-in network has any; a recorded pass must draw anew in each step, from the step's seed."""
     device = torch.device("cuda", 0)
     side = dataclasses.make_dataclass("Side", ["optimizer"])(torch.optim.SGD([torch.nn.Parameter(torch.ones(1, device=device))]))
     graphs, x = Graphs(device), torch.ones(1000, device=device)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_invariants import config, data, joined, plain_batches, run  # noqa: F401  # data: a fixture
+from small import config, joined, plain_batches, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -79,7 +79,7 @@ def recorded(monkeypatch):
     [({}, 4), ({"method": "conventional"}, 6), ({"feedback_every": 2}, 7), ({"method": "centralized"}, 2), ({"micro_batch": 5}, 0),
      ({"clients": 2, "topology": "splitfed"}, 5), ({"clients": 2, "topology": "relay"}, 5)],
 )
-def test_recorded_passes_learn_the_same(settings, recordings, recorded, data):  # noqa: F811
+def test_recorded_passes_learn_the_same(settings, recordings, recorded, data):
     """Bit for bit, of batches of two sizes: of 16, and an epoch's last of 12. A conventional client has two for each,
     forward and backward, and where both kinds of steps take turns, the last batch of 12 is always of one kind. Client
     halves that are averaged or relayed take others' weights in between."""
@@ -102,7 +102,7 @@ def test_recorded_passes_learn_the_same(settings, recordings, recorded, data):  
     assert all(torch.equal(found[name], value) for name, value in plain.items())
 
 
-def test_few_shapes_are_recorded(recorded, data):  # noqa: F811
+def test_few_shapes_are_recorded(recorded, data):
     """And what is not recorded is right too."""
     whole = setup.build_whole(config(method="centralized", compile=True), data.train.sample_shape, data.classes)
     plain = setup.build_whole(config(method="centralized"), data.train.sample_shape, data.classes)
@@ -113,7 +113,7 @@ def test_few_shapes_are_recorded(recorded, data):  # noqa: F811
     assert [graph.replays for graph in recorded] == [2] * RECORDED
 
 
-def test_what_cannot_be_recorded_is_an_input_error(recorded, data, monkeypatch):  # noqa: F811
+def test_what_cannot_be_recorded_is_an_input_error(recorded, data, monkeypatch):
     @contextlib.contextmanager
     def refusing(*arguments, **settings):
         yield

@@ -13,7 +13,7 @@ import torch
 from plain import HandCut, equal
 from runtimes import rows_of, train_in_both_runtimes
 from safetensors.torch import load_file
-from test_invariants import SGD, close, config, data, joined, one_cycle, plain_batches, plain_start, shards  # noqa: F401
+from small import SGD, close, config, joined, one_cycle, plain_batches, plain_start, shards
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -38,7 +38,7 @@ def with_server(settings, **values):
     return dataclasses.replace(settings, server=dataclasses.replace(settings.server, **values))
 
 
-def run(settings, data, counts=(64,), store=None):  # noqa: F811
+def run(settings, data, counts=(64,), store=None):
     network = setup.build_network(settings, data.train.sample_shape, data.classes)
     local = LocalRun(settings, data, shards(data, list(counts)), network, store)
     local.tallies = [local.train(epoch, lambda: None) for epoch in range(settings.train.epochs)]
@@ -60,7 +60,7 @@ def used_by_server(monkeypatch):
 # ------------------------------------------------------------------------------------------------- every and budget
 
 
-def plain_halves(settings, data, trained_on):  # noqa: F811
+def plain_halves(settings, data, trained_on):
     """By hand: the client learns from all batches, the server from those whose step in the epoch is in `trained_on`."""
     model, head = plain_start(settings, data)
     below = torch.optim.SGD([*model.below.parameters(), *head.parameters()], lr=0.05, fused=True, **SGD)
@@ -78,7 +78,7 @@ def plain_halves(settings, data, trained_on):  # noqa: F811
     return model
 
 
-def test_every_second_batch_goes_up_and_the_client_learns_from_all(data):  # noqa: F811
+def test_every_second_batch_goes_up_and_the_client_learns_from_all(data):
     settings = config(schedule="constant")
     local = run(with_wire(settings, every=2), data)
     assert equal(joined(local), plain_halves(settings, data, {0, 2}).state_dict())
@@ -86,13 +86,13 @@ def test_every_second_batch_goes_up_and_the_client_learns_from_all(data):  # noq
     assert [(clients[0].uploads, server.steps) for clients, server in local.tallies] == [(2, 2), (2, 2)]
 
 
-def test_skipped_uploads_keep_their_places_in_the_learning_rate_schedule(data):  # noqa: F811
+def test_skipped_uploads_keep_their_places_in_the_learning_rate_schedule(data):
     for every, last in ((1, (3, 7)), (2, (2, 6))):
         local = run(with_wire(config(), every=every), data)
         assert [server.learning_rate for _, server in local.tallies] == pytest.approx([one_cycle(n) for n in last])
 
 
-def test_a_budget_is_kept_and_spread_over_the_run(data):  # noqa: F811
+def test_a_budget_is_kept_and_spread_over_the_run(data):
     everything = run(config(), data).wires[0].meter.up
     batch_bytes = (everything["activations"] + everything["labels"]) / 8
     budget = int(3.5 * batch_bytes)
@@ -106,7 +106,7 @@ def test_a_budget_is_kept_and_spread_over_the_run(data):  # noqa: F811
     assert [clients[0].uploads for clients, _ in enough.tallies] == [4, 4]
 
 
-def test_clients_with_different_uploads_are_taken_in_turn(data, monkeypatch):  # noqa: F811
+def test_clients_with_different_uploads_are_taken_in_turn(data, monkeypatch):
     steps = used_by_server(monkeypatch)
     run(with_wire(config(clients=2, epochs=1), every=2), data, (48, 16))  # three steps and one
     assert steps == [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 2, 0)]
@@ -134,13 +134,13 @@ def test_conventional_training_cannot_do_without_an_answer(capsys, words, name):
 
 
 @pytest.fixture
-def store(data, tmp_path):  # noqa: F811
+def store(data, tmp_path):
     network = setup.build_network(config(), data.train.sample_shape, data.classes)
     with UploadStore.open(tmp_path / "store", identity=setup.identity(network), limit_bytes=2**24) as made:
         yield made
 
 
-def test_every_upload_is_used_as_often_as_replay_says(data, store, monkeypatch):  # noqa: F811
+def test_every_upload_is_used_as_often_as_replay_says(data, store, monkeypatch):
     steps = used_by_server(monkeypatch)
     local = run(with_server(config(), replay=3), data, store=store)
     assert Counter(step[:3] for step in steps) == {(0, epoch, step): 3 for epoch in (0, 1) for step in range(4)}
@@ -154,7 +154,7 @@ def test_every_upload_is_used_as_often_as_replay_says(data, store, monkeypatch):
     assert [server.steps for _, server in local.tallies] == [4, 20]
 
 
-def test_a_replayed_step_is_the_step_on_what_was_decoded(data, store):  # noqa: F811
+def test_a_replayed_step_is_the_step_on_what_was_decoded(data, store):
     """Two passes over one epoch's uploads, by hand; a lossy codec, so that the store must hold what the wire gave."""
     settings = with_server(config(epochs=1, schedule="constant", codec="bf16"), replay=2)
     local = run(settings, data, store=store)
@@ -197,7 +197,7 @@ def test_local_and_processes_agree_on_what_goes_up_and_how_often_it_is_used(tmp_
 # ------------------------------------------------------------------------------------------------------------- merge
 
 
-def test_a_merged_step_is_the_step_on_the_samples_of_all_its_uploads(data, monkeypatch):  # noqa: F811
+def test_a_merged_step_is_the_step_on_the_samples_of_all_its_uploads(data, monkeypatch):
     """What the clients send does not depend on the server, so a run without merging tells it: four uploads, the last
     of which is left over."""
     settings = config(clients=2, epochs=1, schedule="constant")
@@ -227,14 +227,14 @@ def test_a_merged_step_is_the_step_on_the_samples_of_all_its_uploads(data, monke
     assert (tally.steps, tally.samples) == (2, 64)
 
 
-def test_a_merged_step_has_the_place_of_its_last_upload_in_the_schedule(data):  # noqa: F811
+def test_a_merged_step_has_the_place_of_its_last_upload_in_the_schedule(data):
     for size, steps in ((2, 2), (3, 2), (4, 1), (5, 1)):
         local = run(with_server(config(), merge=size), data)
         assert [server.steps for _, server in local.tallies] == [steps, steps]
         assert [server.learning_rate for _, server in local.tallies] == pytest.approx([one_cycle(3), one_cycle(7)])
 
 
-def test_the_server_s_own_epochs_end_where_the_schedule_does(data, store, monkeypatch):  # noqa: F811
+def test_the_server_s_own_epochs_end_where_the_schedule_does(data, store, monkeypatch):
     numbers, real = [], replay.server_step
     monkeypatch.setattr(replay, "server_step", lambda *all: (numbers.append(all[3:5]), real(*all))[1])
     run(with_server(config(), replay=2, merge=3), data, store=store)
@@ -403,7 +403,7 @@ def layer_normed(sample_shape, classes):
     return LayerNormed()
 
 
-def test_micro_batches_learn_what_the_batch_teaches_unless_batchnorm_sees_them(data):  # noqa: F811
+def test_micro_batches_learn_what_the_batch_teaches_unless_batchnorm_sees_them(data):
     for model, same in (("test_uplink:layer_normed", True), ("plain:hand_cut", False)):
         whole, parts = (run(config(model=model, micro_batch=size), data) for size in (None, 5))
         for half in (lambda local: local.clients[0].half, lambda local: local.server.half):
@@ -413,7 +413,7 @@ def test_micro_batches_learn_what_the_batch_teaches_unless_batchnorm_sees_them(d
         assert joined(parts).keys() == joined(whole).keys()
 
 
-def test_a_step_of_micro_batches_is_accumulated_gradients_and_one_optimizer_step(data):  # noqa: F811
+def test_a_step_of_micro_batches_is_accumulated_gradients_and_one_optimizer_step(data):
     settings = config(schedule="constant", micro_batch=5)
     model, head = plain_start(settings, data)
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.05, fused=True, **SGD)

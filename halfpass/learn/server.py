@@ -59,7 +59,7 @@ def _learn(server: Server, labels: Tensor, *tensors: Tensor, share: float = 1.0)
 
 
 def _learn_and_return(server: Server, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The loss, and its gradient by each of the tensors."""
+    """The loss, and its gradient by each of the tensors, which are not marked themselves: they may be the sender's."""
     tensors = tuple(tensor.detach().requires_grad_() for tensor in tensors)
     (loss,) = _learn(server, labels, *tensors)
     return loss, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors)
@@ -86,5 +86,4 @@ def _begin(server: Server, batch: CutBatch, use: int = 0) -> None:
 
 
 def _tensors(server: Server, batch: CutBatch) -> tuple[Tensor, ...]:
-    """Detached from the batch's own, so that asking for a gradient here does not mark the sender's tensors."""
-    return tuple(server.arithmetic.move(tensor).detach() for tensor in batch.tensors)
+    return tuple(server.arithmetic.move(tensor) for tensor in batch.tensors)
