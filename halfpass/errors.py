@@ -3,8 +3,10 @@
 `InputError` is the user's to mend (the command line exits with 2), `RunError` happened on the way (exit 1).
 """
 
+import copyreg
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class HalfpassError(Exception):
@@ -13,11 +15,12 @@ class HalfpassError(Exception):
     exit_status = 1
 
     def __init__(self, place: str, expected: str, found: str, remedy: str) -> None:
-        super().__init__(place, expected, found, remedy)  # what pickle builds it from again, in another process
+        super().__init__(f"{place}: expected {expected}, found {found}; {remedy}")
         self.place, self.expected, self.found, self.remedy = place, expected, found, remedy
 
-    def __str__(self) -> str:
-        return f"{self.place}: expected {self.expected}, found {self.found}; {self.remedy}"
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, with which a pool's process hands it on: __init__ takes something else than the message."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InputError(HalfpassError, ValueError):

@@ -13,6 +13,7 @@ from halfpass.config import Config, as_dict, from_dict
 from halfpass.errors import InputError
 from halfpass.run.cli import main
 from halfpass.wire import connection
+from halfpass.wire.service import PeerFailedError
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
 
@@ -118,9 +119,9 @@ def test_debug_adds_the_traceback(capsys):
 
 def test_an_error_reaches_the_process_that_asked():
     """A pool of processes pickles it; one that cannot be built again breaks the pool."""
-    error = InputError("train.lr", "a number", "none", "give one")
-    again = copy.copy(error)  # as pickle does it
-    assert (type(again), str(again), again.remedy) == (InputError, "train.lr: expected a number, found none; give one", "give one")
+    for error in (InputError("train.lr", "a number", "none", "give one"), PeerFailedError("a reason", 2)):
+        again = copy.copy(error)  # as pickle does it
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_print_config_is_a_config(capsys):

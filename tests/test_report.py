@@ -118,9 +118,19 @@ def test_seeds_become_mean_and_standard_deviation() -> None:
     seeds = [example_result(seed=seed, test_accuracy=a) for seed, a in enumerate((0.90, 0.92, 0.97))]
     seeds[1]["aux_test_accuracy"] = None
     (line,) = cells(tables.markdown_table(seeds))
-    assert line["n"] == "3"
+    assert line["seeds"] == "0–2"
     assert line["test accuracy %"] == "93.00 ± 3.61"  # √((9 + 1 + 16) / 2) = 3.606; divided by 3 it were 2.94
     assert line["aux accuracy %"] == "95.12 ± 0.00 (n=2)"
+
+
+def test_seeds_are_listed() -> None:
+    """In the rows, where one is not for all, else with what all rows share."""
+    one, two = [example_result(seed=0)], [example_result(method="conventional", seed=s) for s in (5, 1, 0, 3, 2)]
+    assert [line["seeds"] for line in cells(tables.markdown_table(one + two))] == ["0", "0–3, 5"]
+    assert [line["seeds"] for line in cells(tables.markdown_table(one + two[:1]))] == ["0", "5"]
+    assert "seeds" not in cells(tables.markdown_table(one + two[2:3]))[0]
+    assert tables.settings_line(one + two[2:3]).endswith(", seed 0")
+    assert "seed" not in tables.settings_line(one + two)
 
 
 def test_settings_that_differ_are_rows_and_columns() -> None:
@@ -153,7 +163,7 @@ def test_terminal_table_fits_and_takes_no_markup() -> None:
     words = text.split()
     for word in ("conventional", "81,920", "97.31", "[red]", "12.3", "accuracy"):
         assert word in words
-    assert "clients 2, codec none" in text  # one round of an epoch is usual, and not said
+    assert "clients 2," in text  # one round of an epoch is usual, and not said
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Results → tables: the same columns for the terminal (rich), for Markdown and for the HTML report.
 
-Runs that differ by nothing but the seed become one row: mean ± standard deviation (divisor n - 1) and their number n.
+Runs that differ by nothing but the seed become one row: their seeds, and mean ± standard deviation (divisor n - 1).
 Bytes and memory are in MB, 10⁶ bytes; what was not measured is "–". Try it: `halfpass report RUN…`.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -46,7 +47,7 @@ def group_seeds(items: Sequence[Item], result_of: Callable[[Item], Result]) -> l
     return list(groups.values())
 
 
-def _seeds(results: Sequence[Result]) -> list[list[Result]]:
+def _groups(results: Sequence[Result]) -> list[list[Result]]:
     return group_seeds(results, lambda result: result)
 
 
@@ -65,6 +66,19 @@ def _setting(group: Group, name: str) -> str | None:
     if name in OFF and not value:
         return "off"
     return None if value is None else "on" if value is True else str(value)
+
+
+def _seeds(group: Group) -> str:
+    """The group's seeds, those that follow on each other as 0–2."""
+    numbers = sorted({result["seed"] for result in group if result.get("seed") is not None})
+    follow = [[n for _, n in some] for _, some in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{some[0]}–{some[-1]}" if len(some) > 1 else str(some[0]) for some in follow) or MISSING
+
+
+def _shared_seed(groups: Sequence[Group]) -> str | None:
+    """The only seed of every group, where they all have the same."""
+    found = {_seeds(group) for group in groups}
+    return found.pop() if len(found) == 1 and all(len(group) == 1 for group in groups) else None
 
 
 def shared_settings(groups: Sequence[Group]) -> dict[str, str]:
@@ -211,9 +225,9 @@ def table_columns(groups: Sequence[Group]) -> list[Column]:
 
 
 def measures(groups: Sequence[Group]) -> list[Column]:
-    """The columns of numbers; those that no group has are left out."""
-    counts = [Column("n", "", lambda group: str(len(group)))] if any(len(group) > 1 for group in groups) else []
-    return counts + [column for column in MEASURES if any(column.cell(group) != MISSING for group in groups)]
+    """The columns of numbers, those that no group has left out, behind that of the seeds, where one is not for all."""
+    listed = [] if _shared_seed(groups) else [Column("seeds", "", _seeds)]
+    return listed + [column for column in MEASURES if any(column.cell(group) != MISSING for group in groups)]
 
 
 # Tables
@@ -225,7 +239,7 @@ def rich_table(results: Sequence[Result]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    groups = _seeds(results)
+    groups = _groups(results)
     columns = [column for column in measures(groups) if column.in_terminal]
     title, space = Text(settings_line(results)), 1 if telling_settings(groups) else 0
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, title=title, caption=UNITS_NOTE, leading=space)
@@ -240,7 +254,7 @@ def rich_table(results: Sequence[Result]) -> "Table":
 
 def markdown_table(results: Sequence[Result]) -> str:
     """The table of `results` (contents of result.json) in Markdown, without a line end after the last row."""
-    groups = _seeds(results)
+    groups = _groups(results)
     columns = table_columns(groups)
     rows = [[column.cell(group) for column in columns] for group in groups]
     return _markdown([c.heading for c in columns], [c.numeric for c in columns], rows)
@@ -248,7 +262,11 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 def settings_line(results: Sequence[Result]) -> str:
     """The settings that all `results` share, for above or below their table."""
-    return ", ".join(f"{name} {value}" for name, value in shared_settings(_seeds(results)).items())
+    groups = _groups(results)
+    shared = shared_settings(groups)
+    if (seed := _shared_seed(groups)) not in (None, MISSING):
+        shared["seed"] = str(seed)
+    return ", ".join(f"{name} {value}" for name, value in shared.items())
 
 
 def plain_cell(value: Any) -> str:
