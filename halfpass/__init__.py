@@ -4,7 +4,7 @@ This is the contents page of public names. A run from settings to result files: 
 itself, on your own modules and loops: `split`, `build_head`, `Client`, `Server` and the step functions.
 """
 
-from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.learn import client as client_steps
@@ -30,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "RunError",
     "Server",
+    "ServerConfig",
     "TrainConfig",
     "WireConfig",
     "build_head",

@@ -214,7 +214,8 @@ class ServerConfig:
     """Folder that keeps uploads on disk, for replay and `halfpass retrain`. Default: store/ in the run folder where
     server.replay needs one; otherwise no upload is kept."""
     store_limit: int = 4 * 2**30
-    """Bytes of disk that the store may take; the oldest uploads make room for new ones."""
+    """Bytes of disk that the store may take; the oldest uploads make room for new ones, and those of training for the
+    last test's. Where these do not fit, none are kept, and `halfpass retrain` has nothing to test on."""
     merge: int = 1
     """How many uploads a decoupled server learns from in one step, their samples as one batch. Where clients upload in
     turn, that is a batch of several of them, and its labels are less skewed than each one's (arXiv 2405.04875). The

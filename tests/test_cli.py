@@ -72,6 +72,9 @@ CHOICES = "decoupled, conventional, centralized"
     (["train", "--method", "centralized", "--train.batch_size", "2000"], "train.batch_size: expected 1 to 1437, .*, found 2000; .*"),
     (["report", "nothing"], "nothing: expected .*"),
     (["cuts", "--model.name", "resnet21"], "model.name: expected one of .*"),
+    (["cuts", "--model.head", "nosuch"], "model.head: expected one of .*, found 'nosuch'; .*"),
+    (["train", *QUICK, "--out", "bad.yaml/x"], "out: expected a folder, found a file at .*bad.yaml; choose another name"),
+    (["train", *QUICK, "--train.device", "meta"], "train.device: expected .*, found 'meta'.*"),
 ])  # fmt: skip
 def test_wrong_arguments_get_one_line_and_exit_2(capsys, tmp_path, words, pattern):
     (tmp_path / "bad.yaml").write_text("train: [")
@@ -93,6 +96,12 @@ def test_a_good_run_after_all_that(capsys, tmp_path):
     assert "test accuracy" in capsys.readouterr().out
     assert main(["report", "run", "--out", "again.html"]) == 0
     assert (tmp_path / "again.html").stat().st_size > 10_000
+    capsys.readouterr()
+    fails(capsys, ["report", "run", "--out", "again.html/x"], 2, "out: expected a folder, found a file at again.html; .*")
+    for out in ("again.html/x", "run"):
+        fails(capsys, ["export", "run", "--out", out], 2, "out: expected a .*, found a .*")
+    (tmp_path / "run" / "config.yaml").write_text("train: [")
+    fails(capsys, ["export", "run"], 2, "run/config.yaml: expected the settings of a run, found while parsing .*")
 
 
 def test_nan_names_side_epoch_and_step_and_exits_with_1(capsys, tmp_path):

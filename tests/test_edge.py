@@ -105,15 +105,15 @@ def test_a_chain_is_one_module_with_detach_at_both_cuts(data, tmp_path):
 
 
 CHAIN = Config(
-    model=ModelConfig("digits-cnn", "block_1", edge_cut="block_3"), clients=ClientsConfig(2, rounds=3),
+    model=ModelConfig("digits-cnn", "block_1", edge_cut="block_3"), clients=ClientsConfig(2, rounds=3, partition="dirichlet", alpha=1.0),
     train=TrainConfig(epochs=2, batch_size=64, threads=1, micro_batch=24),
     wire=WireConfig(codec="int8", every=2, timeout=20), server=ServerConfig(replay=2),
 )  # fmt: skip
 
 
 def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
-    """Two clients in three rounds, of whose batches every second goes up; in micro-batches; both servers use each
-    upload twice."""
+    """Two clients of unequal size in three rounds, of whose batches every second goes up; in micro-batches; both servers
+    use each upload twice. And a new top server half comes from what the old one was sent."""
     owners = ("edge/client-0", "edge/client-1", "edge/server", "server")
     outcomes = train_in_both_runtimes(CHAIN, tmp_path, owners)
     links = {
@@ -135,6 +135,10 @@ def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
         }  # fmt: skip
     together = export(tmp_path / "processes", with_head=True)  # the edge's head
     assert together.accuracy == pytest.approx(outcomes["processes"]["joint_test_accuracy"], abs=0.02)
+    assert main(["retrain", str(tmp_path / "processes"), "--out", str(tmp_path / "again")]) == 0
+    old, new = (load_file(tmp_path / run / "server.safetensors") for run in ("processes", "again"))
+    assert {name: value.shape for name, value in new.items()} == {name: value.shape for name, value in old.items()}
+    assert json.loads((tmp_path / "again" / "result.json").read_text())["test_accuracy"] > 0.5
     exported = export(tmp_path / "processes", 0, None)
     assert exported.accuracy == pytest.approx(outcomes["processes"]["test_accuracy"], abs=0.02)  # through codec int8
 

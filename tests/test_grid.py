@@ -9,8 +9,8 @@ from runtimes import rows_of
 
 from halfpass.errors import InputError
 from halfpass.run.cli import main
-from halfpass.run.grid import alone_in, choose, read_grid
-from halfpass.run.records import RunFolder
+from halfpass.run.grid import choose, read_grid
+from halfpass.run.records import RunFolder, alone_in
 from halfpass.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,8 @@ def test_a_grid_is_trained_resumed_and_reported(grid, tmp_path, capsys):
 
 
 def test_a_training_that_was_broken_off_is_gone_on_with(grid, tmp_path, monkeypatch, capsys):
-    """Unless its settings are others by now; then it begins anew, its store too."""
+    """Unless its settings are others by now; then it is left alone. One without a whole epoch begins anew, its store
+    too."""
     grid.write_text(GRID.replace("train.epochs: 1,", f"train.epochs: 3, server.store: {tmp_path / 'kept'},"))
     words = ["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3", "recipe=slow"]
     folder = tmp_path / "runs" / "slow-1-decoupled-seed_3"
@@ -104,16 +105,21 @@ def test_a_training_that_was_broken_off_is_gone_on_with(grid, tmp_path, monkeypa
         keep(*arguments)
         raise KeyboardInterrupt
 
-    for more in (["--set", "train.momentum=0.8"], []):
+    for has_state in (True, False):
         with monkeypatch.context() as patch:
             patch.setattr(RunFolder, "save_checkpoint", broken_off)
             with pytest.raises(KeyboardInterrupt):
                 train(member.config)
-        first = [row["loss"] for row in rows_of(folder)]
-        assert main([*words, *more]) == 0
+        first = [row["busy_seconds"] for row in rows_of(folder)]
+        if has_state:
+            assert main([*words, "--set", "train.momentum=0.8"]) == 2
+            assert "expected a training with train.momentum 0.8, found one with 0.9" in capsys.readouterr().err
+        else:
+            (folder / "unfinished.pt").unlink()
+        assert main(words) == 0
         rows = rows_of(folder)
         assert len(rows) == 2 * 3
-        assert ([row["loss"] for row in rows[:2]] == first) == (not more)
+        assert ([row["busy_seconds"] for row in rows[:2]] == first) == has_state
         shutil.rmtree(folder)
         shutil.rmtree(tmp_path / "kept")
 
@@ -129,7 +135,7 @@ def test_settings_may_be_nested_and_choices_do_not_leak(grid, tmp_path):
 def test_one_grid_at_a_time_in_a_folder(grid, tmp_path, capsys):
     with alone_in(tmp_path / "runs"):
         assert main(["paper", str(grid), "--out", str(tmp_path / "runs")]) == 2
-    assert "runs: expected no other grid at work in it, found one; wait for it" in capsys.readouterr().err
+    assert "runs: expected no other training at work in it, found one; wait for it" in capsys.readouterr().err
     with alone_in(tmp_path / "runs"):
         pass
 
@@ -181,16 +187,19 @@ def test_what_is_no_grid_is_refused(grid, tmp_path, change, said):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["nowhere.yaml"], "nowhere.yaml: expected a grid file, found No such file or directory"),
-    (["{grid}", "--only", "cut=deep"], "--only: expected cut of no such axis, found deep"),
+    (["{grid}", "--only", "cut=deep"], "--only: expected an axis of recipe, clients, method, seed, found cut; correct it"),
     (["{grid}", "--only", "recipe=quick"], "--only: expected recipe of fast, slow, found quick"),
     (["{grid}", "--only", "clients=2", "seed=4"], "--only: expected choices that the grid combines, found clients=2 seed=4"),
     (["{grid}", "--set", "train.lr"], "--set: expected NAME=VALUE, found 'train.lr'"),
     (["{grid}", "--set", "model.cut=nowhere"], "model.cut 'nowhere': expected"),
     (["{grid}", "--set", "out=runs"], "expected settings other than the seed and the folder, found out; use seeds, and --out"),
     (["{grid}", "--set", "train.lr=1", "train.lr=2"], "--set: expected train.lr once, found twice; leave one out"),
+    (["{grid}", "--set", "data.path=["], "--set: expected a value for data.path, found '[' (ParserError: while parsing a flow node"),
+    (["{grid}", "--results", "{folder}"], "--results: expected a file, found a folder at"),
+    (["{grid}", "--out", "{grid}"], "out: expected a folder that can be made, found"),
     (["{grid}", "--jobs", "0"], "--jobs: expected at least 1, found 0"),
 ])  # fmt: skip
 def test_wrong_arguments_write_nothing(grid, tmp_path, capsys, words, said):
-    assert main(["paper", "--out", str(tmp_path / "runs"), *(word.format(grid=grid) for word in words)]) == 2
+    assert main(["paper", "--out", str(tmp_path / "runs"), *(word.format(grid=grid, folder=tmp_path) for word in words)]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

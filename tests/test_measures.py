@@ -1,5 +1,6 @@
 """Memory and time: the peak against an allocation of known size, the clock against known sleeps."""
 
+import dataclasses
 import platform
 import subprocess
 import sys
@@ -7,9 +8,13 @@ import time
 
 import pytest
 import torch
+from runtimes import rows_of
 
+from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
+from halfpass.run import records
 from halfpass.run.epoch import Tally
 from halfpass.run.memory import PeakMemory
+from halfpass.run.train import train
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is of all time")
@@ -68,3 +73,30 @@ def test_memory_that_a_step_frees_is_there_for_the_next():
         for word in ("keep", "leave")
     }
     assert faults["keep"] < 0.3 * faults["leave"], faults
+
+
+def test_a_change_anywhere_in_the_package_marks_the_commit(tmp_path, monkeypatch):
+    files = {name: tmp_path / "halfpass" / name / "x.py" for name in ("run", "learn")}
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        file.write_text("1\n")
+    name = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    for words in (["init", "-q"], ["add", "."], [*name, "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(records, "__file__", str(files["run"]))
+    clean = records.environment()["commit"]
+    files["learn"].write_text("2\n")
+    assert records.environment()["commit"] == f"{clean}+"
+
+
+def test_what_a_run_says_of_threads_and_memory_is_its_own(tmp_path):
+    """Not the caller's threads; and not the other side's memory, where they are processes (the server half is small)."""
+    torch.set_num_threads(2)
+    run = Config(
+        runtime="processes", data=DataConfig("digits", limit=512), model=ModelConfig("digits-cnn", "block_4"),
+        train=TrainConfig(epochs=3, batch_size=256, threads=1), out=str(tmp_path / "run"),
+    )  # fmt: skip
+    train(run)
+    peaks = {side: [row["peak_memory_bytes"] for row in rows_of(tmp_path / "run") if row["process"] == side] for side in ("client-0", "server")}
+    assert max(peaks["server"]) < min(peaks["client-0"])
+    assert train(dataclasses.replace(run, runtime="local", out=str(tmp_path / "local")))["environment"]["threads"] == 1

@@ -12,6 +12,7 @@ from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, Serv
 from halfpass.errors import InputError
 from halfpass.run import epoch, local
 from halfpass.run.cli import main
+from halfpass.run.records import alone_in
 from halfpass.run.train import resume, train
 from halfpass.wire.store import UploadStore
 
@@ -140,3 +141,26 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path, monkeypatch, capsys):
     assert "unfinished.pt: expected the state of a run, found " in str(refused()[1])
     with pytest.raises(InputError, match=r"expected a training that was broken off, found .*run-done, which is finished"):
         resume(tmp_path / "run-done")
+
+
+def test_rows_that_were_lost_are_missed(tmp_path, monkeypatch):
+    """Beside the state behind two epochs; going on from the rows that are left would train too long."""
+    config = dataclasses.replace(RUNS["replayed"], out=str(tmp_path / "run"))
+    break_off(monkeypatch, config, 20)
+    file = tmp_path / "run" / "metrics.jsonl"
+    kept = len({row["epoch"] for row in rows_of(tmp_path / "run")})
+    for left in ("", None):
+        file.unlink() if left is None else file.write_text(left)
+        with pytest.raises(InputError, match=rf"metrics.jsonl: expected rows of the {kept} epochs that were trained, found those of 0"):
+            resume(tmp_path / "run")
+
+
+def test_a_folder_takes_one_training_at_a_time(tmp_path, monkeypatch):
+    config = dataclasses.replace(RUNS["replayed"], out=str(tmp_path / "run"))
+    with alone_in(tmp_path / "run"), pytest.raises(InputError, match=r"run: expected no other training at work in it"):
+        train(config)
+    assert not list((tmp_path / "run").iterdir())
+    break_off(monkeypatch, config, 20)
+    with alone_in(tmp_path / "run"), pytest.raises(InputError, match=r"run: expected no other training at work in it"):
+        resume(tmp_path / "run")
+    resume(tmp_path / "run")

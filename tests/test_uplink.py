@@ -359,7 +359,7 @@ def test_a_store_of_another_cut_is_refused_before_anything_is_written(kept, tmp_
     assert "expected cut 'block_3' (the run's), found cut 'block_2' (the store's); choose another" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["train", "--data.limit", "640", "--server.store", str(kept[0] / "store"), "--out", str(tmp_path / "out")]) == 2
-    assert "expected an empty one for a new run, found 18 uploads of another run;" in capsys.readouterr().err
+    assert "expected an empty one for a new run, found 21 uploads of another run;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("runtime", ["local", "processes"])

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from halfpass.errors import InputError
 from halfpass.learn.crossing import Cut, all_cuts
-from halfpass.learn.heads import build_head
-from halfpass.learn.models import build_model
+from halfpass.learn.heads import HEADS, build_head
+from halfpass.learn.models import build_model, choose
 from halfpass.learn.reason import reason
 from halfpass.learn.trace import Traced, trace
 
@@ -44,6 +44,8 @@ def cut_table(
     Sizes and FLOPs are measured by one forward pass on the CPU, node by node. Raises InputError for a network that
     cannot be built or traced, for a pair of halves, which has no cuts, and for a head of unknown name.
     """
+    if ":" not in head:
+        choose("model.head", head, HEADS)
     model = build_model(model_name, sample_shape, classes, seed)
     if isinstance(model, tuple):
         raise InputError(

@@ -52,7 +52,7 @@ class Arithmetic:
 def arithmetic(device: str, precision: str, compiled: bool = False) -> Arithmetic:
     """From settings; raises InputError when the device does not exist here, or nothing can be compiled for it."""
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
         reason = str(error).splitlines()[0]
         raise InputError("train.device", "a device of this machine", f"{device!r} ({reason})", "use cpu") from None

@@ -24,7 +24,7 @@ from halfpass.run.client_process import join
 from halfpass.run.cuts import print_cuts
 from halfpass.run.export import export
 from halfpass.run.grid import choose, grid_rows, read_grid, read_pairs, run_grid
-from halfpass.run.records import command_line, default_folder, environment, write_json
+from halfpass.run.records import command_line, default_folder, environment, refuse_file, write_json
 from halfpass.run.report import write_report
 from halfpass.run.retrain import retrain
 from halfpass.run.runs import read_run, summary
@@ -105,6 +105,8 @@ def _paper(options: Namespace) -> None:
     out, results = Path(options.out), Path(options.results) if options.results else None
     grid = read_grid(Path(options.grid), out, read_pairs("--set", options.set))
     members = choose(grid, options.only)
+    if results is not None:
+        refuse_file("--results", results)
     made = {"environment": environment(), "command": command_line("halfpass")}
 
     def write_rows() -> None:

@@ -34,13 +34,14 @@ from halfpass.wire.store import UploadStore
 
 class _Link(Above):
     """Numbers what goes up: by its place in the edge's epoch, or one by one where its clients' batches do not come in
-    the order of their places: as they arrive, or each within a budget of its own."""
+    the order of their places: as they arrive, each within a budget of its own, or every so many of each in rounds."""
 
     def __init__(self, config: Config, edge: Server, steps: Sequence[int]) -> None:
         """`config` is the edge's own; `steps` are its clients' per epoch."""
         assert isinstance(edge.half, EdgeHalf)
         self.config, self._half, self._below, self._steps = setup.above_edge(config), edge.half, config, steps
-        self._in_places = config.wire.order == "round-robin" and config.wire.budget is None
+        in_order = config.wire.order == "round-robin" and config.wire.budget is None
+        self._in_places = in_order and (config.wire.every == 1 or config.clients.rounds == 1)
         self._step, self._uploads = -1, 0
 
     def learn(self, batch: CutBatch) -> None:
@@ -102,7 +103,7 @@ class LocalLink(_Link):
 
     def end(self, epoch: int, tally: Tally) -> None:
         self._lessons.end_epoch(epoch, self._served)
-        self._served.peak_memory_bytes = max(self._memory.peak_bytes(), peak_so_far(self._rows))
+        self._served.peak_memory_bytes = max(self._memory.peak_bytes(), peak_so_far(self._rows, "server"))
         self._edge, self._seconds = replace(tally, uploads=self._uploads), time.perf_counter() - self._began
 
     def begin_test(self, epoch: int) -> None:

@@ -54,7 +54,7 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
             began = time.perf_counter()
             clients, server = run.train(epoch, progress.step)
             seconds = time.perf_counter() - began
-            server.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows))
+            server.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows, "server"))
             score: Score | None = None
             auxiliary: dict[int, float] = {}
             if config.train.tests(epoch):

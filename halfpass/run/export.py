@@ -14,7 +14,7 @@ from halfpass.learn.data import Dataset
 from halfpass.learn.split import HEAD, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.local import test_whole
-from halfpass.run.records import read_config, read_result
+from halfpass.run.records import make_folder, read_config, read_result, refuse_file
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,15 @@ def export(
     """
     if not (run / "config.yaml").is_file() or not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no config.yaml and result.json in it", "check the path")
+    file = out or run / ("joint.safetensors" if with_head else "model.safetensors")
+    refuse_file("out", file)
     config = read_config(run)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu", compile=False))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path or config.data.path))
     state = _joined_state(run, config, client)
     if with_head:
         state = join_state(state, {f"{HEAD}{name}": value for name, value in _head_state(run, config, client).items()})
-    file = out or run / ("joint.safetensors" if with_head else "model.safetensors")
+    make_folder("out", file.parent)
     save_file(state, file, metadata={"model": config.model.name})
     reported = read_result(run).get("joint_test_accuracy" if with_head else "test_accuracy")
     try:

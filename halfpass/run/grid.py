@@ -5,14 +5,12 @@ whose settings hold where a training takes that choice. There is a training for 
 choice may name `seeds` of its own, and of several such the one with the fewest counts.
 """
 
-import fcntl
 import itertools
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ from typing import Any
 import yaml
 
 from halfpass.config import Config, as_dict, flatten, from_dict, nested
-from halfpass.errors import InputError, RunError
+from halfpass.errors import InputError, RunError, near_miss
+from halfpass.learn.reason import reason
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.records import RunFolder, read_config, read_result
+from halfpass.run.records import CHECKPOINT, RunFolder, alone_in, read_config, read_result
 from halfpass.run.train import process_count
 
 POLL_SECONDS = 0.2
@@ -47,6 +46,11 @@ class Member:
     @property
     def finished(self) -> bool:
         return (self.folder / "result.json").is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it can be gone on with."""
+        return (self.folder / CHECKPOINT).is_file()
 
 
 def read_grid(file: Path, out: Path, changes: Mapping[str, Any]) -> list[Member]:
@@ -118,10 +122,13 @@ def choose(members: Sequence[Member], wanted: Sequence[str]) -> list[Member]:
     for word in wanted:
         for axis, choice in read_pairs("--only", [word]).items():
             choices.setdefault(axis, set()).add(str(choice))
+    axes = ", ".join(members[0].choices)
     for axis, some in choices.items():
+        if axis not in members[0].choices:
+            raise InputError("--only", f"an axis of {axes}", axis, near_miss(axis, members[0].choices, "correct it"))
         known = {found for member in members if (found := member.choices.get(axis))}
         for choice in sorted(some - known):
-            raise InputError("--only", f"{axis} of {', '.join(sorted(known)) or 'no such axis'}", choice, "correct it")
+            raise InputError("--only", f"{axis} of {', '.join(sorted(known))}", choice, "correct it")
     chosen = [member for member in members if all(member.choices.get(axis) in some for axis, some in choices.items())]
     if not chosen:
         raise InputError("--only", "choices that the grid combines", " ".join(wanted), "see the choices' own seeds")
@@ -137,7 +144,10 @@ def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
             raise InputError(option, "NAME=VALUE", repr(word), "put an equals sign between them")
         if key in found:
             raise InputError(option, f"{key} once", "twice", "leave one out")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(option, f"a value for {key}", f"{value!r} ({reason(error)})", "correct it") from None
     return found
 
 
@@ -154,19 +164,6 @@ def run_grid(members: Sequence[Member], jobs: int, write_rows: Callable[[], None
     _prepare(waiting)
     with alone_in(members[0].folder.parent):
         _train(members, waiting, jobs, write_rows)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Holds the folder's `.lock`; whatever ends this process gives it up."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = "wait for it, or choose another folder for the runs"
-            raise InputError(str(folder), "no other grid at work in it", "one", remedy) from None
-        yield
 
 
 def _train(members: Sequence[Member], waiting: Sequence[Member], jobs: int, write_rows: Callable[[], None]) -> None:
@@ -190,8 +187,8 @@ def _train(members: Sequence[Member], waiting: Sequence[Member], jobs: int, writ
 
 
 def _check_same(member: Member) -> None:
-    """Refuses a folder in which a training with other settings is finished."""
-    if member.finished and (other := _difference(member)):
+    """Refuses a folder in which a training with other settings is finished, or can be gone on with."""
+    if (member.finished or member.begun) and (other := _difference(member)):
         key, value, found = other
         remedy = "choose another folder for the runs"
         raise InputError(str(member.folder), f"a training with {key} {value}", f"one with {found}", remedy)
@@ -242,12 +239,12 @@ def _run(waiting: Sequence[Member], jobs: int) -> Iterator[tuple[Member, RunErro
 
 
 def _start(member: Member, jobs: int) -> Child:
-    """`halfpass resume`, where a training with these settings was broken off behind an epoch; else `halfpass train`,
-    anew: what such a training has left goes, its store too."""
+    """`halfpass resume`, where the training was broken off behind an epoch; else `halfpass train`, anew: what one that
+    did not get that far has left goes, its store too."""
     threads = setup.threads_each(member.config, jobs * process_count(member.config))
     config = replace(member.config, train=replace(member.config.train, threads=threads))
     folder = RunFolder(member.folder)
-    if folder.has_checkpoint and _difference(member) is None:
+    if folder.has_checkpoint:
         folder.write_config(config)  # the data may be elsewhere by now
         return Child(member.name, ["resume", str(folder.path)], quiet=True)
     if (member.folder / "config.yaml").is_file():  # and nothing else

@@ -236,7 +236,7 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
                     tally.add(loss, len(labels), lr)
                     progress.step()
             seconds = time.perf_counter() - began
-            tally.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows))
+            tally.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows, "whole"))
             accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
             new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
             rows += folder.add_rows([new])

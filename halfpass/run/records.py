@@ -1,5 +1,7 @@
 """What a run writes: `config.yaml`, a row per epoch per process in `metrics.jsonl`, weights, `result.json`."""
 
+import datetime
+import fcntl
 import json
 import math
 import os
@@ -8,9 +10,9 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -80,9 +82,9 @@ def epoch_rows(
     return [*rows, row(epoch, "server", server, seconds, **tested)]
 
 
-def peak_so_far(rows: Sequence[Row]) -> int:
-    """Bytes: the largest in the rows of what was done before, perhaps by another process; 0 without any."""
-    return max((r["peak_memory_bytes"] or 0 for r in rows), default=0)
+def peak_so_far(rows: Sequence[Row], side: str) -> int:
+    """Bytes: a side's largest in its rows of earlier epochs, which may have run before a resume; 0 without any."""
+    return max((r["peak_memory_bytes"] or 0 for r in rows if r["process"] == side), default=0)
 
 
 def finite_or_none(value: float) -> float | None:
@@ -199,7 +201,7 @@ def command_line(program: str, arguments: Sequence[str] | None = None) -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent  # the whole package
     try:
         tracked = _git(here, "ls-files", "--error-unmatch", __file__)
         commit = _git(here, "rev-parse", "--short=12", "HEAD")
@@ -239,7 +241,7 @@ class RunFolder:
     def create(cls, path: Path, config: Config) -> "RunFolder":
         """Makes the folder and writes the configuration; refuses a folder that holds a run."""
         refuse_run(path)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder("out", path)
         folder = cls(path)
         folder.write_config(config)
         return folder
@@ -291,10 +293,15 @@ class RunFolder:
         return self.rows(epochs)
 
     def rows(self, epochs: int) -> list[Row]:
-        """Those of the first so many epochs; later ones, of an epoch that was not kept, leave the file."""
+        """Those of the first so many epochs; later ones, of an epoch that was not kept, leave the file. Raises
+        InputError where some are missing."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if epochs else []
+        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
         rows = [loaded for line in lines if line.endswith("\n") and (loaded := json.loads(line))["epoch"] <= epochs]
+        found = len({entry["epoch"] for entry in rows})
+        if found != epochs:
+            expected = f"rows of the {epochs} epochs that were trained"
+            raise InputError(str(file), expected, f"those of {found}", "train anew")
         if len(rows) < len(lines):
             file.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows))
         return rows
@@ -302,6 +309,8 @@ class RunFolder:
     def add_rows(self, rows: list[Row]) -> list[Row]:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
+            file.flush()
+            os.fsync(file.fileno())  # before the state behind them is
         return rows
 
     def save_client(self, client: Client, config: Config) -> None:
@@ -343,12 +352,18 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 def default_folder(config: Config) -> str:
     """A new name under runs/, which tells method, data set, network and time."""
     name = f"{config.method}-{config.data.name}-{config.model.name}".replace(":", "-").replace("/", "-")
-    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    return f"runs/{now()}-{name}"
+
+
+def now() -> str:
+    """Date and time to the millisecond, for the names of folders."""
+    return f"{datetime.datetime.now():%Y%m%d-%H%M%S.%f}"[:-3]
 
 
 def refuse_run(path: Path) -> None:
     """Raises InputError when the folder cannot take a run: it holds one, or is no folder."""
-    _refuse_folder(path, ["metrics.jsonl", "result.json", "compare.json"])
+    weights = ["server.safetensors", "whole.safetensors"]  # which a run has left that ended in its first epoch
+    _refuse_folder(path, ["metrics.jsonl", "result.json", "compare.json", *weights])
 
 
 def _refuse_folder(path: Path, files: Sequence[str]) -> None:
@@ -358,15 +373,58 @@ def _refuse_folder(path: Path, files: Sequence[str]) -> None:
         if (path / CHECKPOINT).exists():
             remedy += f", or go on with it: halfpass resume {path}"
         raise InputError("out", "a folder without a run", f"{held[0]} in {path}", remedy)
-    if path.exists() and not path.is_dir():
-        raise InputError("out", "a folder", f"a file at {path}", "choose another name")
-    if not os.access(next(p for p in (path, *path.absolute().parents) if p.exists()), os.W_OK):
-        raise InputError("out", "a folder that can be written", f"{path}", "choose another folder")
+    _refuse_place("out", path)
+
+
+def refuse_file(place: str, file: Path) -> None:
+    """Raises InputError where no such file can be written."""
+    if file.is_dir():
+        raise InputError(place, "a file", f"a folder at {file}", "name a file in it")
+    _refuse_place(place, file.parent)
+
+
+def _refuse_place(place: str, folder: Path) -> None:
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise InputError(place, "a folder", f"a file at {nearest}", "choose another name")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(place, "a folder that can be written", f"{folder}", "choose another folder")
+
+
+def make_folder(place: str, folder: Path) -> None:
+    """Makes it where it is missing; raises InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"{folder} ({error.strerror})"
+        raise InputError(place, "a folder that can be made", found, "choose another folder") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder, made where it is missing, for this process's training or grid; whatever ends the process gives
+    it up. Raises InputError where another holds it."""
+    make_folder("out", folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "wait for it, or choose another folder"
+            raise InputError(str(folder), "no other training at work in it", "one", remedy) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_config(path: Path) -> Config:
     """The settings of the run in that folder."""
-    return from_dict(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    file = path / "config.yaml"
+    try:
+        return from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # an InputError is a ValueError
+        found = " ".join(str(error).split())
+        raise InputError(str(file), "the settings of a run", found, "restore the file, or run again") from None
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -85,10 +85,10 @@ class Lessons:
         return gradients
 
     def test(self, batch: CutBatch, upload: pb.Batch | None, score: Score) -> None:
-        """Adds how well the server half does on an evaluation's upload; the last evaluation is kept too, so that a
-        server half can be trained anew, and tested, with no client present."""
+        """Adds how well the server half does on an evaluation's upload; the last evaluation is kept too, where there is
+        room for it, so that a server half can be trained anew, and tested, with no client present."""
         if self._store is not None and upload is not None and batch.epoch + 1 == self._config.train.epochs:
-            self._store.add([upload])
+            self._store.add_test(upload)
         score.add(len(batch), *evaluate(self._server, batch))
         self._above.test(batch)
 

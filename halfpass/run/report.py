@@ -8,21 +8,21 @@ from pathlib import Path
 
 from halfpass.errors import InputError
 from halfpass.run import figures, tables
+from halfpass.run.records import make_folder, refuse_file
 from halfpass.run.runs import Run, make_series, read_run, summary
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Read the run folders `runs` and write the report to the HTML file `out`, which is returned.
 
-    InputError when there is no run, a folder is no run or holds a broken file, or `out` is a folder.
+    InputError when there is no run, a folder is no run or holds a broken file, or `out` cannot be a file.
     """
     out = Path(out)
     if not runs:
         raise InputError("report", "at least one run folder", "none", "name a folder written by 'halfpass train'")
-    if out.is_dir():
-        raise InputError(str(out), "a file to write the report to", "a folder", "name a file such as report.html")
+    refuse_file("out", out)
     page = render([read_run(path) for path in runs])
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("out", out.parent)
     out.write_text(page, encoding="utf-8")
     return out
 

@@ -34,14 +34,16 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     """
     if not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no result.json in it", "train to the end first")
-    head = read_config(run).model.head
-    if config.model.head != head:
-        expected = f"{head}, the run's, for its clients are not trained again"
+    made = read_config(run).model
+    if config.model.head != made.head:
+        expected = f"{made.head}, the run's, for its clients are not trained again"
         raise InputError("model.head", expected, config.model.head, "leave it out")
     config = dataclasses.replace(config, runtime="local")
     out = Path(str(config.out))
     refuse_run(out)
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
+        if made.edge_cut is not None and store.identity["cut"] == made.edge_cut:  # an edge's uploads, not its clients'
+            config = setup.above_edge(config)
         network = _network(config, store)
         passes = _passes(config, store)
         setup.settle_process(config)

@@ -6,6 +6,7 @@ It needs no data: sample shape and number of classes come with the first client 
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from halfpass.learn.batches import batch_count
 from halfpass.learn.handover import client_weights
 from halfpass.run import setup
 from halfpass.run.above import Above
-from halfpass.run.children import for_peer
+from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import Score, Tally
 from halfpass.run.epochs import run_epochs
-from halfpass.run.records import RunFolder, Wires, refuse_run, result
+from halfpass.run.records import RunFolder, Wires, alone_in, refuse_run, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
 from halfpass.wire import halfpass_pb2 as pb
@@ -355,7 +356,8 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
         assert admission.network is not None
         with setup.open_store(config, admission.network) as store:
             run = ServerRun(config, hub, admission, store, above)
-            return _run(config, RunFolder.create(out, given), run)
+            with nullcontext() if IS_CHILD else alone_in(out):  # else its parent is
+                return _run(config, RunFolder.create(out, given), run)
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise

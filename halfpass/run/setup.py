@@ -81,7 +81,7 @@ def check_index(config: Config, index: int) -> None:
     if not 0 <= index < config.clients.count:
         raise InputError(
             "client", f"a number from 0 to {config.clients.count - 1}", str(index),
-            "choose another, or raise clients.count on all sides",
+            "choose another; clients.count says how many there are",
         )  # fmt: skip
 
 
@@ -98,7 +98,8 @@ def make_shards(config: Config, data: Dataset) -> list[Samples]:
     parts = partition(
         settings.partition, data.train.labels, settings.count, alpha=settings.alpha, seed=config.train.seed
     )
-    shards = [data.train.take(indices) for indices in parts]
+    own = settings.partition == "own"  # each has all of it, and none a copy
+    shards = [data.train if own else data.train.take(indices) for indices in parts]
     smallest = min(range(len(shards)), key=lambda k: len(shards[k]))
     if config.method != "centralized" and len(shards[smallest]) < config.train.batch_size:
         raise InputError(
@@ -270,10 +271,11 @@ def open_store(config: Config, network: Network, *, old: bool = False) -> Iterat
         return
     folder = store_folder(config, Path(str(config.out)))
     with UploadStore.open(folder, identity=identity(network), limit_bytes=config.server.store_limit) as store:
-        if not old and (store.keys() or store.keys(test=True)):
+        if not old and (uploads := len(store.keys()) + len(store.keys(test=True))):
+            place = "out" if config.server.store is None else "server.store"
             raise InputError(
-                f"store {folder}", "an empty one for a new run", f"{store.held} uploads of another run",
-                "choose another folder for server.store; halfpass retrain reads this one",
+                f"store {folder}", "an empty one for a new run", f"{uploads} uploads of another run",
+                f"choose another folder for {place}; halfpass retrain reads this one",
             )  # fmt: skip
         yield store
 

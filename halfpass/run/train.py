@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,8 +16,10 @@ from halfpass.run.local import train_centralized, train_local
 from halfpass.run.processes import train_processes
 from halfpass.run.records import (
     RunFolder,
+    alone_in,
     command_line,
     default_folder,
+    now,
     read_config,
     read_result,
     refuse_run,
@@ -36,10 +37,13 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     refuse_run(out)
     config = with_threads(config)
     prepared = setup.prepare(config)
-    if process_count(config) > 1:
-        RunFolder.create(out, config)
-        return train_processes(config, out, debug=debug)
-    return _train_here(config, RunFolder.create(out, config), prepared)
+    with alone_in(out):
+        if process_count(config) > 1:
+            del prepared  # each process has its own
+            RunFolder.create(out, config)
+            return train_processes(config, out, debug=debug)
+        setup.settle_process(config)  # before the folder is made, which notes the threads
+        return _train_here(config, RunFolder.create(out, config), prepared)
 
 
 def resume(run: Path) -> dict[str, Any]:
@@ -50,17 +54,18 @@ def resume(run: Path) -> dict[str, Any]:
     config = dataclasses.replace(read_config(run), out=str(run))
     if (run / "result.json").is_file():
         raise InputError("resume", "a training that was broken off", f"{run}, which is finished", "read its report")
-    folder = RunFolder(run)
-    if not folder.has_checkpoint:
-        found = "one between processes" if process_count(config) > 1 else "one without a finished epoch"
-        raise InputError("resume", "a training in one process, an epoch of it finished", found, "train anew")
-    prepared = setup.prepare(config, old=True)
-    return _train_here(config, folder, prepared)
+    with alone_in(run):
+        setup.settle_process(config)
+        folder = RunFolder(run)
+        if not folder.has_checkpoint:
+            found = "one between processes" if process_count(config) > 1 else "one without a finished epoch"
+            raise InputError("resume", "a training in one process, an epoch of it finished", found, "train anew")
+        prepared = setup.prepare(config, old=True)
+        return _train_here(config, folder, prepared)
 
 
 def _train_here(config: Config, folder: RunFolder, prepared: setup.Prepared) -> dict[str, Any]:
     """In this process; a folder that has kept a state goes on with that."""
-    setup.settle_process(config)
     device = torch.device(config.train.device)
     # Every step seeds the global generators; the caller's come back.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -85,7 +90,7 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
     Writes `OUT/METHOD-seed-N/` and `OUT/compare.json`, which has the form of the files under `results/`; returns the
     run folders.
     """
-    out = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-compare")
+    out = Path(config.out or f"runs/{now()}-compare")
     runs = [_member(config, out, method, seed) for seed in seeds for method in methods]
     for folder in [out, *(Path(str(run.out)) for run in runs)]:
         refuse_run(folder)
@@ -108,7 +113,8 @@ def _run_fresh(run: Config, debug: bool) -> None:
     run = with_threads(run)
     folder = RunFolder.create(Path(str(run.out)), run).path
     if process_count(run) > 1:
-        train_processes(run, folder, debug=debug)
+        with alone_in(folder):
+            train_processes(run, folder, debug=debug)
     else:
         run_alone(run.method, ["train", "--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])])
 

@@ -86,6 +86,7 @@ class UploadStore:
         """To read only where there is no limit."""
         self.folder, self._place, self._limit_bytes = folder, f"store {folder}", limit_bytes
         self._next = {False: 0, True: 0}  # number of the next upload, where no segment tells
+        self._tests_fit = True
         with self._explained():
             self._about = (folder / "store.json").open("r" if limit_bytes is None else "a+")
             try:
@@ -162,6 +163,15 @@ class UploadStore:
         segment.size += len(record)
         return key
 
+    def add_test(self, batch: pb.Batch) -> None:
+        """Keeps a test's upload as `add` does. Where there is no room for all of a test's, none of them stays."""
+        if self._tests_fit and self._lasting(_HEADER.size + pb.Upload(batches=[batch]).ByteSize()) <= self._room:
+            self.add([batch])
+        else:
+            self._tests_fit = False
+            with self._explained():
+                self._drop(True, len(self._segments[True]))
+
     def forget(self, number: int) -> None:
         """Drops the training uploads from that number on, and all test uploads: those of a training that is gone on
         with from before they came."""
@@ -178,16 +188,22 @@ class UploadStore:
                 os.truncate(segments[-1].file, segments[-1].size)
 
     def _make_room(self, size: int) -> None:
-        assert self._limit_bytes is not None
-        room = self._limit_bytes - OVERHEAD_BYTES
-        lasting = size + sum(segment.size for segment in self._segments[True])
-        if lasting > room:
+        if (lasting := self._lasting(size)) > self._room:
             raise InputError(
                 "server.store_limit", f"at least {lasting + OVERHEAD_BYTES} bytes for a batch and the test uploads",
                 str(self._limit_bytes), "raise it, or send smaller batches",
             )  # fmt: skip
-        while size + self.used_bytes > room:
+        while size + self.used_bytes > self._room:
             self._drop(False, 1)
+
+    @property
+    def _room(self) -> int:
+        assert self._limit_bytes is not None
+        return self._limit_bytes - OVERHEAD_BYTES
+
+    def _lasting(self, size: int) -> int:
+        """Bytes that no eviction frees, `size` new ones with them."""
+        return size + sum(segment.size for segment in self._segments[True])
 
     def _segment_for(self, test: bool, size: int) -> _Segment:
         """The newest segment, or a new one where that is full."""
@@ -208,14 +224,9 @@ class UploadStore:
 
     # -- reading
 
-    def keys(self, epoch: int | None = None, *, test: bool = False) -> list[Key]:
-        """Uploads of one epoch or of all, oldest first: training or test. Of one that came twice, as when a run was
-        started again, the newer. Reads no upload."""
-        newest: dict[tuple[int, int, int], Key] = {}
-        for segment in self._segments[test]:
-            for place in segment.places:
-                newest[place.key[:3]] = place.key
-        return sorted((k for k in newest.values() if epoch in (None, k.epoch)), key=lambda key: key.number)
+    def keys(self, *, test: bool = False) -> list[Key]:
+        """All uploads, oldest first: training or test. Reads none."""
+        return [place.key for segment in self._segments[test] for place in segment.places]
 
     def read(self, key: Key) -> list[pb.Batch]:
         """The upload as it came, or nothing when it has been evicted. Raises InputError when it is damaged."""
