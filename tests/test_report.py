@@ -398,7 +398,7 @@ def test_report_refuses_nothing_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="report: expected at least one run folder, found none; name a folder"):
         write_report([], tmp_path / "r.html")
     folder = make_run(tmp_path / "a", example_result(), [])
-    with pytest.raises(InputError, match="out: expected a file, found a folder at .*; name a file"):
+    with pytest.raises(InputError, match=r"out: expected a file, found a folder at .*; name a file"):
         write_report([folder], tmp_path)
 
 
