@@ -51,7 +51,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run starts from; the network is None when it is not cut (centralized)."""
+    """All that a run starts from; without shards and network when it is not cut (centralized)."""
 
     data: Dataset
     shards: list[Samples]
@@ -67,7 +67,7 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     if config.method == "centralized":
         batch_count(len(data.train), config.train.batch_size)  # refuses a batch that is larger than the data
         build_whole(config, data.train.sample_shape, data.classes)
-        return Prepared(data, shards, None)
+        return Prepared(data, [], None)
     check_rounds(config, steps_per_epoch(config, shards))
     network = build_network(config, data.train.sample_shape, data.classes)
     if config.server.store is not None and Path(config.server.store).exists():
