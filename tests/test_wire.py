@@ -378,9 +378,10 @@ def test_first_message_must_be_join_and_numbers_are_taken_once(served):
 
 
 def test_who_has_said_join_is_given_time_to_be_admitted(served, monkeypatch):
+    """By the server, and by the newcomer, which hears from it while the network is built."""
     monkeypatch.setattr("halfpass.wire.hub.JOIN_SECONDS", 0.2)
-    one = served(admit=lambda join: time.sleep(0.6))
-    connection = one.connect()
+    one = served(admit=lambda join: time.sleep(3.0), timeout=1.0)
+    connection = one.connect(timeout=1.0)
     connection.send_in_turn(lambda: encoded(batch()))
     assert one.hub.take([0], "batch")[1].batch is not None
 

@@ -4,8 +4,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import grpc
@@ -185,8 +185,8 @@ class Hub:
         guard.start()
         try:
             first = next(requests, b"")
-            guard.cancel()  # admitting the first client builds the network, which may take long
-            stream = self._join(first, context)
+            guard.cancel()
+            stream = yield from self._joined(first, context)
         except HalfpassError as error:
             failed = pb.Failed(reason=str(error), exit_status=error.exit_status)
             yield pb.ServerMessage(failed=failed).SerializeToString()
@@ -199,6 +199,20 @@ class Hub:
         self._readers.append(reader)
         reader.start()
         yield from self._replies(stream)
+
+    def _joined(self, first: bytes, context: grpc.ServicerContext) -> Generator[bytes, None, _Stream]:
+        """Admits a newcomer, with signs of life meanwhile: with the first one the network is built."""
+        alive = pb.ServerMessage(alive=pb.Alive())
+        said = 0
+        with ThreadPoolExecutor(1) as aside:
+            joining = aside.submit(self._join, first, context)
+            while not wait([joining], heartbeat_seconds(self._timeout)).done:
+                yield alive.SerializeToString()
+                said += 1
+        stream = joining.result()
+        for _ in range(said):
+            stream.meter.count_down(alive, alive.ByteSize())
+        return stream
 
     def _join(self, data: bytes, context: grpc.ServicerContext) -> _Stream:
         message = _parse(data)
