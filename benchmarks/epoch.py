@@ -11,7 +11,7 @@ two share them. An epoch is the first `--steps` batches of 128; seconds are scal
 not counted, nor is each process's first epoch.
 
 Exit status: 1 where decoupled in two processes is not 3 times as fast (6 on a GPU) as plain decoupled, or not faster
-than conventional. Nothing else should run meanwhile.
+than conventional; without that runtime nothing is judged. Nothing else should run meanwhile.
 """
 
 import argparse

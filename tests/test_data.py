@@ -448,6 +448,19 @@ def test_imagefolder_takes_the_middle_square(pictures: Path) -> None:
     torch.testing.assert_close(x[0, :, 8, 5], red)
 
 
+def test_imagefolder_reads_the_upper_8_of_16_bits(pictures: Path) -> None:
+    """As medical pictures have them; Pillow by itself makes all from 256 on white."""
+    file, levels = pictures / "test" / "a" / "0.PNG", np.arange(0, 65536, 1024).reshape(8, 8)
+    assert file.is_file()
+    Image.fromarray(levels.astype(np.uint16)).save(file)
+    read = load("imagefolder", str(pictures), image_size=8).test.inputs[0]
+    assert read.tolist() == 3 * [(levels // 256).tolist()]
+    Image.fromarray(levels.astype(np.float32)).save(file, format="TIFF")
+    assert "found an unreadable file (ValueError: 32 bits per pixel, where 8 or 16 can be read)" in message(
+        lambda: load("imagefolder", str(pictures), image_size=8)
+    )
+
+
 def test_imagefolder_says_what_is_wrong(pictures: Path) -> None:
     read = partial(load, "imagefolder", str(pictures), image_size=8)
     (pictures / "test").rename(pictures / "val")
@@ -501,6 +514,10 @@ def named(): return Items((torch.zeros(3), "cat")), Items()
 def ragged(): return Items((torch.zeros(3), 0), (torch.zeros(4), 0)), Items()
 def unlike(): return Items((torch.zeros(3), 0)), Items((torch.zeros(4), 0))
 def negative(): return Items((torch.zeros(3), 0), (torch.zeros(3), -1)), Items((torch.zeros(3), 0))
+def backwards(): return Items((np.arange(3.0)[::-1], 0)), Items((torch.zeros(3), 0))
+class Gone(Items):
+    def __getitem__(self, i): raise FileNotFoundError("scan.png")
+def gone(): return Gone(1, 2), Items((torch.zeros(3), 0))
 def nan(): return Items((torch.zeros(3), 0)), Items((torch.zeros(3), 0), (torch.tensor([0, float("nan"), 0]), 0))
 def whole(): return TensorDataset(torch.zeros(3, 2).int(), torch.zeros(3).long()), Items((torch.zeros(3), 0))
 def pair(): return TensorDataset(torch.zeros(3, 2), torch.zeros(3)), Items((torch.zeros(3), 0))
@@ -548,6 +565,8 @@ def test_a_function_in_the_working_directory_gives_data() -> None:
         ("own_data:ragged", ", train, sample 1: expected torch.float32 (3,) like the first, found torch.float32 (4,);"),
         ("own_data:unlike", "like the training samples, torch.float32 (3,), found torch.float32 (4,); convert both"),
         ("own_data:negative", ", train, label 1: expected a class in 0..0, found -1; number the classes from 0"),
+        ("own_data:backwards", ", train, sample 0: expected numbers and a class number, found float64 and int;"),
+        ("own_data:gone", ", train, sample 0: expected (input, label), found FileNotFoundError: scan.png; mend the data set"),
         ("own_data:nan", ", test, input 1: expected finite values, found NaN or infinity; mend or remove it"),
         ("own_data:whole", ", train, inputs: expected uint8 (N, C, H, W), int64 (N, T) or floating point (N, ...), found"),
         ("own_data:pair", ", train, labels: expected int64 (3,), found torch.float32 (3,); give a class per sample"),

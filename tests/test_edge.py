@@ -16,11 +16,12 @@ from halfpass.config import ClientsConfig, Config, ModelConfig, ServerConfig, Tr
 from halfpass.learn.edge import EdgeHalf
 from halfpass.learn.models import build_model
 from halfpass.learn.split import split_twice
-from halfpass.run import setup
+from halfpass.run import setup, tables
 from halfpass.run.cli import main
 from halfpass.run.export import export
 from halfpass.run.local import train_local
 from halfpass.run.records import RunFolder
+from halfpass.run.runs import read_run, summary
 
 
 class ThreeParts(HandCut):
@@ -135,6 +136,9 @@ def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
         }  # fmt: skip
     together = export(tmp_path / "processes", with_head=True)  # the edge's head
     assert together.accuracy == pytest.approx(outcomes["processes"]["joint_test_accuracy"], abs=0.02)
+    for part, link in (("edge", "client → edge"), (".", "edge → server")):
+        told = summary(read_run(tmp_path / "local" / part))
+        assert (told["link"], tables.markdown_table([told]).splitlines()[2][:28]) == (link, f"| decoupled ({link}) |"[:28])
     assert main(["retrain", str(tmp_path / "processes"), "--out", str(tmp_path / "again")]) == 0
     old, new = (load_file(tmp_path / run / "server.safetensors") for run in ("processes", "again"))
     assert {name: value.shape for name, value in new.items()} == {name: value.shape for name, value in old.items()}

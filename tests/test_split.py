@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from halfpass.errors import InputError
 from halfpass.learn.cuts import cut_table
 from halfpass.learn.models import build_model
-from halfpass.learn.split import Halves, cut_shapes, join_state, layer_names, split, whole
+from halfpass.learn.split import Halves, check_same, cut_shapes, join_state, layer_names, split, whole
 
 
 def chain(halves: Halves, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -327,6 +327,36 @@ def test_a_crossing_tensor_that_is_changed_in_place_above_stays_as_it_is_below()
     before = crossing[0].detach().clone()
     halves.server(*(z.detach() for z in crossing))
     assert torch.equal(crossing[0], before)
+
+
+class Powers(Base):
+    """Other operations in place, on a view: the tensor itself changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        k = h.view(-1, 6)
+        k **= 2
+        k %= 0.7
+        return self.last(self.b(h))
+
+
+class Unseen(Base):
+    """An operation in place that a trace does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        k = h.data
+        k += 1
+        return self.last(self.b(h))
+
+
+def test_what_changes_in_place_is_cut_rightly_or_not_at_all() -> None:
+    model = Powers()
+    assert_split_equals_whole(model, "a", vectors())
+    check_same("model.cut 'a'", model, split(model, "a"), tuple(vectors().shape[1:]))
+    model = Unseen()
+    with pytest.raises(InputError, match=r"model.cut 'a': expected halves that compute what the network does, found other outputs; take"):
+        check_same("model.cut 'a'", model, split(model, "a"), tuple(vectors().shape[1:]))
 
 
 class TorchvisionBlock(nn.Module):

@@ -9,6 +9,7 @@ from halfpass.learn.data import load
 from halfpass.learn.listops import LENGTH
 from halfpass.learn.models import build_model
 from halfpass.learn.split import cut_shapes, split
+from halfpass.run import setup
 from halfpass.run.train import train
 
 
@@ -49,6 +50,14 @@ def test_the_transformer_is_the_same_cut_anywhere(cut):
 def test_pictures_are_refused_by_the_transformer():
     with pytest.raises(InputError, match=r"expected samples of \(bytes,\), found samples of shape \(1, 8, 8\)"):
         build_model("transformer", (1, 8, 8), 10, seed=0)
+
+
+def test_tokens_beyond_its_bytes_are_refused():
+    data, settings = load("listops", limit=200), Config(model=ModelConfig("transformer", "blocks.0"))
+    assert len(setup.make_shards(settings, data)) == 1
+    data.test.inputs[3, 4] = 256
+    with pytest.raises(InputError, match="expected tokens from 0 to 255 for the transformer, found 256; give a network"):
+        setup.make_shards(settings, data)
 
 
 def test_text_is_learned_by_both_halves(tmp_path):

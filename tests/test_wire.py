@@ -62,6 +62,20 @@ def test_several_tensors_and_a_view_that_is_not_dense_cross():
     assert all(torch.equal(a, b) for a, b in zip(sent.tensors, received.tensors, strict=True))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_volume_has_its_channels_in_dimension_1_too(channels_last):
+    """Channels of very different size: with scales of another dimension the small ones would be lost."""
+    volume = torch.randn(4, 6, 2, 3, 5) * 10.0 ** torch.arange(-3, 3).view(6, 1, 1, 1)
+    order = torch.channels_last_3d if channels_last else torch.contiguous_format
+    sent = CutBatch(0, 0, 0, (volume.contiguous(memory_format=order),), torch.arange(4))
+    exact = messages.read_batch(messages.write_batch(sent, "none").batch).tensors[0]
+    assert torch.equal(exact, volume)
+    assert exact.stride() == sent.tensors[0].stride()
+    coded = messages.read_batch(messages.write_batch(sent, "int8").batch).tensors[0]
+    ranges = volume.amax((0, 2, 3, 4)) - volume.amin((0, 2, 3, 4))
+    assert ((coded - volume).abs().amax((0, 2, 3, 4)) <= ranges / 509).all()
+
+
 def test_weights_and_gradients_round_trip_exactly():
     state = {"half.w": torch.randn(2, 3), "half.count": torch.tensor(7), "half.on": torch.tensor([True, False])}
     read = messages.read_weights(pb.Begin(weights=messages.write_weights(state)).weights)

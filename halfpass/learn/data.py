@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from halfpass.learn.cifar import CIFAR, read_cifar
 from halfpass.learn.imagefolder import read_imagefolder
 from halfpass.learn.listops import CLASSES, LENGTH, generate_listops
 from halfpass.learn.plugin import call_plugin
+from halfpass.learn.reason import reason
 from halfpass.learn.seed import derive_seed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -246,7 +248,7 @@ def _decoded(place: str, dataset: object) -> Samples:
     elif not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise InputError(place, "a data set with a length", type(dataset).__name__, "return indexable data sets")
     else:
-        inputs, labels = _stacked(place, [dataset[i] for i in range(len(dataset))])
+        inputs, labels = _stacked(place, [_taken(f"{place}, sample {i}", dataset, i) for i in range(len(dataset))])
     inputs = inputs.detach().float() if inputs.is_floating_point() else inputs
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -254,6 +256,13 @@ def _decoded(place: str, dataset: object) -> Samples:
         return Samples(inputs, labels if labels.is_floating_point() else labels.to(torch.int64))
     except InputError as error:
         raise InputError(f"{place}, {error.place}", error.expected, error.found, error.remedy) from None
+
+
+def _taken(place: str, dataset: Any, index: int) -> object:
+    try:
+        return dataset[index]
+    except Exception as error:  # whatever the data set raises
+        raise InputError(place, "(input, label)", reason(error), "mend the data set") from error
 
 
 def _stacked(place: str, items: list[object]) -> tuple[Tensor, Tensor]:
@@ -276,6 +285,6 @@ def _item(place: str, item: object) -> tuple[Tensor, int]:
         raise InputError(place, "a tensor or array", type(value).__name__, remedy)
     try:
         return torch.as_tensor(value), operator.index(label)
-    except TypeError:  # an array of objects, or a label that is no whole number
+    except (TypeError, ValueError):  # objects, bytes in another order, or a label that is no whole number
         found = f"{getattr(value, 'dtype', '')} and {type(label).__name__}"
         raise InputError(place, "numbers and a class number", found, remedy) from None

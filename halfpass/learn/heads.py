@@ -144,8 +144,8 @@ class FlatLinear(nn.Module):
 
 
 def _positions(cut_shape: tuple[int, ...]) -> int:
-    """Pixels or tokens of a cut; 1 where there are only features."""
-    return {1: 1, 2: cut_shape[0], 3: prod(cut_shape[1:])}.get(len(cut_shape), 1)
+    """Pixels, voxels or tokens of a cut; 1 where there are only features."""
+    return cut_shape[0] if len(cut_shape) == 2 else prod(cut_shape[1:])
 
 
 SHAPES = {1: "(features,)", 2: "(tokens, features)", 3: "(channels, height, width)"}

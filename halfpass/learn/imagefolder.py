@@ -63,8 +63,18 @@ def _decode_all(pictures: dict[str, list[Path]], image_size: int, limit: int | N
 def _decode(file: Path, image_size: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            square = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BILINEAR)
+            picture = _eight_bits(image).convert("RGB")
+            square = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
         return np.array(square)  # (H, W, 3) uint8
     except Exception as error:  # every decoder has errors of its own
         found = f"an unreadable file ({reason(error)})"
         raise InputError(str(file), "a picture", found, "mend or remove it") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Of 16 bits per pixel the upper 8; Pillow's conversion would make all from 256 on white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits per pixel, where 8 or 16 can be read")
+    return image

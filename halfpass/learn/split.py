@@ -18,7 +18,7 @@ from halfpass.errors import InputError
 from halfpass.learn.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
 from halfpass.learn.models import Model
 from halfpass.learn.reason import reason
-from halfpass.learn.trace import Traced, state_of, trace
+from halfpass.learn.trace import BY_HAND, Traced, state_of, trace
 
 HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'
 
@@ -110,8 +110,25 @@ def _sample_shape(i: int, value: object) -> tuple[int, ...]:
     return tuple(value.shape[1:])
 
 
+def check_same(place: str, model: nn.Module, halves: Halves, sample_shape: tuple[int, ...]) -> None:
+    """Raises InputError where the halves of `model` compute something else than it does, as where its forward changes a
+    tensor in place in a way that a trace does not see. On two random samples from 0 to 1, in evaluation mode."""
+    x = torch.rand(2, *sample_shape, generator=torch.Generator().manual_seed(0))
+    uncut, joined = (copy.deepcopy(module).eval() for module in (model, whole(halves)))
+    try:
+        with torch.no_grad():
+            expected, again, found = (module(x.clone()) for module in (uncut, uncut, joined))
+    except Exception as error:  # whatever the model raises
+        remedy = "choose samples that fit it"
+        raise InputError(place, f"a forward pass of {tuple(x.shape)}", reason(error), remedy) from error
+    if torch.equal(expected, again) and not torch.allclose(expected, found, rtol=1e-3, atol=1e-5, equal_nan=True):
+        remedy = f"take what changes a tensor in place out of forward, {BY_HAND}"
+        raise InputError(place, "halves that compute what the network does", "other outputs", remedy)
+
+
 def join_state(client_state: dict[str, Tensor], server_state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of the whole: for a traced model its own names, so it loads into it; for a pair, into `whole`."""
+    """The state of the whole: for a traced model its own names, so that it loads into it, unless that has weights or
+    buffers that its forward never uses (`strict=False` then); for a pair, into `whole`."""
     both = sorted(client_state.keys() & server_state.keys())
     if both:
         raise InputError(

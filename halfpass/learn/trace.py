@@ -150,6 +150,15 @@ class _Proxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", update, (self, "itruediv", other), {})
 
+    def __ifloordiv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", update, (self, "ifloordiv", other), {})
+
+    def __imod__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", update, (self, "imod", other), {})
+
+    def __ipow__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", update, (self, "ipow", other), {})
+
 
 def update(value: Any, name: str, other: Any) -> Any:
     """`value += other` and its like. As a function of ours, since torch.fx's own code for it breaks plain numbers."""

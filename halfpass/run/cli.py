@@ -126,7 +126,8 @@ def _report_own(runs: list[Path]) -> None:
     """Of the runs that this command made; a child leaves it to its parent."""
     if not IS_CHILD:
         folder = runs[0] if len(runs) == 1 else runs[0].parent
-        _report_on(runs, folder / "report.html")
+        edges = [run / "edge" for run in runs]  # of chains, whose lower link is a run of its own
+        _report_on(runs + [edge for edge in edges if (edge / "result.json").is_file()], folder / "report.html")
 
 
 def _report_on(runs: list[Path], out: Path) -> None:

@@ -71,6 +71,7 @@ def pictures(series: Sequence[Series]) -> list[Picture]:
     several = any(len(one.runs) > 1 for one in series)
     band = " Lines are means over runs that differ only by the seed, bands one standard deviation." if several else ""
     means = " Means over the seeds." if several else ""
+    means += " Of a chain each link by itself." if any(one.results[0].get("link") for one in series) else ""
     drawn = [
         curves(
             series, "Test accuracy", "test accuracy (%)", ACCURACIES, "auxiliary head",

@@ -174,7 +174,8 @@ def _check_number(value: Any, place: str) -> None:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What result.json says and the further `settings`; of an unfinished run its settings and last accuracy."""
+    """What result.json says and the further `settings`; of an unfinished run its settings and last accuracy. Of a chain
+    it is that of one `link`, which is named."""
     known = run.result or {
         **{name: run.settings.get(key) for name, key in CONFIG_KEYS.items()},
         "test_accuracy": _last(by_epoch(run, "server", "test_accuracy")),
@@ -185,6 +186,8 @@ def summary(run: Run) -> dict[str, Any]:
     told = set(CONFIG_KEYS.values())
     if run.settings.get("model.edge_cut") is not None:  # a chain's result is that of its upper link
         told = {key for name, key in CONFIG_KEYS.items() if known.get(name) == run.settings.get(key)}
+        if run.result is not None:
+            known = {**known, "link": "edge → server" if known.get("edge_cut") is None else "client → edge"}
     further = {k: v for k, v in run.settings.items() if k not in told and k not in NO_SETTINGS}
     return {**known, "settings": further}
 

@@ -27,7 +27,8 @@ from halfpass.learn.optimizers import build_optimizer
 from halfpass.learn.partition import partition
 from halfpass.learn.precision import Arithmetic, arithmetic
 from halfpass.learn.server import Server
-from halfpass.learn.split import Halves, cut_shapes, split, split_twice
+from halfpass.learn.split import Halves, check_same, cut_shapes, split, split_twice
+from halfpass.learn.transformer import BYTES
 from halfpass.learn.whole import Whole
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
@@ -93,7 +94,11 @@ def load_data(config: DataConfig) -> Dataset:
 
 
 def make_shards(config: Config, data: Dataset) -> list[Samples]:
-    """Each client's training samples; raises InputError where a batch is larger than a shard."""
+    """Each client's training samples; raises InputError where a batch is larger than a shard, or the network cannot
+    take the samples' values."""
+    if config.model.name == "transformer" and (largest := _largest(data)) >= BYTES:
+        expected, remedy = f"tokens from 0 to {BYTES - 1} for the transformer", "give a network of your own"
+        raise InputError(f"data.name {config.data.name!r}", expected, str(largest), remedy)
     settings = config.clients
     parts = partition(
         settings.partition, data.train.labels, settings.count, alpha=settings.alpha, seed=config.train.seed
@@ -107,6 +112,10 @@ def make_shards(config: Config, data: Dataset) -> list[Samples]:
             str(config.train.batch_size), "choose smaller batches or fewer clients",
         )  # fmt: skip
     return shards
+
+
+def _largest(data: Dataset) -> int:
+    return max(int(samples.inputs.max()) for samples in (data.train, data.test))
 
 
 def check_rounds(config: Config, steps: Sequence[int]) -> None:
@@ -123,6 +132,8 @@ def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -
     cut = _cut_name(config, model)
     if config.model.edge_cut is None:
         halves = split(model, cut)
+        if not isinstance(model, tuple):
+            check_same(f"model.cut {cut!r}", model, halves, sample_shape)
     else:
         halves = _below_edge(config, model, cut, sample_shape, classes)
     shapes = cut_shapes(halves.client, sample_shape)

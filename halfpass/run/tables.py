@@ -41,7 +41,7 @@ def group_seeds(items: Sequence[Item], result_of: Callable[[Item], Result]) -> l
     groups: dict[str, list[Item]] = {}
     for number, item in enumerate(items):
         result = result_of(item)
-        known = [_known(result, name) for name in ("method", *SETTINGS, "settings")]
+        known = [_known(result, name) for name in ("method", "link", *SETTINGS, "settings")]
         key = json.dumps([*known, number if result.get("unfinished") else None], default=str)
         groups.setdefault(key, []).append(item)
     return list(groups.values())
@@ -196,7 +196,9 @@ def _megabytes(*keys: str) -> Callable[[Group], str]:
 
 
 def _method(group: Group) -> str:
-    return f"{group[0].get('method', MISSING)}{' (unfinished)' if group[0].get('unfinished') else ''}"
+    result = group[0]
+    remarks = [result.get("link"), "unfinished" if result.get("unfinished") else None]
+    return " ".join([result.get("method", MISSING), *(f"({remark})" for remark in remarks if remark)])
 
 
 MEASURES = (

@@ -12,7 +12,7 @@ from halfpass.errors import InputError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -20,21 +20,22 @@ DTYPES = {
                   torch.bool)
 }  # fmt: skip
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
 CROSSING_DTYPES = ("float32", "bfloat16", "float16")
 ANSWERS = torch.float16  # probabilities to a thousandth of each
 
 
 def write_tensor(tensor: Tensor, codec: str = "none", name: str = "", into: pb.Tensor | None = None) -> pb.Tensor:
-    """Any tensor → message, in the storage order that it has: row-major, or channels-last when 4-D. The message is a
-    new one, or `into`, a part of a larger one: to put a new one there would copy it.
+    """Any tensor → message, in the storage order that it has: row-major, or channels-last when 4-D or 5-D. The message
+    is a new one, or `into`, a part of a larger one: to put a new one there would copy it.
 
-    Codecs with scales per channel take dimension 1 of 4-D tensors for channels and store them channels-last; of other
-    tensors they take the last dimension.
+    Codecs with scales per channel take dimension 1 of 4-D and 5-D tensors (pictures, volumes) for channels and store
+    them channels-last; of other tensors (tokens, features) they take the last dimension.
     """
     tensor = tensor.detach().to("cpu")
-    channels_last = tensor.ndim == 4 and (
+    channels_last = tensor.ndim in CHANNELS_LAST and (
         CODECS[codec].per_channel
-        or (not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last))
+        or (not tensor.is_contiguous() and tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.ndim]))
     )
     stored = _stored(tensor, channels_last).contiguous()
     message = pb.Tensor() if into is None else into
@@ -47,7 +48,7 @@ def write_tensor(tensor: Tensor, codec: str = "none", name: str = "", into: pb.T
 
 def _stored(tensor: Tensor, channels_last: bool) -> Tensor:
     """A view with the dimensions in storage order."""
-    return tensor.permute(0, 2, 3, 1) if channels_last else tensor
+    return tensor.movedim(1, -1) if channels_last else tensor
 
 
 def _rows_and_channels(stored: Sequence[int]) -> tuple[int, int]:
@@ -67,13 +68,13 @@ def read_tensor(message: pb.Tensor, place: str, out: Tensor | None = None) -> Te
         raise InputError(place, f"a codec of {', '.join(CODECS)}", repr(message.codec), remedy)
     if dtype is None:
         raise InputError(place, f"a dtype of {', '.join(DTYPES)}", repr(message.dtype), remedy)
-    if message.channels_last and len(shape) != 4:
-        raise InputError(place, "4 dimensions when channels-last", f"shape {shape}", remedy)
+    if message.channels_last and len(shape) not in CHANNELS_LAST:
+        raise InputError(place, "4 or 5 dimensions when channels-last", f"shape {shape}", remedy)
     if out is not None and (tuple(out.shape), out.dtype) != (shape, dtype):
         expected = f"shape {tuple(out.shape)}, {str(out.dtype).removeprefix('torch.')}"
         raise InputError(place, expected, f"shape {shape}, {message.dtype}", remedy)
-    rows_and_channels = _rows_and_channels([shape[i] for i in (0, 2, 3, 1)] if message.channels_last else shape)
-    order = torch.channels_last if message.channels_last else torch.contiguous_format
+    rows_and_channels = _rows_and_channels((shape[0], *shape[2:], shape[1]) if message.channels_last else shape)
+    order = CHANNELS_LAST[len(shape)] if message.channels_last else torch.contiguous_format
     data = message.data
     try:
         codec.check_size(data, *rows_and_channels, dtype)
@@ -115,14 +116,15 @@ class Buffers:
     def take(self, message: pb.Tensor) -> Tensor | None:
         """One of the shape, dtype and storage order of `message`, if one is free."""
         shape = tuple(message.shape)
-        both = len(shape) == 4 and (shape[1] == 1 or shape[2] == shape[3] == 1)  # then the two orders are the same
+        # then the two orders are the same
+        both = len(shape) in CHANNELS_LAST and (shape[1] == 1 or math.prod(shape[2:]) == 1)
         free = self._free.get((shape, message.dtype, message.channels_last and not both))
         return free.popleft() if free else None
 
     def give_back(self, tensor: Tensor) -> None:
         """Nobody may use it any more."""
         name = str(tensor.dtype).removeprefix("torch.")
-        order = tensor.ndim == 4 and not tensor.is_contiguous()
+        order = tensor.ndim in CHANNELS_LAST and not tensor.is_contiguous()
         self._free.setdefault((tuple(tensor.shape), name, order), deque()).append(tensor)
 
 
