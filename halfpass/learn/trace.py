@@ -138,26 +138,13 @@ class _Tracer(fx.Tracer):
 class _Proxy(fx.Proxy):
     """Keeps `x += y` an operation in place, which torch.fx would trace as `x = x + y`: other names of x see it too."""
 
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", update, (self, "iadd", other), {})
 
-    def __isub__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", update, (self, "isub", other), {})
+def _kept_in_place(name: str) -> Callable[[_Proxy, Any], Any]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", update, (proxy, name, other), {})
 
-    def __imul__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", update, (self, "imul", other), {})
 
-    def __itruediv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", update, (self, "itruediv", other), {})
-
-    def __ifloordiv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", update, (self, "ifloordiv", other), {})
-
-    def __imod__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", update, (self, "imod", other), {})
-
-    def __ipow__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", update, (self, "ipow", other), {})
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
+    setattr(_Proxy, f"__{_name}__", _kept_in_place(_name))
 
 
 def update(value: Any, name: str, other: Any) -> Any:
