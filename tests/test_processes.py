@@ -139,11 +139,15 @@ STARTED: list[subprocess.Popen] = []
 
 
 def start(arguments, folder):
-    """As from a terminal, where SIGINT is heeded: what a shell puts into the background, such as the tests, ignores it."""
-    STARTED.append(subprocess.Popen(
-        [*HALFPASS, *arguments], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ))  # fmt: skip
+    """As from a terminal, where SIGINT is heeded: what a shell puts into the background, such as the tests, ignores it.
+    Without preexec_fn, which forks this process with the threads that gRPC has in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a new process gets the default for it
+    try:
+        STARTED.append(subprocess.Popen(
+            [*HALFPASS, *arguments], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ))  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
     return STARTED[-1]
 
 
@@ -172,7 +176,7 @@ def serve(folder, *more, **changes):
     settings = write_config(folder, **changes)
     server = start(["serve", "--config", settings, "--bind", "127.0.0.1:0", "--out", "server", *more], folder)
     line = server.stdout.readline()
-    assert line.startswith("listening on 127.0.0.1:"), server.stderr.read()
+    assert line.startswith("listening on 127.0.0.1:"), (server.stderr.read(), server.wait())
     return server, line.split()[2], settings
 
 
