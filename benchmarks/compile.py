@@ -5,9 +5,8 @@
     python benchmarks/compile.py --networks resnet20:stage_1.2:linear --steps 2 --rounds 1         does it run?
 
 Both sides take turns and each gives the median of its steps; the first turn of each, in which kernels are compiled or
-steps recorded, is not counted. The pictures are random, of CIFAR-10's
-size, so no file is needed. A step is the whole one: drawing the batch, both halves, and the wire within the process.
-Nothing else should run meanwhile.
+steps recorded, is not counted. The pictures are random, of CIFAR-10's size, so no file is needed. A step is the whole
+one: drawing the batch, both halves, and the wire within the process. Nothing else should run meanwhile.
 """
 
 import argparse
