@@ -243,10 +243,9 @@ def _start(member: Member, jobs: int) -> Child:
     did not get that far has left goes, its store too."""
     threads = setup.threads_each(member.config, jobs * process_count(member.config))
     config = replace(member.config, train=replace(member.config.train, threads=threads))
-    folder = RunFolder(member.folder)
-    if folder.has_checkpoint:
-        folder.write_config(config)  # the data may be elsewhere by now
-        return Child(member.name, ["resume", str(folder.path)], quiet=True)
+    if member.begun:
+        RunFolder(member.folder).write_config(config)  # the data may be elsewhere by now
+        return Child(member.name, ["resume", str(member.folder)], quiet=True)
     if (member.folder / "config.yaml").is_file():  # and nothing else
         shutil.rmtree(member.folder)
         if (store := member.config.server.store) is not None and (Path(store) / "store.json").is_file():
