@@ -24,6 +24,7 @@ from halfpass.learn.batches import micro_batches
 from halfpass.run import replay, setup
 from halfpass.run.cli import main
 from halfpass.run.local import LocalRun
+from halfpass.run.records import alone_in
 from halfpass.run.retrain import retrain
 from halfpass.run.server_process import ServerRun
 from halfpass.run.train import train
@@ -291,6 +292,9 @@ def server_half(folder):
 
 def test_retraining_with_the_run_s_own_settings_repeats_its_server_half(kept, tmp_path, capsys):
     folder, outcome = kept
+    with alone_in(tmp_path / "again"):
+        assert main(["retrain", str(folder), "--out", str(tmp_path / "again")]) == 2
+    assert "again: expected no other training at work in it" in capsys.readouterr().err
     assert main(["retrain", str(folder), "--out", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     assert equal(server_half(folder), server_half(tmp_path / "again"))

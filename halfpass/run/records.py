@@ -343,7 +343,7 @@ class RunFolder:
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Whole or not at all: a reader never sees half of it. Its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("results", file.parent)
     partial = file.with_suffix(".part")
     partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     partial.replace(file)

@@ -17,7 +17,7 @@ from halfpass.run import setup
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, read_config, refuse_run, result
+from halfpass.run.records import Row, RunFolder, Wires, alone_in, epoch_rows, read_config, refuse_run, result
 from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
@@ -48,11 +48,12 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
         passes = _passes(config, store)
         setup.settle_process(config)
         server = setup.build_server(config, network)
-        folder = RunFolder.create(out, config)
         rows: list[Row] = []
         total, done = sum(map(len, passes)), 0
         memory = PeakMemory(server.arithmetic.device)
-        with EpochProgress("retrain", config.train.epochs, -(-total // len(passes))) as progress:
+        steps = -(-total // len(passes))
+        with alone_in(out), EpochProgress("retrain", config.train.epochs, steps) as progress:
+            folder = RunFolder.create(out, config)
             for epoch, keys in enumerate(passes):
                 began, tally = time.perf_counter(), Tally(server.arithmetic.device)
                 use = passes[:epoch].count(keys)
@@ -70,10 +71,10 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                 new = epoch_rows(epoch, seconds, tally, {}, score, {}, {}, {}, before=rows)[-1]
                 rows += folder.add_rows([new])
                 progress.epoch(new)
-    folder.save_server(server, config)
-    _copy_clients(run, folder, store.identity == setup.identity(network))
-    outcome = result(config, network.cut, rows, Wires([], None), folder.environment)
-    return folder.finish(outcome | {"retrained_from": str(run)})
+            folder.save_server(server, config)
+            _copy_clients(run, folder, store.identity == setup.identity(network))
+            outcome = result(config, network.cut, rows, Wires([], None), folder.environment)
+            return folder.finish(outcome | {"retrained_from": str(run)})
 
 
 def _network(config: Config, store: UploadStore) -> setup.Network:
