@@ -23,6 +23,24 @@ def hand_cut(sample_shape, classes):
     return HandCut()
 
 
+class HalfFrozen(nn.Module):
+    """Behind `frozen` two values are alive: first its own, which has no graph, then that of `trained`."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.frozen = (nn.Sequential(nn.Flatten(), nn.Linear(64, 8)) for _ in range(2))
+        self.frozen.requires_grad_(False)
+        self.top = nn.Linear(8, 10)
+
+    def forward(self, x):  # (B, 1, 8, 8)
+        trained = self.trained(x)
+        return self.top(self.frozen(x) * trained.tanh())
+
+
+def half_frozen(sample_shape, classes):
+    return HalfFrozen()
+
+
 def train_decoupled(model, head, batches, lr_of_step, settings, loss_of=cross_entropy):
     """One ordinary module, `detach()` at the cut, one optimizer over everything, the sum of both losses."""
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1, fused=True, **settings)

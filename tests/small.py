@@ -47,10 +47,10 @@ def joined(local, client=0):
     return local.clients[client].half.state_dict() | local.server.half.state_dict()
 
 
-def plain_start(settings, data):
+def plain_start(settings, data, plain=HandCut):
     """The same initial network and head as ordinary modules."""
     network = setup.build_network(settings, data.train.sample_shape, data.classes)
-    model = HandCut()
+    model = plain()
     model.load_state_dict(network.halves.client.state_dict() | network.halves.server.state_dict())
     place = setup.build_server(settings, network).arithmetic.place
     return place(model).train(), None if network.head is None else place(copy.deepcopy(network.head)).train()

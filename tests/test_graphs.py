@@ -77,7 +77,8 @@ def recorded(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "recordings"),
     [({}, 4), ({"method": "conventional"}, 6), ({"feedback_every": 2}, 7), ({"method": "centralized"}, 2), ({"micro_batch": 5}, 0),
-     ({"clients": 2, "topology": "splitfed"}, 5), ({"clients": 2, "topology": "relay"}, 5)],
+     ({"clients": 2, "topology": "splitfed"}, 5), ({"clients": 2, "topology": "relay"}, 5),
+     ({"method": "conventional", "model": "plain:half_frozen", "cut": "frozen"}, 6)],
 )
 def test_recorded_passes_learn_the_same(settings, recordings, recorded, data):
     """Bit for bit, of batches of two sizes: of 16, and an epoch's last of 12. A conventional client has two for each,
@@ -113,12 +114,24 @@ def test_few_shapes_are_recorded(recorded, data):
     assert [graph.replays for graph in recorded] == [2] * RECORDED
 
 
-def test_what_cannot_be_recorded_is_an_input_error(recorded, data, monkeypatch):
+@pytest.mark.parametrize(("error", "raised", "said"), [
+    (RuntimeError("not permitted when stream is capturing"), InputError, r"train\.compile.*record.*not permitted when.*leave it out"),
+    (torch.OutOfMemoryError("tried to allocate"), torch.OutOfMemoryError, "tried to allocate"),
+])  # fmt: skip
+def test_what_cannot_be_recorded_is_an_input_error(error, raised, said, recorded, data, monkeypatch):
+    """Its cause is said, not that of the end of the recording, which fails then too; running out of memory is no
+    wrong setting."""
+
     @contextlib.contextmanager
     def refusing(*arguments, **settings):
-        yield
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            yield
+            raise error
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904  # as PyTorch
 
     monkeypatch.setattr(torch.cuda, "graph", refusing)
-    with pytest.raises(InputError, match=r"train\.compile.*record.*not permitted when stream is capturing.*leave it out"):
+    with pytest.raises(raised, match=said):
         run(config(compile=True), data)

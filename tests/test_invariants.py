@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from plain import equal, train_decoupled, train_end_to_end
+from plain import HalfFrozen, equal, train_decoupled, train_end_to_end
 from small import SGD, close, config, joined, one_cycle, plain_batches, plain_start, run, shards
 from torch import nn
 
@@ -38,6 +38,14 @@ def test_conventional_is_plain_end_to_end_training(data):
     settings = config("conventional", schedule="constant")
     local = run(settings, data)
     model, _ = plain_start(settings, data)
+    train_end_to_end(model, plain_batches(data), lambda step: 0.05, SGD)
+    assert equal(joined(local), model.state_dict())
+
+
+def test_a_value_without_a_graph_crosses_before_one_with_it(data):
+    settings = config("conventional", model="plain:half_frozen", cut="frozen", schedule="constant")
+    local = run(settings, data)
+    model, _ = plain_start(settings, data, HalfFrozen)
     train_end_to_end(model, plain_batches(data), lambda step: 0.05, SGD)
     assert equal(joined(local), model.state_dict())
 

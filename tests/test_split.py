@@ -417,6 +417,27 @@ def test_optional_arguments_keep_their_defaults() -> None:
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
+class KeptInEvaluation(nn.Module):
+    """BatchNorm's statistics stay as they are while it trains, as in fine-tuning; a trace would lose that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.last = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def train(self, mode: bool = True) -> "KeptInEvaluation":
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.a(x)))
+
+
+def test_modules_that_do_not_follow_train_are_refused() -> None:
+    text = refusal(KeptInEvaluation(), "norm")
+    assert text.startswith("model KeptInEvaluation: expected modules that follow train() and eval(), found norm in evaluation mode behind train(True); take")
+
+
 def test_weights_that_both_halves_use_are_refused_by_name() -> None:
     class Twice(Base):
         def forward(self, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Pending:
     """A batch on the client between the two halves of a conventional step: the graph waits for its gradient."""
 
     batch: CutBatch
-    backward: Backward  # of the gradients of the batch's tensors
+    backward: Backward  # of the gradients of the local loss, which is None, and of the batch's tensors
     local_loss: float  # NaN without a head
 
 
@@ -116,7 +116,7 @@ def _forward(client: Client, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
     """The second half: trains the client half by the gradients of its tensors, each of that tensor's shape."""
-    pending.backward([client.arithmetic.move(gradient) for gradient in gradients])
+    pending.backward([None, *(client.arithmetic.move(gradient) for gradient in gradients)])
     client.optimizer.step()
 
 

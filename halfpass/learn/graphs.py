@@ -19,7 +19,7 @@ WARM_UP = 2  # calls with inputs of a shape that are not recorded yet: kernels a
 RECORDED = 4  # shapes at most: a batch's, an epoch's last, and some for several clients' last
 
 Pass = Callable[..., tuple[Tensor, ...]]
-Backward = Callable[[Sequence[Tensor]], None]
+Backward = Callable[[Sequence[Tensor | None]], None]  # of a gradient for each output; not of those without a graph
 
 
 class Graphs:
@@ -32,8 +32,8 @@ class Graphs:
         self._graphs: dict[Any, _Recording] = {}
 
     def run(self, function: Pass, side: Any, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Backward]:
-        """`function(side, *inputs)`, and what takes gradients of those of its outputs that have a graph and goes back
-        through it; no other call may come in between.
+        """`function(side, *inputs)`, and what takes a gradient for each of its outputs and goes back through the graph
+        of those that have one; no other call may come in between.
 
         The function must do the same whenever it gets inputs of these shapes, and may change no more than buffers and
         the gradients of the parameters that `side.optimizer` has, all None before. What is returned of a replay are
@@ -65,7 +65,7 @@ class Graphs:
             outputs = function(side, *inputs)
         back = backward_of(outputs)
 
-        def backward(gradients: Sequence[Tensor]) -> None:
+        def backward(gradients: Sequence[Tensor | None]) -> None:
             with self._on_own_stream():
                 back(gradients)
 
@@ -75,10 +75,9 @@ class Graphs:
         parameters = [parameter for group in side.optimizer.param_groups for parameter in group["params"]]
         inputs = tuple(tensor.clone() for tensor in inputs)
         forward, outputs = self._recorded(lambda: function(side, *inputs))
-        with_graph, backward = _with_graph(outputs), None
-        above = [torch.zeros_like(tensor) for tensor in with_graph]
-        if with_graph:
-            backward, _ = self._recorded(lambda: torch.autograd.backward(with_graph, above))
+        above, backward = [torch.zeros_like(tensor) if tensor.requires_grad else None for tensor in outputs], None
+        if any(gradient is not None for gradient in above):
+            backward, _ = self._recorded(lambda: backward_of(outputs)(above))
         outputs = tuple(tensor.detach() for tensor in outputs)
         gradients = [(parameter, parameter.grad) for parameter in parameters]
         return _Recording(inputs, outputs, above, gradients, forward, backward)
@@ -86,23 +85,28 @@ class Graphs:
     def _recorded(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """What does the work again, and what it returned. Other threads may meanwhile use the GPU."""
         graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.stream(self._stream)  # which a recording that fails does not leave
         try:
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            with stream, torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 returned = work()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            found = f"another ({reason(error)})"
+            found = f"another ({reason(error.__context__ or error)})"  # leaving a recording that failed fails too
             raise InputError("train.compile", "a network that CUDA graphs can record", found, "leave it out") from error
         self._pool = self._pool or graph.pool()
         return graph.replay, returned
 
 
 def backward_of(outputs: Sequence[Tensor]) -> Backward:
-    """What takes gradients of those of the outputs that have a graph and goes back through it."""
-    return lambda gradients: torch.autograd.backward(_with_graph(outputs), list(gradients))
+    """What takes a gradient for each of the outputs and goes back through the graph of those that have one."""
 
+    def backward(gradients: Sequence[Tensor | None]) -> None:
+        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+        if pairs:
+            torch.autograd.backward(*zip(*pairs, strict=True))
 
-def _with_graph(outputs: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor for tensor in outputs if tensor.requires_grad]
+    return backward
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class _Recording:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    above: list[Tensor]  # gradients of the outputs
+    above: list[Tensor | None]  # gradients of the outputs that have a graph
     gradients: list[tuple[nn.Parameter, Tensor | None]]
     forward: Callable[[], None]
     backward: Callable[[], None] | None
@@ -124,8 +128,9 @@ class _Recording:
         self.forward()
         return tuple(tensor.clone() for tensor in self.outputs), self._replay_backward
 
-    def _replay_backward(self, gradients: Sequence[Tensor]) -> None:
-        assert self.backward is not None
+    def _replay_backward(self, gradients: Sequence[Tensor | None]) -> None:
         for own, given in zip(self.above, gradients, strict=True):
-            own.copy_(given, non_blocking=True)
-        self.backward()
+            if own is not None and given is not None:
+                own.copy_(given, non_blocking=True)
+        if self.backward is not None:
+            self.backward()

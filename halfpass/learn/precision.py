@@ -41,8 +41,9 @@ class Arithmetic:
         return tensor.to(self.device, non_blocking=True)
 
     def run(self, function: Pass, side: Any, *inputs: Tensor) -> tuple[tuple[Tensor, ...], Backward]:
-        """`function(side, *inputs)` of inputs on the device, and what takes gradients of those of its outputs that have
-        a graph and goes back through it; recorded as CUDA graphs where there are any (graphs.py has the conditions)."""
+        """`function(side, *inputs)` of inputs on the device, and what takes a gradient for each of its outputs and goes
+        back through the graph of those that have one; recorded as CUDA graphs where there are any (graphs.py has the
+        conditions)."""
         if self.graphs is not None:
             return self.graphs.run(function, side, inputs)
         outputs = function(side, *inputs)

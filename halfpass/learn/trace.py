@@ -91,6 +91,11 @@ def trace(model: nn.Module) -> Traced:
 def _trace_once(place: str, model: nn.Module, training: bool) -> Traced:
     tracer = _Tracer()
     copied = copy.deepcopy(model).train(training)
+    for name, part in copied.named_modules():
+        if part.training != training:  # as where train() is overridden to keep BatchNorm's statistics
+            found = f"{name or 'itself'} in {'evaluation' if training else 'training'} mode behind train({training})"
+            remedy = f"take the override of train() out, {BY_HAND}"
+            raise InputError(place, "modules that follow train() and eval()", found, remedy)
     try:
         graph = tracer.trace(copied)
     except Exception as error:  # a TraceError, or whatever the forward raises when it meets a proxy
