@@ -5,6 +5,7 @@ import torch
 
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig, WireConfig
 from halfpass.errors import InputError
+from halfpass.learn.cuts import cut_table
 from halfpass.learn.data import load
 from halfpass.learn.listops import LENGTH
 from halfpass.learn.models import build_model
@@ -45,6 +46,12 @@ def test_the_transformer_is_the_same_cut_anywhere(cut):
     assert torch.equal(halves.server.eval()(*halves.client.eval()(x)), model(x))
     assert not torch.allclose(model(x), model(x.flip(1)))  # it sees the order
     assert cut_shapes(halves.client, (LENGTH,)) == (((64,),) if cut == "pool" else ((LENGTH, 64),))
+
+
+def test_the_cost_of_a_block_counts_attention():
+    costs = {row.layer: row for row in cut_table("transformer", (LENGTH,), 10, "linear")}
+    block = costs["blocks.1"].client_flops - costs["blocks.0"].client_flops
+    assert block == 2 * LENGTH * 12 * 64**2 + 2 * 2 * LENGTH**2 * 64  # layers, by hand; queries, keys and values
 
 
 def test_pictures_are_refused_by_the_transformer():

@@ -1,12 +1,14 @@
 """The cut table: what every possible cut of a network costs, on the wire and on each side. See `halfpass cuts`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfpass.errors import InputError
@@ -57,6 +59,13 @@ def cut_table(
     return [_row(traced, cut, measured, heads) for cut in all_cuts(traced) if _can_cross(cut, measured)]
 
 
+@contextmanager
+def _counted() -> Iterator[FlopCounterMode]:
+    """Counts FLOPs; attention's too, whose fused kernels on the CPU the counter does not know."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 class _Measured(fx.Interpreter):
     """One forward pass that keeps the value's shape and the FLOPs of every node."""
 
@@ -66,7 +75,7 @@ class _Measured(fx.Interpreter):
         self.flops: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with _counted() as counter:
             out = super().run_node(n)
         self.flops[n.name] = counter.get_total_flops() // SAMPLES
         crosses = isinstance(out, Tensor) and out.is_floating_point() and out.ndim > 0 and len(out) == SAMPLES
@@ -79,7 +88,6 @@ def _measure(place: str, traced: Traced, sample_shape: tuple[int, ...]) -> _Meas
     measured = _Measured(traced)
     measured.module.eval()
     try:
-        # with a graph, since without one attention takes a fused path whose FLOPs are not counted
         measured.run(torch.zeros(SAMPLES, *sample_shape))
     except Exception as error:  # whatever the model raises
         raise InputError(
@@ -132,6 +140,6 @@ class _Heads:
             head = build_head(self.name, shape, self.classes, self.seed).eval()
         except InputError:
             return None, None
-        with FlopCounterMode(display=False) as counter:
+        with _counted() as counter:
             head(torch.zeros(SAMPLES, *shape))
         return sum(p.numel() for p in head.parameters()), counter.get_total_flops() // SAMPLES

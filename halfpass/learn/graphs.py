@@ -92,7 +92,9 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            found = f"another ({reason(error.__context__ or error)})"  # leaving a recording that failed fails too
+            # The end of a recording that failed fails too.
+            first = error.__context__ if isinstance(error.__context__, Exception) else error
+            found = f"another ({reason(first)})"
             raise InputError("train.compile", "a network that CUDA graphs can record", found, "leave it out") from error
         self._pool = self._pool or graph.pool()
         return graph.replay, returned
@@ -104,7 +106,7 @@ def backward_of(outputs: Sequence[Tensor]) -> Backward:
     def backward(gradients: Sequence[Tensor | None]) -> None:
         pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
         if pairs:
-            torch.autograd.backward(*zip(*pairs, strict=True))
+            torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
 
     return backward
 

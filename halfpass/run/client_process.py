@@ -70,9 +70,7 @@ class ClientRun:
                 self.connection.send(*upload())
             if self.config.returns_gradient(batch.step):
                 reply = self.connection.receive("gradients").gradients
-                with epoch.tally.busy():
-                    gradients = read_gradients(reply, batch)
-                epoch.backward(gradients)
+                epoch.backward(read_gradients(reply, batch))
             del batch, upload  # they are large, and the next step needs room
         self.connection.send_in_turn(partial(self._epoch_end, begin, epoch.tally))
 

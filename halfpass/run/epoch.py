@@ -59,7 +59,7 @@ class Tally:
     loss_sum: float = 0.0  # over samples
     samples: int = 0
     steps: int = 0
-    busy_seconds: float = 0.0
+    busy_seconds: float = 0.0  # computing; what is encoded, decoded and sent beside it is not
     learning_rate: float | None = None  # of the last step
     peak_memory_bytes: int | None = None  # so far in the run, of the side's own process
     uploads: int = 0  # of a client: batches that went up

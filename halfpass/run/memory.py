@@ -15,15 +15,18 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 class PeakMemory:
     """Start it after everything is loaded and built; `peak_bytes()` then gives the peak since, above the start.
 
-    On a GPU it is the allocator's. On the CPU it is the resident set: on Linux the kernel's own high-water mark, reset
-    at the start; elsewhere the process's peak of all time, which misses what stays below the peak of loading.
+    On a GPU it is what PyTorch's allocator has taken from the device: that counts what the graph of a recorded step keeps
+    for itself, which what is allocated does not, and blocks that are kept for reuse. On the CPU it is the resident set:
+    on Linux the kernel's own high-water mark, reset at the start; elsewhere the process's peak of all time, which misses
+    what stays below the peak of loading.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         if device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-            self._start = torch.cuda.memory_allocated(device)
+            self._start = torch.cuda.memory_reserved(device)
         else:
             _give_back_freed_memory()
             _reset_high_water_mark()
@@ -31,7 +34,7 @@ class PeakMemory:
 
     def peak_bytes(self) -> int:
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) - self._start
+            return torch.cuda.max_memory_reserved(self._device) - self._start
         return max(0, (_status_bytes("VmHWM") or _peak_of_all_time()) - self._start)
 
 

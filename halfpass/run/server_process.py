@@ -172,9 +172,7 @@ class ServerRun:
         if gradients is None:
             self.hub.send(k, _ack(batch))
         else:
-            with served.busy():
-                message = write_gradients(batch, gradients, self.config.wire.codec)
-            self.hub.send(k, message)
+            self.hub.send(k, write_gradients(batch, gradients, self.config.wire.codec))
         self._taken.append((k, batch))
         if not self.lessons.holds:
             for owner, done in self._taken:
