@@ -15,9 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 class PeakMemory:
     """Start it after everything is loaded and built; `peak_bytes()` then gives the peak since, above the start.
 
-    On a GPU it is what PyTorch's allocator has taken from the device: that counts what the graph of a recorded step keeps
+    On a GPU it is what PyTorch has taken from the device: that counts what the graph of a recorded step keeps
     for itself, which what is allocated does not, and blocks that are kept for reuse. On the CPU it is the resident set:
-    on Linux the kernel's own high-water mark, reset at the start; elsewhere the process's peak of all time, which misses
+    on Linux the kernel's own high-water mark, reset at the start; elsewhere the peak of all time, which misses
     what stays below the peak of loading.
     """
 
