@@ -192,7 +192,7 @@ class WireConfig:
     that would be ahead of its share is not uploaded. Default: no limit."""
     order: Order = "round-robin"
     """Order in which the server takes the batches of parallel clients: round-robin by (step, client), which repeats
-    exactly, or arrival, which waits for nobody."""
+    exactly, or arrival, which waits for nobody. In one process it is always round-robin."""
     window: int = 32 * 2**20
     """Bytes that a client may have sent and not yet had acknowledged: how far it runs ahead of the server."""
     timeout: float = 60.0
@@ -251,22 +251,20 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_choices(self, "")
-        if self.model.edge_cut is not None and (self.method != "decoupled" or self.train.feedback_every is not None):
-            found = self.method if self.method != "decoupled" else "train.feedback_every"
-            raise InputError("model.edge_cut", "decoupled training, all of it", found, "leave one of them out")
+        if self.model.edge_cut is not None and self.train.feedback_every is not None:
+            raise InputError("model.edge_cut", "no gradient back", "train.feedback_every", "leave one of them out")
         for name, value in (("model.edge_cut", self.model.edge_cut), ("train.micro_batch", self.train.micro_batch)):
             if value is not None:  # a batch goes on from the edge, or is learned from, in the parts in which it comes
                 _refuse_others({"server.merge": self.server.merge}, f"with {name}", f"leave {name} out")
         if self.model.edge_cut is not None and self.server.store is not None:
             expected = "its default with model.edge_cut: each server keeps its uploads in its own run folder"
             raise InputError("server.store", expected, self.server.store, "leave it out")
-        if self.method == "conventional":
-            _refuse_others(
-                {"train.micro_batch": self.train.micro_batch, "wire.every": self.wire.every,
-                 "train.feedback_every": self.train.feedback_every, "wire.budget": self.wire.budget,
-                 "server.replay": self.server.replay, "server.merge": self.server.merge},
-                "with method conventional, whose every step needs its own gradient back", "train decoupled",
-            )  # fmt: skip
+        if self.method != "decoupled":
+            settings = flatten(as_dict(self))
+            conventional = self.method == "conventional"
+            why = "whose every step needs its own gradient back" if conventional else "which has one part"
+            reason = f"with method {self.method}, {why}"
+            _refuse_others({name: settings[name] for name in DECOUPLED}, reason, "train decoupled")
         elif self.train.feedback_every is not None:
             _refuse_others(
                 {"train.micro_batch": self.train.micro_batch, "wire.budget": self.wire.budget,
@@ -282,6 +280,21 @@ class Config:
         """Whether the server returns the gradient of a client's batch; `step` counts within the epoch."""
         every = self.train.feedback_every
         return self.method == "conventional" or (every is not None and step % every == 0)
+
+
+DECOUPLED = (  # what the other methods cannot have
+    "model.edge_cut", "train.micro_batch", "train.feedback_every", "wire.every", "wire.budget", "server.replay",
+    "server.merge",
+)  # fmt: skip
+
+
+def without_decoupled(config: Config, method: str) -> Config:
+    """The same settings for another method, without what only decoupled training can have."""
+    settings = flatten(as_dict(config)) | {"method": method}
+    if method != "decoupled":
+        defaults = flatten(as_dict(Config()))
+        settings |= {name: defaults[name] for name in DECOUPLED}
+    return from_dict(nested(settings))
 
 
 def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -> None:

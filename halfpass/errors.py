@@ -24,13 +24,22 @@ class HalfpassError(Exception):
 
 
 class InputError(HalfpassError, ValueError):
-    """An argument, a file or a peer's settings that cannot be used. Nothing has been written."""
+    """An argument, a file or a peer's settings that cannot be used."""
 
     exit_status = 2
 
 
 class RunError(HalfpassError, RuntimeError):
     """A run that began and could not go on: a lost peer, a passed deadline, a loss that is not finite."""
+
+
+class PassedOnError(RunError):
+    """Why another process stopped, in its own words; none where the user has read them already."""
+
+    def __init__(self, said: str, exit_status: int = 1) -> None:
+        Exception.__init__(self, said)
+        self.place = self.expected = self.found = self.remedy = ""
+        self.exit_status = exit_status if exit_status in (1, 2) else 1
 
 
 def near_miss(value: str, choices: Iterable[str], otherwise: str) -> str:

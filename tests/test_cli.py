@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halfpass.config import Config, as_dict, from_dict
-from halfpass.errors import InputError
+from halfpass.config import Config, as_dict, flatten, from_dict
+from halfpass.errors import InputError, PassedOnError
 from halfpass.run.cli import main
 from halfpass.wire import connection
-from halfpass.wire.service import PeerFailedError
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
 
@@ -63,6 +62,7 @@ CHOICES = "decoupled, conventional, centralized"
     (["train", "--clients.count", "2", "--clients.rounds", "7"], "clients.rounds: expected at most 6, the batches of the largest client in an epoch, found 7; choose fewer"),
     (["train", "--train.device", "tpu"], "train.device: expected a device of this machine, found 'tpu' .*; use cpu"),
     (["train", "--train.label_smoothing", "1"], "train.label_smoothing: expected at least 0 and less than 1, found 1.0; .*"),
+    (["train", "--method", "centralized", "--server.replay", "3"], "server.replay: expected its default with method centralized, which has one part, found 3; .*"),
     (["train", "--train.momentum", "0"], "train.nesterov: expected a momentum above 0, .*"),
     (["serve", "--bind", "0.0.0.0:1"], "server address: expected a loopback host .*, found '0.0.0.0'; this version has no TLS.*"),
     (["join", "example.org:1"], "server address: expected a loopback host .*"),
@@ -128,9 +128,16 @@ def test_debug_adds_the_traceback(capsys):
 
 def test_an_error_reaches_the_process_that_asked():
     """A pool of processes pickles it; one that cannot be built again breaks the pool."""
-    for error in (InputError("train.lr", "a number", "none", "give one"), PeerFailedError("a reason", 2)):
+    for error in (InputError("train.lr", "a number", "none", "give one"), PassedOnError("a reason", 2)):
         again = copy.copy(error)  # as pickle does it
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_a_comparison_leaves_out_what_a_baseline_cannot_have(tmp_path):
+    words = ["--server.replay", "2", "--wire.every", "2", "--methods", "decoupled,conventional,centralized", "--out", "both"]
+    assert main(["compare", *QUICK, *words]) == 0
+    rows = json.loads(Path("both/compare.json").read_text())["rows"]
+    assert [(row["method"], row["replay"], row["every"]) for row in rows] == [("decoupled", 2, 2), ("conventional", 1, 1), ("centralized", None, None)]
 
 
 def test_print_config_is_a_config(capsys):
@@ -144,15 +151,19 @@ def test_print_config_is_a_config(capsys):
         from_dict({"train": {"epoch": 3}})
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "report", "export", "cuts"])
+@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper"])
 def test_help_describes_every_option(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
+    # an option, what it takes, perhaps its type and default, and a description that begins with a letter
+    said = set(re.findall(r"^  (?:-\w, )?--([\w.]+)[^\n(]*?(?:\s{2,}|\n\s{10,})[A-Za-z]", text, re.MULTILINE))
+    named = set(re.findall(r"^  (?:-\w, )?--([\w.]+)", text, re.MULTILINE))
+    assert named
+    assert not named - said
     if command in ("train", "compare", "serve", "join"):
-        for sentence in ("auxiliary head", "Samples per batch", "Bytes that a client may have sent", "client half visits"):
-            assert re.search(sentence.replace(" ", r"\s+"), text), sentence
+        assert set(flatten(as_dict(Config()))) - named <= {"runtime"}
 
 
 def test_cuts_lists_what_crosses(capsys):

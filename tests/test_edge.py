@@ -170,8 +170,8 @@ def test_a_chain_within_budgets_does_what_it_does_in_one(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["train", "--method", "conventional", "--model.edge_cut", "block_3"], "model.edge_cut: expected decoupled training, all of it, found conventional;"),
-    (["train", "--model.edge_cut", "block_3", "--train.feedback_every", "2"], "model.edge_cut: expected decoupled training, all of it, found train.feedback_every;"),
+    (["train", "--method", "conventional", "--model.edge_cut", "block_3"], "model.edge_cut: expected its default with method conventional, whose every step needs its own gradient back, found block_3;"),
+    (["train", "--model.edge_cut", "block_3", "--train.feedback_every", "2"], "model.edge_cut: expected no gradient back, found train.feedback_every;"),
     (["train", "--model.edge_cut", "block_1"], "model.edge_cut 'block_1': expected a layer behind block_2, found one that is not;"),
     (["train", "--model.edge_cut", "block_9"], "model.edge_cut 'block_9': expected"),
     (["train", "--model.edge_cut", "block_3", "--server.store", "s"], "server.store: expected its default with model.edge_cut"),

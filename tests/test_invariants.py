@@ -13,6 +13,7 @@ from small import SGD, close, config, joined, one_cycle, plain_batches, plain_st
 from torch import nn
 
 from halfpass.config import ModelConfig
+from halfpass.errors import InputError
 from halfpass.learn import client as client_side
 from halfpass.learn import fused
 from halfpass.learn import server as server_side
@@ -48,6 +49,17 @@ def test_a_value_without_a_graph_crosses_before_one_with_it(data):
     model, _ = plain_start(settings, data, HalfFrozen)
     train_end_to_end(model, plain_batches(data), lambda step: 0.05, SGD)
     assert equal(joined(local), model.state_dict())
+
+
+def test_modules_that_do_not_fit_a_step_are_refused(data):
+    """A half that returns one tensor would have its first sample taken for the first value that crosses."""
+    half, head = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), nn.Linear(8, 10)
+    optimizer = torch.optim.SGD([*half.parameters(), *head.parameters()], lr=0.1)
+    x, y = data.train.inputs[:10].float(), data.train.labels[:10]
+    with pytest.raises(InputError, match=r"client.half: expected a tuple of the tensors that cross, found one tensor; return"):
+        client_side.decoupled_step(client_side.Client(half, head, optimizer), x, y, epoch=0, step=0)
+    with pytest.raises(InputError, match=r"client.head: expected an auxiliary head to learn from, found none; build one"):
+        client_side.decoupled_step(client_side.Client(half, None, optimizer), x, y, epoch=0, step=0)
 
 
 def test_smoothed_labels_in_every_loss(data):

@@ -300,7 +300,8 @@ def test_retraining_with_the_run_s_own_settings_repeats_its_server_half(kept, tm
     assert equal(server_half(folder), server_half(tmp_path / "again"))
     assert again["test_accuracy"] == outcome["test_accuracy"]
     assert again["retrained_from"] == str(folder)
-    assert main(["retrain", str(folder), "--out", str(tmp_path / "other"), "--train.lr", "0.05"]) == 0
+    assert main(["retrain", str(folder), "--out", str(tmp_path / "other"), "--train.lr", "0.05", "--server.replay", "2"]) == 0
+    assert json.loads((tmp_path / "other" / "result.json").read_text())["replay"] == 1  # whatever the run's was
     assert not equal(server_half(folder), server_half(tmp_path / "other"))
     assert main(["export", str(tmp_path / "again")]) == 0
     assert f"{100 * again['test_accuracy']:.2f} %" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halfpass.cut import CutBatch, share_of_batch
+from halfpass.errors import InputError
 from halfpass.learn.graphs import Backward
 from halfpass.learn.precision import Arithmetic
 from halfpass.learn.seed import derive_seed
@@ -51,7 +52,8 @@ def decoupled_step(
     sent before the next is computed: `before` and `after` say how many of the batch's samples come before and after
     these. Gradients add up to the batch's, and its last micro-batch makes the optimizer step.
     """
-    assert client.head is not None
+    if client.head is None:
+        raise InputError("client.head", "an auxiliary head to learn from", "none", "build one with build_head")
     _seed_step(client, epoch, step, before)
     if before == 0:
         client.optimizer.zero_grad(set_to_none=True)
@@ -71,7 +73,7 @@ def _learn(client: Client, x: Tensor, labels: Tensor, share: float = 1.0) -> tup
     """Adds up the gradients of the local loss, a batch's `share` of it; returns that loss and what crosses the cut."""
     assert client.head is not None
     with client.arithmetic.autocast():
-        tensors = client.half(x)
+        tensors = _crossing(client, x)
         logits = client.head(tensors[0])  # (B, classes)
     loss = client.loss(logits.float(), labels)
     (loss * share).backward()
@@ -105,7 +107,7 @@ def conventional_forward(
 def _forward(client: Client, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """The loss of the head, which learns, NaN without one; and what crosses the cut, with its graph."""
     with client.arithmetic.autocast():
-        tensors = client.half(x)
+        tensors = _crossing(client, x)
         if client.head is None:
             return labels.new_full((), math.nan, dtype=torch.float32), *tensors
         logits = client.head(tensors[0].detach())
@@ -130,7 +132,7 @@ def evaluate(
     The modules must be in evaluation mode.
     """
     with client.arithmetic.autocast():
-        tensors = client.half(client.arithmetic.move(x))
+        tensors = _crossing(client, client.arithmetic.move(x))
         logits = None if client.head is None else client.head(tensors[0])
     correct = 0 if logits is None else int((logits.argmax(1) == client.arithmetic.move(labels)).sum())
     answers = None if logits is None else logits.float().softmax(1)
@@ -151,6 +153,13 @@ def unreached_parameters(half: nn.Module, head: nn.Module, x: Float[Tensor, "b .
     total = head(half(x)[0]).float().sum()
     gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _crossing(client: Client, x: Tensor) -> tuple[Tensor, ...]:
+    tensors = client.half(x)
+    if isinstance(tensors, Tensor):  # its samples would be taken for the values that cross
+        raise InputError("client.half", "a tuple of the tensors that cross", "one tensor", "return it as (tensor,)")
+    return tuple(tensors)
 
 
 def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:

@@ -16,7 +16,7 @@ from halfpass.learn.seed import derive_seed
 class Server:
     """What the compute owner trains: the server half, by the true loss."""
 
-    half: nn.Module  # tuple of (B, ...) → (B, classes)
+    half: nn.Module  # forward(*tensors), each (B, ...) → (B, classes)
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     seed: int = 0

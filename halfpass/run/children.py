@@ -18,20 +18,12 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import IO
 
-from halfpass.errors import HalfpassError, RunError
+from halfpass.errors import HalfpassError, PassedOnError
 
 _VARIABLE = "HALFPASS_CHILD"
 IS_CHILD = os.environ.pop(_VARIABLE, None) is not None  # taken away, so that what this process starts is not one
 STOP_SECONDS = 2.0
 INTERRUPTED = 130  # exit status of an interrupted child, which says nothing itself
-
-
-class ChildFailedError(RunError):
-    """A child stopped with an error; `said` is its line, empty where the user has read it already."""
-
-    def __init__(self, said: str, exit_status: int) -> None:
-        Exception.__init__(self, said)
-        self.exit_status = exit_status if exit_status in (1, 2) else 1
 
 
 class Child:
@@ -68,13 +60,13 @@ class Child:
         for line in output:
             sys.stdout.write(line)
 
-    def failure(self) -> ChildFailedError:
+    def failure(self) -> PassedOnError:
         """Why it failed, in a line that the user has not read yet."""
         status = self.process.returncode
         if status in (1, 2):  # it has said so itself
-            return ChildFailedError(self._last_line(), status)
+            return PassedOnError(self._last_line(), status)
         found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return ChildFailedError(f"{self.name}: expected its orderly end, found {found}; is memory short?", 1)
+        return PassedOnError(f"{self.name}: expected its orderly end, found {found}; is memory short?", 1)
 
     def _last_line(self) -> str:
         """What a quiet child said; nothing of one whose words are shown as they come."""
@@ -122,7 +114,7 @@ def _end_with_parent() -> None:
 
 
 def run_alone(name: str, arguments: Sequence[str]) -> None:
-    """Runs one child to its end, what it writes shown; raises ChildFailedError with its exit status."""
+    """Runs one child to its end, what it writes shown; raises PassedOnError with its exit status."""
     child = Child(name, arguments)
     with stopping([child]):
         child.process.wait()

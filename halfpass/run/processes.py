@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from halfpass.config import Config
-from halfpass.errors import RunError
-from halfpass.run.children import Child, ChildFailedError, stopping
+from halfpass.errors import PassedOnError, RunError
+from halfpass.run.children import Child, stopping
 from halfpass.run.records import read_result
 
 START_SECONDS = 120.0  # for the server to listen; PyTorch can take long to load from a cold disk
@@ -22,7 +22,7 @@ SAVE_SECONDS = 60.0  # for the clients to end after the server
 def train_processes(config: Config, folder: Path, *, debug: bool = False) -> dict[str, Any]:
     """Trains by a split method between processes; `folder` holds `config.yaml`. Returns what `result.json` holds.
 
-    Raises ChildFailedError when a process fails; the others are stopped then.
+    Raises PassedOnError when a process fails; the others are stopped then.
     """
     common = ["--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])]
     anywhere = ["--bind", "127.0.0.1:0"]
@@ -71,7 +71,7 @@ def _watch(children: list[Child]) -> None:
             raise child.failure()
 
 
-def _failure(server: Child, client: Child) -> ChildFailedError:
+def _failure(server: Child, client: Child) -> PassedOnError:
     """Of a failed client: the server's line, where the client could still tell it why, and else the client's own."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.process.wait(LAST_WORD_SECONDS)

@@ -73,7 +73,8 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                 progress.epoch(new)
             folder.save_server(server, config)
             _copy_clients(run, folder, store.identity == setup.identity(network))
-            outcome = result(config, network.cut, rows, Wires([], None), folder.environment)
+            used_once = dataclasses.replace(config, server=dataclasses.replace(config.server, replay=1))
+            outcome = result(used_once, network.cut, rows, Wires([], None), folder.environment)
             return folder.finish(outcome | {"retrained_from": str(run)})
 
 

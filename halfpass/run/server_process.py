@@ -90,6 +90,8 @@ def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> N
             place, f"samples of 1 to {MOST_VALUES} values in 1 to {MOST_CLASSES} classes",
             f"shape {tuple(join.sample_shape)} in {join.classes} classes", "check the data set",
         )  # fmt: skip
+    if join.samples < 1:
+        raise InputError(place, "training samples", "none", "check the data set")
     steps = batch_count(join.samples, batch_size)
     # Each of an edge's clients may have a smaller last batch, and leaves out a single last sample.
     least, most = (1, join.samples) if of_edge else (steps, steps)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import torch
 
-from halfpass.config import Config, Method
+from halfpass.config import Config, Method, without_decoupled
 from halfpass.errors import InputError, choice_error
 from halfpass.run import setup
 from halfpass.run.children import run_alone
@@ -149,11 +149,11 @@ def read_seeds(text: str) -> list[int]:
 
 
 def _member(config: Config, out: Path, method: str, seed: int) -> Config:
-    """One run of a comparison, with a folder and a store of its own."""
+    """One run of a comparison, with a folder and a store of its own; without what its method cannot have."""
+    config = without_decoupled(config, method)
     name, server = f"{method}-seed-{seed}", config.server
     if server.store is not None:
         server = dataclasses.replace(server, store=str(Path(server.store) / name))
     return dataclasses.replace(
-        config, method=method, out=str(out / name), server=server,  # type: ignore[arg-type]
-        train=dataclasses.replace(config.train, seed=seed),
-    )  # fmt: skip
+        config, out=str(out / name), server=server, train=dataclasses.replace(config.train, seed=seed)
+    )

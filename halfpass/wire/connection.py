@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
-from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.service import (
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
-    PeerFailedError,
     channel_options,
     check_loopback,
     heartbeat_seconds,
@@ -196,9 +195,9 @@ class Connection:
             if kind == "ack":
                 self._acknowledge(message.ack.epoch, message.ack.step, message.ack.before)
             elif kind == "failed":
-                self._failure = PeerFailedError(message.failed.reason, message.failed.exit_status)
+                self._failure = PassedOnError(message.failed.reason, message.failed.exit_status)
             elif kind == "rejected":
-                self._failure = PeerFailedError(f"{self._who} rejected a message: {message.rejected.reason}")
+                self._failure = PassedOnError(f"{self._who} rejected a message: {message.rejected.reason}")
             elif kind != "alive":
                 if kind == "gradients":
                     self._acknowledge(message.gradients.epoch, message.gradients.step)

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from halfpass.cut import CutBatch
-from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import messages
 from halfpass.wire.meter import Meter
@@ -21,7 +21,6 @@ from halfpass.wire.service import (
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
-    PeerFailedError,
     channel_options,
     check_loopback,
     heartbeat_seconds,
@@ -321,10 +320,10 @@ def _parse(data: bytes) -> pb.ClientMessage | None:
     return message if message.WhichOneof("kind") else None
 
 
-def _failure_of(client: int, failed: pb.Failed) -> PeerFailedError:
+def _failure_of(client: int, failed: pb.Failed) -> PassedOnError:
     """A client's own words, with its number where they do not begin with it."""
     named = failed.reason.startswith(f"client {client}")
-    return PeerFailedError(failed.reason if named else f"client {client}: {failed.reason}", failed.exit_status)
+    return PassedOnError(failed.reason if named else f"client {client}: {failed.reason}", failed.exit_status)
 
 
 def _of_kind(received: Received, kinds: tuple[str, ...], client: int) -> Received:

@@ -6,20 +6,12 @@ are taken while a sender is blocked, and says `Alive` when it has nothing else t
 be told from one that is busy.
 """
 
-from halfpass.errors import InputError, RunError
+from halfpass.errors import InputError
 
 SERVICE, METHOD = "halfpass.SplitLearning", "Session"
 STOP_SECONDS = 2.0
 OVERHEAD_BYTES = 2**20  # of a message beyond the tensors that the window admits
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
-
-
-class PeerFailedError(RunError):
-    """The other side said why it stopped; its words are passed on as they are."""
-
-    def __init__(self, reason: str, exit_status: int = 1) -> None:
-        Exception.__init__(self, reason)
-        self.exit_status = exit_status
 
 
 def check_loopback(address: str, place: str) -> None:
