@@ -214,6 +214,13 @@ def test_decoupled_sends_no_tensor_down_and_conventional_does(data):
     assert decoupled.up["activations"] == conventional.up["activations"] == conventional.down["gradients"]
 
 
+def test_in_bf16_half_as_many_bytes_cross(data):
+    for method in ("decoupled", "conventional"):
+        full, half = (run(config(method, epochs=1, precision=precision), data).wires[0].meter for precision in ("fp32", "bf16"))
+        assert half.up["activations"] == pytest.approx(full.up["activations"] / 2, rel=0.01)
+        assert half.down["gradients"] == pytest.approx(full.down["gradients"] / 2, rel=0.01)
+
+
 def test_labels_and_hand_overs_are_counted(data):
     """The authors left labels out, and handing the module from client to client cost nothing."""
     alone, relay = run(config(), data), run(config(clients=2, topology="relay"), data, (32, 32))
@@ -388,6 +395,13 @@ def test_evaluation_passes_through_the_codec(data, monkeypatch):
     seen.clear()
     run(config(codec="bf16"), data)
     assert torch.equal(seen[0], seen[0].bfloat16().float())
+
+
+def test_weights_are_in_channels_last_order(data):
+    client, server = built(config(), data)
+    weights = [p for half in (client.half, server.half) for p in half.parameters() if p.ndim == 4]
+    assert len(weights) == 2
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
 @pytest.mark.parametrize("method", ["decoupled", "conventional"])
