@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from plain import HalfFrozen, equal, train_decoupled, train_end_to_end
+from plain import HalfFrozen, HandCut, equal, train_decoupled, train_end_to_end
 from small import SGD, close, config, joined, one_cycle, plain_batches, plain_start, run, shards
 from torch import nn
 
@@ -375,6 +375,32 @@ def test_same_seed_same_weights_other_seed_other_weights(data):
     first, again, other = run(config(), data), run(config(), data), run(config(seed=1), data)
     assert equal(joined(first), joined(again))
     assert not equal(joined(first), joined(other))
+
+
+class Dropping(HandCut):
+    def __init__(self):
+        super().__init__()
+        self.below[2], self.above[2] = nn.Dropout(0.5), nn.Dropout(0.5)
+
+
+def dropping(sample_shape, classes):
+    return Dropping()
+
+
+def test_dropout_is_drawn_anew_in_every_step_and_alike_in_the_same_one(data):
+    client, server = built(config(model="test_invariants:dropping", lr=0.0), data)  # nothing else changes
+    x, y = data.train.inputs[:16], data.train.labels[:16]
+    start, _ = client_side.decoupled_step(client, x, y, 0, 0)
+
+    def drawn(seed=0, index=0, epoch=0, step=0):
+        client.seed = server.seed = seed
+        client.index = index
+        batch, _ = client_side.decoupled_step(client, x, y, epoch, step)
+        return float(batch.tensors[0].sum()), server_side.decoupled_step(server, dataclasses.replace(start, client=index, epoch=epoch, step=step))
+
+    steps = [drawn(), drawn(seed=1), drawn(index=1), drawn(epoch=1), drawn(step=1)]
+    assert [len(set(draws)) for draws in zip(*steps, strict=True)] == [5, 5]
+    assert drawn() == steps[0]
 
 
 def test_evaluation_changes_nothing(data):
