@@ -468,6 +468,17 @@ def test_every_wait_has_a_deadline_and_names_whom_it_waited_for(served):
     assert time.monotonic() - began < 10
 
 
+def test_either_end_says_that_it_is_alive_when_it_has_nothing_else_to_say(served, monkeypatch):
+    for end in ("connection", "hub"):
+        monkeypatch.setattr(f"halfpass.wire.{end}.heartbeat_seconds", lambda timeout: 0.05)
+    one = served()
+    connection = one.connect()
+    stream = one.hub._streams[0]
+    by_server, by_client = stream.heard, connection._heard
+    wait_until(lambda: stream.heard > by_server and connection._heard > by_client)
+    connection.close()
+
+
 def test_a_frozen_server_frees_a_sender_whose_window_is_full():
     """A listener that accepts and then says nothing, as a stopped process does."""
     handler = grpc.stream_stream_rpc_method_handler(say_joined_and_freeze)
