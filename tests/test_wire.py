@@ -391,6 +391,17 @@ def test_first_message_must_be_join_and_numbers_are_taken_once(served):
     first.close()
 
 
+def test_who_says_nothing_is_sent_away_and_a_good_client_is_served(served, monkeypatch):
+    one = served()
+    with monkeypatch.context() as patch:
+        patch.setattr("halfpass.wire.hub.JOIN_SECONDS", 0.1)
+        channel, _, replies = raw_stream(one.address)
+        wait_until(lambda: not replies.is_active())
+    assert replies.code() == grpc.StatusCode.CANCELLED
+    channel.close()
+    one.connect().close()
+
+
 def test_who_has_said_join_is_given_time_to_be_admitted(served, monkeypatch):
     """By the server, and by the newcomer, which hears from it while the network is built."""
     monkeypatch.setattr("halfpass.wire.hub.JOIN_SECONDS", 0.2)
