@@ -357,6 +357,23 @@ def test_corrupt_message_is_rejected_and_the_next_good_one_is_served(served):
     channel.close()
 
 
+def test_a_client_that_sends_more_than_its_window_is_held_back(served):
+    """The server's memory is bounded by the window whatever a client does, and nothing is lost."""
+    window, message = 2**14, encoded(batch(samples=20))[0]
+    one = served(window=window)
+    channel, outgoing, replies = raw_stream(one.address)
+    for data in [JOIN, *[message.SerializeToString()] * 20]:  # 40 kB
+        outgoing.put(data)
+    next_reply(replies)
+    stream = one.hub._streams[0]
+    wait_until(lambda: stream.incoming_bytes > window)
+    time.sleep(0.2)  # in which all of them would come
+    assert stream.incoming_bytes <= window + message.ByteSize()
+    for _ in range(20):
+        assert len(one.hub.take([0], "batch")[1].batch) == 20
+    channel.close()
+
+
 def test_oversized_message_ends_that_stream_and_a_good_client_is_still_served(served):
     one = served(window=2**16)
     channel, outgoing, replies = raw_stream(one.address)
