@@ -5,13 +5,14 @@ import platform
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runtimes import rows_of
 
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
-from halfpass.run import records
+from halfpass.run import epochs, local, records
 from halfpass.run.epoch import Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.train import train
@@ -37,6 +38,28 @@ def test_a_clock_is_read_after_the_gpu_is_done(monkeypatch):
         pass
     assert calls == [torch.device("cuda", 0)]
     assert tally.busy_seconds >= 0.05
+
+
+def test_evaluation_takes_no_training_time(tmp_path, monkeypatch):
+    """By a clock that goes on in tests alone."""
+    now = [0.0]
+
+    def timed(test):
+        def tested(*arguments):
+            now[0] += 1e6
+            return test(*arguments)
+
+        return tested
+
+    monkeypatch.setattr(local.LocalRun, "test", timed(local.LocalRun.test))
+    monkeypatch.setattr(local, "test_whole", timed(local.test_whole))
+    for module in (epochs, local):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for method in ("decoupled", "centralized"):
+        recipe = TrainConfig(epochs=1, batch_size=64, threads=1)
+        outcome = train(Config(method=method, data=DataConfig(limit=128), train=recipe, out=str(tmp_path / method)))
+        assert outcome["train_seconds"] < 1e6
+    assert now == [2e6]
 
 
 def test_mean_loss_is_over_samples_not_over_steps():
