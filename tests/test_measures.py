@@ -11,11 +11,11 @@ import pytest
 import torch
 from runtimes import rows_of
 
-from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
-from halfpass.run import epochs, local, records
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig
+from halfpass.run import epochs, local, records, setup
 from halfpass.run.epoch import Tally
 from halfpass.run.memory import PeakMemory
-from halfpass.run.train import train
+from halfpass.run.train import train, with_threads
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is of all time")
@@ -72,11 +72,12 @@ def test_mean_loss_is_over_samples_not_over_steps():
 
 FAULTS = """
 import resource, sys, torch
+from halfpass.config import Config, TrainConfig
 from halfpass.learn.models import build_model
-from halfpass.run.memory import keep_freed_memory
+from halfpass.run.setup import settle_process
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    settle_process(Config(train=TrainConfig(threads=1)))
 half, x = build_model("resnet20", (3, 32, 32), 10, seed=0).stage_1, torch.randn(64, 16, 32, 32)
 def faults(steps):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -90,12 +91,21 @@ print(faults(5))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told")
 def test_memory_that_a_step_frees_is_there_for_the_next():
-    """Page faults of five steps: many with malloc as it comes, hardly any when it keeps what is freed."""
+    """Page faults of five steps: many with malloc as it comes, hardly any in a process that is settled for training."""
     faults = {
         word: int(subprocess.run([sys.executable, "-c", FAULTS, word], capture_output=True, text=True, check=True).stdout)
         for word in ("keep", "leave")
     }
     assert faults["keep"] < 0.3 * faults["leave"], faults
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(setup, "available_cores", lambda: 8)
+    for runtime, clients, threads, each in [
+        ("local", 3, None, 8), ("processes", 1, None, 4), ("processes", 3, None, 2), ("processes", 20, None, 1), ("processes", 3, 5, 5),
+    ]:  # fmt: skip
+        settings = Config(runtime=runtime, clients=ClientsConfig(clients), train=TrainConfig(threads=threads))
+        assert with_threads(settings).train.threads == each
 
 
 def test_a_change_anywhere_in_the_package_marks_the_commit(tmp_path, monkeypatch):
