@@ -70,6 +70,26 @@ def test_mean_loss_is_over_samples_not_over_steps():
     assert (tally.steps, tally.samples) == (2, 40)
 
 
+def test_a_result_is_of_all_epochs_and_clients():
+    """Peaks are the largest, seconds add up, those of clients on average, and accuracies are the last epoch's."""
+    def row(epoch, process, busy, peak, **accuracy):
+        tally = Tally(torch.device("cpu"), busy_seconds=busy, peak_memory_bytes=peak)
+        return records.row(epoch, process, tally, 10.0, **accuracy)
+
+    rows = [
+        row(0, "client-0", 1.0, 50, aux_test_accuracy=0.1), row(0, "client-1", 3.0, 40, aux_test_accuracy=0.2),
+        row(0, "server", 2.0, 70, test_accuracy=0.9),
+        row(1, "client-0", 2.0, 60, aux_test_accuracy=0.5), row(1, "client-1", 4.0, 30, aux_test_accuracy=0.25),
+        row(1, "server", 5.0, 80, test_accuracy=0.75),
+    ]  # fmt: skip
+    settings = Config(runtime="processes", clients=ClientsConfig(2, "independent"), train=TrainConfig(epochs=2))
+    found = records.result(settings, "block_2", rows, records.Wires([], None), {})
+    assert (found["test_accuracy"], found["aux_test_accuracy"]) == (0.75, 0.375)
+    assert found["peak_memory_bytes"] == {"client": [60, 40], "server": 80, "colocated": None}
+    assert found["seconds"] == {"client_busy": 5.0, "client_waiting": 15.0, "server_busy": 7.0, "server_waiting": 13.0}
+    assert found["train_seconds"] == 20.0
+
+
 FAULTS = """
 import resource, sys, torch
 from halfpass.config import Config, TrainConfig
