@@ -4,15 +4,16 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from plain import equal
 from runtimes import rows_of
 from safetensors.torch import load_file
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.errors import InputError
-from halfpass.run import epoch, local
+from halfpass.run import epoch, local, records
 from halfpass.run.cli import main
-from halfpass.run.records import alone_in
+from halfpass.run.records import RunFolder, alone_in
 from halfpass.run.train import resume, train
 from halfpass.wire.store import UploadStore
 
@@ -86,6 +87,7 @@ def test_a_training_broken_off_ends_as_one_that_was_not(tmp_path, monkeypatch, n
     kept = len({row["epoch"] for row in rows_of(tmp_path / "broken")})
     assert 1 <= kept <= 2
     at_break = weights(tmp_path / "broken")
+    torch.set_num_threads(2)  # the caller's, not the training's
     resume(tmp_path / "broken")
     done, expected = weights(tmp_path / "broken"), weights(tmp_path / "whole")
     assert done.keys() == expected.keys()
@@ -122,6 +124,25 @@ def test_broken_off_twice_and_killed_between_rows_and_state(tmp_path, monkeypatc
         with UploadStore.open_existing(tmp_path / run / "store") as store:
             stored.append([(key, store.read(key)) for test in (False, True) for key in store.keys(test=test)])
     assert stored[0] == stored[1]
+
+
+@pytest.mark.parametrize(("method", "calls"), [("decoupled", 5), ("centralized", 3)])
+def test_the_peak_of_memory_is_that_of_both_parts(tmp_path, monkeypatch, method, calls):
+    peaks = iter([9, 5])
+    monkeypatch.setattr("halfpass.run.memory.PeakMemory.peak_bytes", lambda memory: next(peaks))
+    config = Config(method=method, data=DataConfig(limit=128), train=recipe(epochs=2), out=str(tmp_path / "run"))
+    break_off(monkeypatch, config, calls)
+    resume(tmp_path / "run")
+    assert [row["peak_memory_bytes"] for row in rows_of(tmp_path / "run") if row["process"] != "client-0"] == [9, 9]
+
+
+def test_commits_that_made_one_run_are_all_named(tmp_path, monkeypatch):
+    for commit, named in (("a", "a"), ("b", "a; b"), ("a", "a; b")):
+        monkeypatch.setattr(records, "environment", lambda commit=commit: {"commit": commit, "threads": 1})
+        folder = RunFolder(tmp_path)
+        folder.load_checkpoint(lambda state: None)
+        assert folder.environment == {"commit": named, "threads": 1}
+        folder.save_checkpoint(0, {})
 
 
 def test_what_cannot_be_gone_on_with_is_said(tmp_path, monkeypatch, capsys):
