@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runtimes import rows_of
 
-from halfpass.errors import InputError
+from halfpass.errors import InputError, RunError
 from halfpass.run.cli import main
 from halfpass.run.grid import choose, read_grid
 from halfpass.run.records import RunFolder, alone_in
@@ -145,6 +146,20 @@ def test_a_folder_that_holds_no_training_is_not_removed(grid, tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     assert main(["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3", "recipe=slow"]) == 0
+    assert mine.read_text() == "mine"
+
+
+def test_a_folder_in_a_store_s_place_that_is_no_store_is_not_removed(grid, tmp_path, monkeypatch):
+    """Though what is left of a training that began no epoch is, and its store with it; none is started here."""
+    grid.write_text(GRID.replace("train.epochs: 1,", f"train.epochs: 1, server.store: {tmp_path / 'kept'},"))
+    run, mine = (tmp_path / part / "slow-1-decoupled-seed_3" / name for part, name in (("runs", "config.yaml"), ("kept", "mine.txt")))
+    for file in (run, mine):
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+    ended = SimpleNamespace(status=lambda: 1, failure=lambda: RunError("store", "an empty folder", "other files", "see there"))
+    monkeypatch.setattr("halfpass.run.grid.Child", lambda *arguments, **options: ended)
+    assert main(["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3", "recipe=slow"]) == 1
+    assert run.read_text() != "mine"
     assert mine.read_text() == "mine"
 
 
