@@ -1,15 +1,20 @@
-"""What a server believes of a newcomer: nothing that it has not checked, and a refused one leaves no trace."""
+"""What a server believes of a newcomer, and of what clients give back: nothing that it has not checked, and what is
+refused leaves no trace."""
 
 import json
+import math
+from contextlib import nullcontext
 
 import pytest
+import torch
 
 from halfpass.config import ClientsConfig, Config, shared_settings
-from halfpass.errors import InputError
+from halfpass.errors import InputError, RunError
+from halfpass.learn.handover import client_weights
 from halfpass.run import setup
-from halfpass.run.server_process import Admission
+from halfpass.run.server_process import Admission, ServerRun
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.messages import PROTOCOL
+from halfpass.wire.messages import PROTOCOL, write_weights
 
 CONFIG = Config(clients=ClientsConfig(count=2))
 
@@ -53,3 +58,25 @@ def test_an_edge_s_steps_are_those_of_all_its_clients():
     for steps in (0, 301):
         with pytest.raises(InputError, match=f"1 to 300 steps per epoch for 300 samples, found {steps}"):
             Admission(CONFIG, of_edge=True).admit(join(steps=steps))
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    (lambda w: w.pop("half.block_1.0.weight"), r"client 1: expected the (\d+) weights of client half and head, found (?!\1)\d+ others"),
+    (lambda w: w.update({"half.block_1.0.weight": torch.zeros(3, 3)}), r"client 1: expected the (\d+) weights of .*, found \1 others"),
+    (lambda w: w.update({"half.block_1.0.weight": w["half.block_1.0.weight"].half()}), r"client 1: expected the (\d+) weights of .*, found \1 others"),
+    (lambda w: w["half.block_1.0.weight"].view(-1)[3].fill_(math.nan), "client 1, half.block_1.0.weight: expected finite weights, found NaN or infinity; lower train.lr"),
+    (lambda w: w.update({"optimizer.0.momentum_buffer": torch.tensor([math.inf])}), "client 1, optimizer.0.momentum_buffer: expected finite weights"),
+])  # fmt: skip
+def test_what_is_no_client_half_is_not_handed_on(change, text):
+    admission = Admission(CONFIG)
+    for k in range(2):
+        admission.admit(join(client=k))
+    run = ServerRun(CONFIG, None, admission, None, None)
+    good = [client_weights(setup.build_client(CONFIG, admission.network, k)) for k in range(2)]
+    bad = {name: value.clone() for name, value in good[1].items()}
+    change(bad)
+    for weights in ([good[0], bad], good):
+        ends = {k: pb.EpochEnd(samples=300, weights=write_weights(state)) for k, state in enumerate(weights)}
+        with nullcontext() if weights is good else pytest.raises(RunError, match=text):
+            run._hand_over(0, ends)
+        assert run.handover.give(0).keys() == (good[0].keys() if weights is good else set())
