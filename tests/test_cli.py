@@ -30,6 +30,7 @@ def fails(capsys, words, status, pattern):
 
 
 CHOICES = "decoupled, conventional, centralized"
+TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
 
 
 @pytest.mark.parametrize(("words", "pattern"), [
@@ -56,6 +57,9 @@ CHOICES = "decoupled, conventional, centralized"
     (["train", "--model.head", "conv", "--model.cut", "pool"], r"model.head 'conv': expected a cut of shape .*, found .*"),
     (["train", "--wire.codec", "gzip"], "wire.codec: expected one of none, fp16, bf16, int8, .*, found 'gzip'; use one of those"),
     (["train", "--wire.window", "1000"], "wire.window: expected at least .* bytes, one batch at this cut, found 1000; .*"),
+    (["train", *TWO, "--wire.window", "121015"], "wire.window: expected at least 121016 bytes, the client half that is handed over, found 121015; .*"),
+    (["train", *TWO, "--clients.topology", "relay", "--wire.window", "121016"], "wire.window: expected at least 242032 bytes, the client half .*"),
+    (["train", *TWO, "--clients.topology", "relay", "--train.optimizer", "adamw", "--wire.window", "242032"], "wire.window: expected at least 363048 bytes, .*"),
     (["train", "--clients.count", "5000"], "clients.count: expected 1 to 1437, because there are 1437 samples, found 5000; ask for fewer .*"),
     (["train", "--train.batch_size", "2000"], "train.batch_size: expected at most .*, the samples of client 0, found 2000; .*"),
     (["train", "--clients.rounds", "2", "--clients.topology", "relay"], "clients.rounds: expected 1 in topology relay, found 2; leave it out"),
