@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from plain import equal
+from safetensors.torch import load_file
 
 from halfpass.config import Config, as_dict, flatten, from_dict
 from halfpass.errors import InputError, PassedOnError
@@ -176,6 +178,16 @@ def test_cuts_lists_what_crosses(capsys):
     row = next(line for line in said.splitlines() if ", stage_2.2," in line)
     assert "32×16×16" in row
     assert "32.8" in row  # kB per sample: 32·16·16 floats
+
+
+def test_export_takes_the_client_that_is_asked_for():
+    assert main(["train", *QUICK, "--clients.count", "2", "--clients.topology", "independent", "--out", "run"]) == 0
+    owned = [load_file(f"run/client-{k}.safetensors") for k in range(2)]
+    assert not equal(*owned)
+    for k in range(2):
+        assert main(["export", "run", "--client", str(k), "--with_head"]) == 0
+        joint = load_file("run/joint.safetensors")
+        assert equal({name: joint[name.removeprefix("client_half.")] for name in owned[k]}, owned[k])
 
 
 def test_export_gives_the_accuracy_that_the_run_reported(capsys):
