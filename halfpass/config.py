@@ -110,6 +110,9 @@ class ClientsConfig:
             raise InputError("clients.rounds", f"1 in topology {self.topology}", str(self.rounds), "leave it out")
 
 
+MOST_THREADS = 1024  # far beyond any gain; PyTorch does not survive every number
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The training recipe."""
@@ -171,6 +174,8 @@ class TrainConfig:
         # Micro-batches of 2 would leave a single sample of an odd batch, and that BatchNorm cannot normalize.
         _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
                   feedback_every=1, micro_batch=3, test_every=1)  # fmt: skip
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise InputError("train.threads", f"at most {MOST_THREADS}", str(self.threads), "one per core is usual")
         if not 0 <= self.label_smoothing < 1:
             found = f"{self.label_smoothing}"
             raise InputError("train.label_smoothing", "at least 0 and less than 1", found, "0.1 is usual")

@@ -11,9 +11,10 @@ import yaml
 from plain import equal
 from safetensors.torch import load_file
 
-from halfpass.config import Config, as_dict, flatten, from_dict
+from halfpass.config import Config, ModelConfig, as_dict, flatten, from_dict
 from halfpass.errors import InputError, PassedOnError
 from halfpass.run.cli import main
+from halfpass.run.train import between_processes
 from halfpass.wire import connection
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
@@ -45,7 +46,14 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     (["train", "--train.lr", "nan"], "train.lr: expected a number, found 'nan'; change it"),
     (["train", "--train.lr"], "--train.lr: expected a value, found none; write it behind the option"),
     (["train", "--config", "none.yaml"], "config: expected a YAML file, found none at .*none.yaml; check the path"),
-    (["train", "--config", "bad.yaml"], "config: expected valid YAML, found .*; correct the file"),
+    (["train", "--config", "bad.yaml"], "config: expected valid YAML in bad.yaml, found .*; correct the file"),
+    (["train", "--config=."], r"config: expected a YAML file, found a folder at \.; check the path"),
+    (["train", "--config", "bytes.yaml"], "config: expected valid YAML in bytes.yaml, found UnicodeDecodeError: .*; correct the file"),
+    (["train", "--config", "text.yaml"], "config: expected keys and values in text.yaml, found a str; .*"),
+    (["train", "--config", "group.yaml"], "config group.yaml, train: expected settings of that group below it, found 5; correct the file"),
+    (["train", "--config", "inner.yaml"], r"configuration: expected a known key, found 'clients.cuont'; did you mean 'clients.count'\?"),
+    (["train", "--train.threads", "100000"], "train.threads: expected at most 1024, found 100000; one per core is usual"),
+    (["train", "--method", "centralized", "--wire.codec", "gzip"], "wire.codec: expected one of .*"),
     (["train", "--config", "unknown.yaml"], r"configuration: .* found 'train.epoch'; did you mean 'train.epochs'\?"),
     (["train", "more"], "arguments: expected options only, found 'more'; see --help"),
     (["compare", "--methods", "decoupled,centralised"], rf"methods: expected one of {CHOICES}, .* 'centralized'\?"),
@@ -85,8 +93,13 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
 def test_wrong_arguments_get_one_line_and_exit_2(capsys, tmp_path, words, pattern):
     (tmp_path / "bad.yaml").write_text("train: [")
     (tmp_path / "unknown.yaml").write_text("train: {epoch: 3}")
+    (tmp_path / "bytes.yaml").write_bytes(bytes(range(128, 256)))
+    (tmp_path / "text.yaml").write_text("a secret")
+    (tmp_path / "group.yaml").write_text("train: 5")
+    (tmp_path / "inner.yaml").write_text("clients: {cuont: 3}")
+    before = sorted(tmp_path.iterdir())
     fails(capsys, words, 2, pattern)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "unknown.yaml"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_good_run_after_all_that(capsys, tmp_path):
@@ -139,11 +152,26 @@ def test_an_error_reaches_the_process_that_asked():
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
-def test_a_comparison_leaves_out_what_a_baseline_cannot_have(tmp_path):
+def test_a_comparison_leaves_out_what_a_baseline_cannot_have(capsys):
     words = ["--server.replay", "2", "--wire.every", "2", "--methods", "decoupled,conventional,centralized", "--out", "both"]
     assert main(["compare", *QUICK, *words]) == 0
     rows = json.loads(Path("both/compare.json").read_text())["rows"]
     assert [(row["method"], row["replay"], row["every"]) for row in rows] == [("decoupled", 2, 2), ("conventional", 1, 1), ("centralized", None, None)]
+    assert Path("both/report.html").is_file()
+    said = []
+    for more in ([], ["both/decoupled-seed-0"]):  # one that is named twice is no second seed
+        capsys.readouterr()
+        assert main(["report", "both", *more, "--out", "all.html"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    Path("both/centralized-seed-0/result.json").write_text("junk")
+    fails(capsys, ["export", "both/centralized-seed-0"], 2, "both/centralized-seed-0/result.json: expected JSON, found .*")
+
+
+def test_a_default_cut_written_out_is_the_same_run():
+    written = Config(model=ModelConfig(cut="block_2"))
+    assert between_processes(Config()) == between_processes(written)
+    assert between_processes(Config(model=ModelConfig(cut="block_1"))) != between_processes(written)
 
 
 def test_print_config_is_a_config(capsys):

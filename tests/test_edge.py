@@ -127,6 +127,7 @@ def test_a_chain_of_processes_does_what_it_does_in_one(tmp_path, capsys):
         assert top["test_accuracy"] > 0.5
         for link in (edge, top):
             assert link["bytes"]["down"]["gradients"] == 0
+            assert link["evaluation_bytes"]["down"] > 0
         assert top["bytes"]["up"]["labels"] == edge["bytes"]["up"]["labels"]
         assert 0.4 < top["bytes"]["up"]["activations"] / edge["bytes"]["up"]["activations"] < 0.6  # 64×4×4 and 32×8×8
     for local, processes in zip(*links.values(), strict=True):

@@ -133,6 +133,17 @@ def test_settings_may_be_nested_and_choices_do_not_leak(grid, tmp_path):
     assert slow.server.store == "kept/slow-1-decoupled-seed_3"
 
 
+def test_a_training_that_fails_takes_nothing_from_the_others(grid, tmp_path, capsys):
+    grid.write_text(GRID.replace("{train.lr: 0.01}", "{train.lr: 1e30}"))
+    words = ["paper", str(grid), "--out", str(tmp_path / "runs"), "--jobs", "1", "--only", "clients=1", "method=decoupled", "seed=3"]
+    assert main([*words, "recipe=fast"]) == 0
+    (tmp_path / "runs" / "report.html").unlink()
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "expected a finite loss" in said.err
+    assert (tmp_path / "runs" / "report.html").is_file()
+
+
 def test_one_grid_at_a_time_in_a_folder(grid, tmp_path, capsys):
     with alone_in(tmp_path / "runs"):
         assert main(["paper", str(grid), "--out", str(tmp_path / "runs")]) == 2

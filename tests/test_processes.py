@@ -289,16 +289,17 @@ def test_stopping_the_command_stops_every_process_within_5_seconds(tmp_path, sto
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes through /proc")
-def test_a_killed_server_of_a_command_is_said_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(("role", "name"), [("serve", "server"), ("join", "client 0")])
+def test_a_killed_process_of_a_command_is_said_and_leaves_nothing(tmp_path, role, name):
     out = tmp_path / "run"
     command = start(["train", "--runtime", "processes", "--train.epochs", "500", "--out", str(out)], tmp_path)
     wait_for_rows(out)
-    (server,) = [pid for pid, words in processes_of(out).items() if "serve" in words]
-    os.kill(server, signal.SIGKILL)
+    (one,) = [pid for pid, words in processes_of(out).items() if role in words]
+    os.kill(one, signal.SIGKILL)
     status, _, err = finish(command, 20)
     assert status == 1
     assert err.splitlines()[-1] == (
-        "halfpass: server: expected its orderly end, found killed by SIGKILL; is memory short?"
+        f"halfpass: {name}: expected its orderly end, found killed by SIGKILL; is memory short?"
     )
     assert processes_of(out) == {}
 

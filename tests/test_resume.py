@@ -7,13 +7,14 @@ import pytest
 import torch
 from plain import equal
 from runtimes import rows_of
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
-from halfpass.errors import InputError
+from halfpass.errors import InputError, RunError
 from halfpass.run import epoch, local, records
 from halfpass.run.cli import main
-from halfpass.run.records import RunFolder, alone_in
+from halfpass.run.records import RunFolder, alone_in, replacing
 from halfpass.run.train import resume, train
 from halfpass.wire.store import UploadStore
 
@@ -104,10 +105,10 @@ def test_broken_off_twice_and_killed_between_rows_and_state(tmp_path, monkeypatc
     train(whole)
     keep = local.RunFolder.save_checkpoint
 
-    def killed(folder, epochs, state):
+    def killed(folder, config, epochs, state):
         if epochs == 2:
             raise KeyboardInterrupt
-        keep(folder, epochs, state)
+        keep(folder, config, epochs, state)
 
     break_off(monkeypatch, broken, 20)
     with monkeypatch.context() as patch:
@@ -174,6 +175,45 @@ def test_rows_that_were_lost_are_missed(tmp_path, monkeypatch):
         file.unlink() if left is None else file.write_text(left)
         with pytest.raises(InputError, match=rf"metrics.jsonl: expected rows of the {kept} epochs that were trained, found those of 0"):
             resume(tmp_path / "run")
+
+
+def test_other_settings_and_a_lost_store_are_refused(tmp_path, monkeypatch):
+    """Either would end as another training than the one that was begun."""
+    config = dataclasses.replace(RUNS["replayed"], out=str(tmp_path / "run"))
+    break_off(monkeypatch, config, 20)
+    file = tmp_path / "run" / "config.yaml"
+    begun = file.read_text()
+    file.write_text(begun.replace("epochs: 3", "epochs: 5"))
+    with pytest.raises(InputError, match=r"run: expected train.epochs 3, with which it began, found 5; write 3 into config.yaml"):
+        resume(tmp_path / "run")
+    file.write_text(begun)
+    (tmp_path / "run" / "store").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"store .*run/store: expected the run's \d+ uploads, found 0; go on in the directory"):
+        resume(tmp_path / "run")
+
+
+def test_a_damaged_row_is_said(tmp_path, monkeypatch):
+    config = dataclasses.replace(RUNS["replayed"], out=str(tmp_path / "run"))
+    break_off(monkeypatch, config, 20)
+    for line in ("junk\n", '{"epohc": 1}\n', "[]\n"):
+        (tmp_path / "run" / "metrics.jsonl").write_text(line)
+        with pytest.raises(InputError, match=r"metrics.jsonl: expected a row in each line, found .*; train anew"):
+            resume(tmp_path / "run")
+
+
+def test_a_file_that_cannot_be_written_is_said_and_the_old_one_stays(tmp_path):
+    file = tmp_path / "result.json"
+    file.write_text("{}")
+
+    def written_to_a_full_disk(error):
+        with replacing(file) as partial:
+            partial.write_text("half of")
+            raise error
+
+    for error in (OSError(28, "No space left on device"), SafetensorError("Error while serializing: I/O error")):
+        with pytest.raises(RunError, match=r"result.json: expected a file that can be written, found .*; make room there"):
+            written_to_a_full_disk(error)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]
 
 
 def test_a_folder_takes_one_training_at_a_time(tmp_path, monkeypatch):

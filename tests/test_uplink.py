@@ -301,8 +301,7 @@ def test_retraining_with_the_run_s_own_settings_repeats_its_server_half(kept, tm
     assert equal(server_half(folder), server_half(tmp_path / "again"))
     assert again["test_accuracy"] == outcome["test_accuracy"]
     assert again["retrained_from"] == str(folder)
-    assert main(["retrain", str(folder), "--out", str(tmp_path / "other"), "--train.lr", "0.05", "--server.replay", "2"]) == 0
-    assert json.loads((tmp_path / "other" / "result.json").read_text())["replay"] == 1  # whatever the run's was
+    assert main(["retrain", str(folder), "--out", str(tmp_path / "other"), "--train.lr", "0.05"]) == 0
     assert not equal(server_half(folder), server_half(tmp_path / "other"))
     assert main(["export", str(tmp_path / "again")]) == 0
     assert f"{100 * again['test_accuracy']:.2f} %" in capsys.readouterr().out
@@ -339,7 +338,10 @@ class Wide(nn.Module):
     (["--model.cut", "block_3"], "model.cut: expected tensors of [[32, 8, 8]] per sample, as the store holds them, found [[64, 4, 4]] after block_3 of digits-cnn;"),
     (["--server.store", "nowhere"], "store nowhere: expected a store of uploads, found none;"),
     (["--server.stroe", "nowhere"], "server.store"),
-    (["--model.head", "conv"], "model.head: expected linear, the run's, for its clients are not trained again, found conv;"),
+    (["--model.head", "conv"], "model.head: expected linear, the run's, which its uploads are of, found conv;"),
+    (["--data.name", "listops"], "data.name: expected digits, the run's, which its uploads are of, found listops; leave it out"),
+    (["--wire.codec", "int2"], "wire.codec: expected bf16, the run's, which its uploads are of, found int2; leave it out"),
+    (["--server.replay", "2"], "server.replay: expected 1, the run's, which its uploads are of, found 2; leave it out"),
     (["--out", "runs-own-folder"], "out: expected a folder without a run, found metrics.jsonl in"),
 ])  # fmt: skip
 def test_what_cannot_be_retrained_gets_one_line(kept, tmp_path, capsys, words, pattern):

@@ -20,7 +20,7 @@ def call_plugin(place: str, name: str, *arguments: object) -> object:
         return function(*arguments)
     except InputError:
         raise
-    except Exception as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
         expected = f"a function that can be called with ({', '.join(map(str, arguments))})"
         raise InputError(place, expected, reason(error), "correct the function") from error
 
@@ -31,7 +31,7 @@ def _find(place: str, name: str) -> Callable[..., object]:
         sys.path.append(here)  # last, so that a file there shadows no installed module
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise InputError(
             place, f"a module {module_name!r} that can be imported", reason(error),
             "run from the module's directory, or install it",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from halfpass.errors import InputError
 from halfpass.learn.fused import check_compiler, fuse
 from halfpass.learn.graphs import Backward, Graphs, Pass, backward_of
+from halfpass.learn.reason import reason
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def arithmetic(device: str, precision: str, compiled: bool = False) -> Arithmeti
     try:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
-        reason = str(error).splitlines()[0]
-        raise InputError("train.device", "a device of this machine", f"{device!r} ({reason})", "use cpu") from None
+        found = f"{device!r} ({reason(error)})"
+        raise InputError("train.device", "a device of this machine", found, "use cpu") from None
     place = torch.device(device)
     if compiled and place.type == "cpu":
         check_compiler()

@@ -2,9 +2,14 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
+from halfpass.config import flatten
 from halfpass.errors import HalfpassError, InputError, choice_error, near_miss
+from halfpass.learn.reason import reason
 
 
 class Known(NamedTuple):
@@ -12,6 +17,28 @@ class Known(NamedTuple):
 
     commands: list[str]
     options: list[str]  # of the command that was given
+
+
+def check_config(file: Path, known: Known) -> None:
+    """Raises InputError where a file of settings is none, or has others than the command takes."""
+    if not file.is_file():
+        found = f"a folder at {file}" if file.is_dir() else f"none at {file}"
+        raise InputError("config", "a YAML file", found, "check the path")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError("config", f"valid YAML in {file}", reason(error), "correct the file") from error
+    if not isinstance(settings, dict):
+        found = "none" if settings is None else f"a {type(settings).__name__}"
+        raise InputError("config", f"keys and values in {file}", found, "halfpass train --print_config writes one")
+    keys = [option.removeprefix("--") for option in known.options]
+    for key, value in settings.items():
+        if any(name.startswith(f"{key}.") for name in keys) and not isinstance(value, dict):
+            found = " ".join(repr(value).split())[:60]
+            raise InputError(f"config {file}, {key}", "settings of that group below it", found, "correct the file")
+    for key in flatten(settings):
+        if key not in keys:
+            raise InputError("configuration", "a known key", repr(key), near_miss(key, keys, "see --help"))
 
 
 def reworded(message: str, known: Known) -> HalfpassError:
@@ -50,14 +77,6 @@ def _no_command(match: re.Match[str], known: Known) -> HalfpassError:
     return InputError("command", f"one of {', '.join(known.commands)}", "none", "see halfpass --help")
 
 
-def _no_file(match: re.Match[str], known: Known) -> HalfpassError:
-    return InputError("config", "a YAML file", f"none at {match['name']}", "check the path")
-
-
-def _bad_yaml(match: re.Match[str], known: Known) -> HalfpassError:
-    return InputError("config", "valid YAML", " ".join(match["reason"].split()), "correct the file")
-
-
 def _no_value(match: re.Match[str], known: Known) -> HalfpassError:
     return InputError(match["name"], "a value", "none", "write it behind the option")
 
@@ -71,8 +90,6 @@ _PATTERNS: list[tuple[str, Callable[[re.Match[str], Known], HalfpassError]]] = [
     (r"Subcommand '\w+' does not accept option '(?P<name>[^']+)'", _unknown),
     (r"invalid choice: '(?P<name>[^']*)' \(choose", _wrong_command),
     (r'expected "subcommand" to be', _no_command),
-    (r"File does not exist: '?(?P<name>[^']+)'?", _no_file),
-    (r"Problems parsing config: (?P<reason>.*)", _bad_yaml),
     (r'Parser key "(?P<key>[^"]+)":\s+(?:Expected an? )?(?P<expected>.*?)\. Got value: (?P<found>.*)', _wrong_value),
     (r"argument (?P<name>\S+): expected (?:one|at least one) argument", _no_value),
     (r"the following arguments are required: (?P<name>.*)", _missing),

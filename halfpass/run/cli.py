@@ -6,6 +6,7 @@ adds the traceback.
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from halfpass.config import Config, DataConfig, ModelConfig, from_dict
 from halfpass.errors import HalfpassError, InputError
-from halfpass.run.arguments import Known, reworded
+from halfpass.run.arguments import Known, check_config, reworded
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 from halfpass.run.client_process import join
 from halfpass.run.cuts import print_cuts
@@ -59,20 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: Namespace) -> None:
     config = with_folder(options.config_object)
     train(config, debug=options.debug)
-    _report_own([Path(str(config.out))])
+    _report_own([out := Path(str(config.out))], out)
 
 
 def _resume(options: Namespace) -> None:
     run = Path(options.run)
     resume(run)
-    _report_own([run])
+    _report_own([run], run)
 
 
 def _compare(options: Namespace) -> None:
     config: Config = options.config_object
     methods = read_methods(options.methods)
     seeds = [config.train.seed] if options.seeds is None else read_seeds(options.seeds)
-    _report_own(compare(config, methods, seeds, debug=options.debug))
+    runs = compare(config, methods, seeds, debug=options.debug)
+    _report_own(runs, runs[0].parent)
 
 
 def _serve(options: Namespace) -> None:
@@ -84,7 +86,7 @@ def _serve(options: Namespace) -> None:
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
 
     serve(config, options.bind, announce, options.above)
-    _report_own([Path(str(config.out))])
+    _report_own([out := Path(str(config.out))], out)
 
 
 def _join(options: Namespace) -> None:
@@ -98,7 +100,7 @@ def _retrain(options: Namespace) -> None:
     run, config = Path(options.run), options.config_object
     config = dataclasses.replace(config, out=config.out or f"{default_folder(config)}-retrained")
     retrain(run, config)
-    _report_own([Path(str(config.out))])
+    _report_own([out := Path(str(config.out))], out)
 
 
 def _paper(options: Namespace) -> None:
@@ -114,18 +116,28 @@ def _paper(options: Namespace) -> None:
         if results is not None and rows:
             write_json(results, {**made, "rows": rows})
 
-    run_grid(members, options.jobs, write_rows)
-    _report_on([member.folder for member in members], out / "report.html")
+    try:
+        run_grid(members, options.jobs, write_rows)
+    finally:
+        if finished := [member.folder for member in members if member.finished]:
+            _report_on(finished, out / "report.html")
 
 
 def _report(options: Namespace) -> None:
-    _report_on([Path(run) for run in options.runs], Path(options.out))
+    runs = [run for name in options.runs for run in _runs_in(Path(name))]
+    once = {run.resolve(): run for run in runs}  # one that is named twice is no second seed
+    _report_on(list(once.values()), Path(options.out))
 
 
-def _report_own(runs: list[Path]) -> None:
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder, or the runs in it where it is a comparison's or a grid's."""
+    inner = [] if (folder / "config.yaml").exists() else sorted(file.parent for file in folder.glob("*/config.yaml"))
+    return inner or [folder]
+
+
+def _report_own(runs: list[Path], folder: Path) -> None:
     """Of the runs that this command made; a child leaves it to its parent."""
     if not IS_CHILD:
-        folder = runs[0] if len(runs) == 1 else runs[0].parent
         edges = [run / "edge" for run in runs]  # of chains, whose lower link is a run of its own
         _report_on(runs + [edge for edge in edges if (edge / "result.json").is_file()], folder / "report.html")
 
@@ -205,7 +217,8 @@ def _add_paper(parser: ArgumentParser) -> None:
 
 
 def _add_report(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="Run folders.")
+    runs = "Run folders, or folders of several: a comparison's, a grid's."
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help=runs)
     parser.add_argument("--out", type=str, default="report.html", help="HTML file to write.")
 
 
@@ -256,11 +269,16 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
     parser, children = _parser()
+    words = _with_run_settings(words)
+    name = next((word for word in words if word in children), None)
+    known = Known(list(COMMANDS), _option_names(children[name]) if name else [])
+    for word, following in itertools.pairwise([*words, ""]):
+        if "--config" in known.options and (word == "--config" or word.startswith("--config=")):
+            check_config(Path(following if word == "--config" else word.partition("=")[2]), known)
     try:
-        options = parser.parse_args(_with_run_settings(words))
+        options = parser.parse_args(words)
     except argparse.ArgumentError as error:
-        name = next((word for word in words if word in children), None)
-        raise reworded(str(error), Known(list(COMMANDS), _option_names(children[name]) if name else [])) from error
+        raise reworded(str(error), known) from error
     chosen = options[options.subcommand]
     if "method" in chosen:
         values = chosen.as_dict()

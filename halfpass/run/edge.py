@@ -99,6 +99,10 @@ class LocalLink(_Link):
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
+        steps = sum(self._steps)
+        total = self.config.train.epochs * steps
+        begin = pb.Begin(epoch=epoch, first_step=epoch * steps, total_steps=total, until=steps)
+        self._wire.down(pb.ServerMessage(begin=begin))
         self._served, self._began = Tally(self.server.arithmetic.device), time.perf_counter()
 
     def end(self, epoch: int, tally: Tally) -> None:
@@ -108,6 +112,7 @@ class LocalLink(_Link):
 
     def begin_test(self, epoch: int) -> None:
         super().begin_test(epoch)
+        self._wire.down(pb.ServerMessage(test=pb.Test(epoch=epoch)))
         self._score = Score()
         self.server.half.eval()
 

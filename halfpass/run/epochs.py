@@ -44,7 +44,7 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
     """All epochs, or those that are left where the folder has kept the state behind one; returns the rows of all, which
     are in the folder by then."""
     memory = PeakMemory(run.server.arithmetic.device)
-    rows = folder.load_checkpoint(run.load_state)
+    rows = folder.load_checkpoint(config, run.load_state)
     done = rows[-1]["epoch"] if rows else 0
     uploads = sum(-(-steps // config.wire.every) for steps in run.steps)
     title = config.method if config.model.edge_cut is None else f"{config.method}, edge"
@@ -66,7 +66,7 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
             )
             rows += folder.add_rows(new)
             if (state := run.state()) is not None:
-                folder.save_checkpoint(epoch + 1, state)
+                folder.save_checkpoint(config, epoch + 1, state)
             progress.epoch(new[-1])
             for k, tally in clients.items():
                 if tally.withheld:

@@ -14,7 +14,7 @@ from halfpass.learn.data import Dataset
 from halfpass.learn.split import HEAD, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.local import test_whole
-from halfpass.run.records import make_folder, read_config, read_result, refuse_file
+from halfpass.run.records import make_folder, read_config, read_result, refuse_file, replacing
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def export(
     if with_head:
         state = join_state(state, {f"{HEAD}{name}": value for name, value in _head_state(run, config, client).items()})
     make_folder("out", file.parent)
-    save_file(state, file, metadata={"model": config.model.name})
+    with replacing(file) as partial:
+        save_file(state, partial, metadata={"model": config.model.name})
     reported = read_result(run).get("joint_test_accuracy" if with_head else "test_accuracy")
     try:
         data = setup.load_data(config.data)

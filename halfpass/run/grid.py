@@ -22,13 +22,11 @@ from halfpass.errors import InputError, RunError, near_miss
 from halfpass.learn.reason import reason
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.records import CHECKPOINT, RunFolder, alone_in, read_config, read_result
+from halfpass.run.records import CHECKPOINT, RunFolder, alone_in, difference, read_config, read_result
 from halfpass.run.train import process_count
 
 POLL_SECONDS = 0.2
 REMEDY = "look at examples/paper/small.yaml"
-# In which a finished member may differ from what it would be.
-FREE = ("out", "train.threads", "train.test_every", "data.path", "data.download")
 
 
 @dataclass(frozen=True)
@@ -188,17 +186,12 @@ def _train(members: Sequence[Member], waiting: Sequence[Member], jobs: int, writ
 
 def _check_same(member: Member) -> None:
     """Refuses a folder in which a training with other settings is finished, or can be gone on with."""
-    if (member.finished or member.begun) and (other := _difference(member)):
+    if not (member.finished or member.begun):
+        return
+    if other := difference(member.config, as_dict(read_config(member.folder))):
         key, value, found = other
         remedy = "choose another folder for the runs"
         raise InputError(str(member.folder), f"a training with {key} {value}", f"one with {found}", remedy)
-
-
-def _difference(member: Member) -> tuple[str, Any, Any] | None:
-    """A setting of the training in a member's folder that is not the member's, with the member's value and its own."""
-    there = flatten(as_dict(read_config(member.folder)))
-    settings = flatten(as_dict(member.config)).items()
-    return next(((k, v, there.get(k)) for k, v in settings if k not in FREE and there.get(k) != v), None)
 
 
 def _prepare(members: Sequence[Member]) -> None:

@@ -220,7 +220,9 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
     data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
     memory = PeakMemory(device)
     steps = batch_count(len(data.train), recipe.batch_size)
-    rows = folder.load_checkpoint(lambda state: load_training_state(state, whole.optimizer, whole.model))
+    rows = folder.load_checkpoint(
+        config, lambda state: load_training_state(state, whole.optimizer, whole.model)
+    )
     done = rows[-1]["epoch"] if rows else 0
     with EpochProgress(config.method, recipe.epochs, steps) as progress:
         progress.skip(done * steps)
@@ -240,7 +242,7 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
             accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
             new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
             rows += folder.add_rows([new])
-            folder.save_checkpoint(epoch + 1, training_state(whole.optimizer, whole.model))
+            folder.save_checkpoint(config, epoch + 1, training_state(whole.optimizer, whole.model))
             progress.epoch(new)
     folder.save_whole(whole, config)
     return folder.finish(result(config, None, rows, Wires([], None), folder.environment))

@@ -58,7 +58,8 @@ def _watch(children: list[Child]) -> None:
         if failed:
             raise _failure(server, failed[0])
         if server.status():
-            raise server.failure()
+            killed = [client for client in clients if (client.status() or 0) < 0]  # of which a server sees the end only
+            raise (killed or [server])[0].failure()
         if server.status() == 0:
             ended = ended or time.monotonic()
             if time.monotonic() - ended > SAVE_SECONDS:
@@ -73,6 +74,8 @@ def _watch(children: list[Child]) -> None:
 
 def _failure(server: Child, client: Child) -> PassedOnError:
     """Of a failed client: the server's line, where the client could still tell it why, and else the client's own."""
+    if (client.status() or 0) < 0:  # killed, and could tell nobody
+        return client.failure()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.process.wait(LAST_WORD_SECONDS)
         return server.failure() if server.status() else client.failure()

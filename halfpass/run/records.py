@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from halfpass.config import Config, as_dict, from_dict
+from halfpass.config import Config, as_dict, flatten, from_dict
 from halfpass.errors import InputError, RunError
 from halfpass.learn.client import Client
+from halfpass.learn.reason import reason
 from halfpass.learn.server import Server
 from halfpass.learn.whole import Whole
 from halfpass.run.epoch import Score, Tally
@@ -247,7 +249,8 @@ class RunFolder:
         return folder
 
     def write_config(self, config: Config) -> None:
-        (self.path / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+        with replacing(self.path / "config.yaml") as partial:
+            partial.write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
 
     @classmethod
     def for_client(cls, path: Path, index: int) -> "RunFolder":
@@ -266,26 +269,29 @@ class RunFolder:
         """Whether there is a state to go on from."""
         return self._checkpoint.is_file()
 
-    def save_checkpoint(self, epochs: int, state: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, config: Config, epochs: int, state: Mapping[str, Any]) -> None:
         """Writes all that the run needs to go on behind so many epochs, instead of what was kept before."""
-        partial = self._checkpoint.with_suffix(".part")
-        with partial.open("wb") as file:
-            torch.save({"epochs": epochs, "environment": self.environment, "state": state}, file)
+        whole = {"epochs": epochs, "environment": self.environment, "settings": as_dict(config), "state": state}
+        with replacing(self._checkpoint) as partial, partial.open("wb") as file:
+            torch.save(whole, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self._checkpoint)
 
-    def load_checkpoint(self, load: Callable[[dict[str, Any]], None]) -> list[Row]:
+    def load_checkpoint(self, config: Config, load: Callable[[dict[str, Any]], None]) -> list[Row]:
         """Where there is one, gives its state to `load`, tensors on the CPU; returns the rows of the epochs before it.
-        Raises InputError where it cannot be read."""
+        Raises InputError where it cannot be read, or is of other settings."""
         if not self.has_checkpoint:
             return []
         try:
             read = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-            epochs, earlier, state = (read[key] for key in ("epochs", "environment", "state"))
+            epochs, earlier, settings, state = (read[key] for key in ("epochs", "environment", "settings", "state"))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
             found = " ".join(str(error).split())[:120] or type(error).__name__
             raise InputError(str(self._checkpoint), "the state of a run", found, "train anew") from None
+        if other := difference(config, settings):
+            key, value, began_with = other
+            remedy = f"write {began_with} into config.yaml, or train anew"
+            raise InputError(str(self.path), f"{key} {began_with}, with which it began", str(value), remedy)
         for key, now in self.environment.items():
             known = str(earlier[key]).split("; ")  # several, where several commits or machines made one run
             self.environment[key] = earlier[key] if str(now) in known else f"{earlier[key]}; {now}"
@@ -297,7 +303,10 @@ class RunFolder:
         InputError where some are missing."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        rows = [loaded for line in lines if line.endswith("\n") and (loaded := json.loads(line))["epoch"] <= epochs]
+        try:
+            rows = [loaded for line in lines if line.endswith("\n") and (loaded := json.loads(line))["epoch"] <= epochs]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(str(file), "a row in each line", reason(error), "train anew") from None
         found = len({entry["epoch"] for entry in rows})
         if found != epochs:
             expected = f"rows of the {epochs} epochs that were trained"
@@ -307,7 +316,8 @@ class RunFolder:
         return rows
 
     def add_rows(self, rows: list[Row]) -> list[Row]:
-        with (self.path / "metrics.jsonl").open("a") as file:
+        path = self.path / "metrics.jsonl"
+        with _explained(path), path.open("a") as file:
             file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
             file.flush()
             os.fsync(file.fileno())  # before the state behind them is
@@ -332,7 +342,8 @@ class RunFolder:
             for key, value in state.items()
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, self.path / f"{name}.safetensors", metadata={"config": json.dumps(as_dict(config))})
+        with replacing(self.path / f"{name}.safetensors") as partial:
+            save_file(tensors, partial, metadata={"config": json.dumps(as_dict(config))})
 
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
         write_json(self.path / "result.json", outcome)
@@ -342,11 +353,34 @@ class RunFolder:
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Whole or not at all: a reader never sees half of it. Its folder is made."""
+    """Its folder is made."""
     make_folder("results", file.parent)
-    partial = file.with_suffix(".part")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(file)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """The file to write instead, which then takes the place of `file`: whole or not at all, a reader never sees half of
+    it. Raises RunError where it cannot be written."""
+    partial = file.with_name(f"{file.name}.part")
+    with _explained(file):
+        try:
+            yield partial
+            partial.replace(file)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        remedy = "make room there, or choose another place"
+        raise RunError(str(file), "a file that can be written", reason(error), remedy) from error
 
 
 def default_folder(config: Config) -> str:
@@ -432,5 +466,19 @@ def read_result(path: Path) -> dict[str, Any]:
     file = path / "result.json"
     if not file.is_file():
         raise RunError(str(path), "result.json of a finished run", "none", "look at what the run printed")
-    loaded: dict[str, Any] = json.loads(file.read_text())
+    try:
+        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(file), "JSON", reason(error), "restore the file, or run again") from None
     return loaded
+
+
+# In which one training, begun at one time and gone on with or looked for at another, may differ.
+_FREE = ("out", "train.threads", "train.test_every", "data.path", "data.download")
+
+
+def difference(config: Config, others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """A setting in which the others, as `as_dict` gives them, make another training: its name, and both values."""
+    there = flatten(others)
+    settings = flatten(as_dict(config)).items()
+    return next(((k, v, there.get(k)) for k, v in settings if k not in _FREE and there.get(k) != v), None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from halfpass.config import Config
 from halfpass.cut import CutBatch, merge
+from halfpass.errors import InputError
 from halfpass.learn.seed import derive_seed
 from halfpass.learn.server import Server, evaluate
 from halfpass.run.above import Above
@@ -57,7 +58,12 @@ class Lessons:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Uploads that have come since are forgotten: they come again."""
+        """Uploads that have come since are forgotten: they come again. Raises InputError where the store has lost
+        some."""
+        if self._store is not None and self._store.added < state["uploads"]:
+            expected, found = f"the run's {state['uploads']} uploads", f"{self._store.added}"
+            remedy = "go on in the directory in which it was begun, or restore the store"
+            raise InputError(f"store {self._store.folder}", expected, found, remedy)
         self._again = [(use, [Key(*key) for key in keys]) for use, keys in state["again"]]
         if self._store is not None:
             self._store.forget(state["uploads"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from halfpass.errors import InputError
 from halfpass.run import figures, tables
-from halfpass.run.records import make_folder, refuse_file
+from halfpass.run.records import make_folder, refuse_file, replacing
 from halfpass.run.runs import Run, make_series, read_run, summary
 
 
@@ -23,7 +23,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     refuse_file("out", out)
     page = render([read_run(path) for path in runs])
     make_folder("out", out.parent)
-    out.write_text(page, encoding="utf-8")
+    with replacing(out) as partial:
+        partial.write_text(page, encoding="utf-8")
     return out
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from halfpass.config import Config
+from halfpass.config import Config, as_dict, flatten
 from halfpass.errors import InputError
 from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
@@ -21,6 +21,11 @@ from halfpass.run.records import Row, RunFolder, Wires, alone_in, epoch_rows, re
 from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
+
+FIXED = (  # beside what is of the data, the clients and the wire
+    "method", "model.head", "model.edge_cut", "train.batch_size", "train.micro_batch", "train.feedback_every",
+    "server.replay",
+)  # fmt: skip
 
 
 def retrain(run: Path, config: Config) -> dict[str, Any]:
@@ -34,15 +39,13 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     """
     if not (run / "result.json").is_file():
         raise InputError(str(run), "a finished run's folder", "no result.json in it", "train to the end first")
-    made = read_config(run).model
-    if config.model.head != made.head:
-        expected = f"{made.head}, the run's, for its clients are not trained again"
-        raise InputError("model.head", expected, config.model.head, "leave it out")
+    made = read_config(run)
+    _refuse_what_the_uploads_fix(config, made)
     config = dataclasses.replace(config, runtime="local")
     out = Path(str(config.out))
     refuse_run(out)
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
-        if made.edge_cut is not None and store.identity["cut"] == made.edge_cut:  # an edge's uploads, not its clients'
+        if made.model.edge_cut == store.identity["cut"]:  # an edge's uploads, not its clients'
             config = setup.above_edge(config)
         network = _network(config, store)
         passes = _passes(config, store)
@@ -76,6 +79,16 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
             used_once = dataclasses.replace(config, server=dataclasses.replace(config.server, replay=1))
             outcome = result(used_once, network.cut, rows, Wires([], None), folder.environment)
             return folder.finish(outcome | {"retrained_from": str(run)})
+
+
+def _refuse_what_the_uploads_fix(config: Config, made: Config) -> None:
+    """Raises InputError for a setting of the data, the clients or the wire that is not the run's: the uploads are what
+    these made of them, and its clients are not trained again."""
+    theirs = flatten(as_dict(made))
+    for key, value in flatten(as_dict(config)).items():
+        fixed = key.startswith(("data.", "clients.", "wire.")) or key in FIXED
+        if fixed and key not in ("data.path", "data.download") and value != theirs[key]:
+            raise InputError(key, f"{theirs[key]}, the run's, which its uploads are of", str(value), "leave it out")
 
 
 def _network(config: Config, store: UploadStore) -> setup.Network:

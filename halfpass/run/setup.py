@@ -62,7 +62,7 @@ class Prepared:
 def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -> Prepared:
     """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used, which
     a store with uploads in it is unless the run is an `old` one."""
-    _arithmetic(config)
+    check_names(config)
     data = data or load_data(config.data)
     shards = make_shards(config, data)
     if config.method == "centralized":
@@ -189,7 +189,8 @@ def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shap
     if unreached:
         raise InputError(
             f"model.cut {config.model.cut!r}", "a client half whose every parameter the auxiliary head's loss reaches",
-            f"no gradient for {', '.join(unreached[:3])}", "cut where their values have come together",
+            f"no gradient for {', '.join(unreached[:3])}",
+            "cut, or return first, where their values have come together: the head gets the first value that crosses",
         )  # fmt: skip
 
 
@@ -215,9 +216,7 @@ def _check_window(
 
 
 def check_names(config: Config) -> None:
-    """What a server can check of its settings before the first client says what the data looks like."""
-    if config.method == "centralized":
-        raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
+    """What can be checked of settings before anything is said of the data."""
     _arithmetic(config)
     if config.wire.codec not in CODECS:
         raise choice_error("wire.codec", CODECS, config.wire.codec)

@@ -119,7 +119,7 @@ class UploadStore:
     def open_existing(cls, folder: Path) -> Self:
         """Opens a store to read. Raises InputError where there is none."""
         if not (folder / "store.json").is_file():
-            raise InputError(f"store {folder}", "a store of uploads", "none", "train with server.store first")
+            raise InputError(f"store {folder}", "a store of uploads", "none", "give its folder as server.store")
         return cls(folder, None)
 
     def __enter__(self) -> Self:
