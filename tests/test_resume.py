@@ -141,9 +141,9 @@ def test_commits_that_made_one_run_are_all_named(tmp_path, monkeypatch):
     for commit, named in (("a", "a"), ("b", "a; b"), ("a", "a; b")):
         monkeypatch.setattr(records, "environment", lambda commit=commit: {"commit": commit, "threads": 1})
         folder = RunFolder(tmp_path)
-        folder.load_checkpoint(lambda state: None)
+        folder.load_checkpoint(Config(), lambda state: None)
         assert folder.environment == {"commit": named, "threads": 1}
-        folder.save_checkpoint(0, {})
+        folder.save_checkpoint(Config(), 0, {})
 
 
 def test_what_cannot_be_gone_on_with_is_said(tmp_path, monkeypatch, capsys):
