@@ -54,7 +54,7 @@ class DataConfig:
     """Height and width in pixels that imagefolder pictures are resized and cropped to."""
     crop_padding: int = 2
     """Pixels of mirrored margin around a CIFAR training picture, out of which it is cropped at random in every epoch;
-    it is flipped at random too. More suits longer training."""
+    it is flipped at random too. Longer training gains from a wider one."""
     validation: int | None = None
     """Hold out so many training samples, always the same ones, and test on them: settings are to be chosen by these and
     not by the test set, which is left alone then."""
@@ -92,16 +92,17 @@ class ClientsConfig:
     round. independent: every client keeps its own half."""
     partition: Partition = "iid"
     """How the training set is dealt out: iid, dirichlet (label skew), or own: every client trains on the whole data
-    set that it was given. The test set is that of the client that brings it (the first; in a relay the last)."""
+    set that it was given. The test set is the first client's; in a relay the last one's; of independent clients
+    each tests on its own."""
     alpha: float = 0.5
     """Concentration of the Dirichlet partition; small is skewed."""
     rounds: int = 1
     """Rounds of a splitfed epoch: client halves are averaged after each. More of them bring several clients closer to
-    what one would learn, for the bytes of a client half and head, up and down, each time. Of more rounds than it has
-    batches a client sits some out."""
+    what one would learn, for the bytes of a client half and head, up and down, each time. A client with
+    fewer batches than there are rounds takes no part in some."""
     lr_scale: float = 1.0
-    """Times train.lr is a client's learning rate. N clients that are averaged every few batches learn like one of
-    N-fold batches, which takes a larger one: N (arXiv 1706.02677), or less if they are many."""
+    """A client's learning rate is train.lr times this. N clients that are averaged every few batches learn like one
+    with batches N times as large, which takes a larger rate: N times (arXiv 1706.02677), or less if they are many."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "clients.")
@@ -219,8 +220,8 @@ class ServerConfig:
     """Folder that keeps uploads on disk, for replay and `halfpass retrain`. Default: store/ in the run folder where
     server.replay needs one; otherwise no upload is kept."""
     store_limit: int = 4 * 2**30
-    """Bytes of disk that the store may take; the oldest uploads make room for new ones, and those of training for the
-    last test's. Where these do not fit, none are kept, and `halfpass retrain` has nothing to test on."""
+    """Bytes of disk that the store may take; the oldest uploads make room for new ones, and training's for
+    those of the last test. Where the test's do not fit, none is kept, and `halfpass retrain` cannot test."""
     merge: int = 1
     """How many uploads a decoupled server learns from in one step, their samples as one batch. Where clients upload in
     turn, that is a batch of several of them, and its labels are less skewed than each one's (arXiv 2405.04875). The

@@ -12,7 +12,7 @@ import torch
 from runtimes import rows_of
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig
-from halfpass.run import epochs, local, records, setup
+from halfpass.run import centralized, epochs, local, records, setup
 from halfpass.run.epoch import Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.train import train, with_threads
@@ -52,8 +52,8 @@ def test_evaluation_takes_no_training_time(tmp_path, monkeypatch):
         return tested
 
     monkeypatch.setattr(local.LocalRun, "test", timed(local.LocalRun.test))
-    monkeypatch.setattr(local, "test_whole", timed(local.test_whole))
-    for module in (epochs, local):
+    monkeypatch.setattr(centralized, "test_whole", timed(centralized.test_whole))
+    for module in (epochs, centralized):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     for method in ("decoupled", "centralized"):
         recipe = TrainConfig(epochs=1, batch_size=64, threads=1)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.errors import InputError, RunError
-from halfpass.run import epoch, local, records
+from halfpass.run import centralized, epoch, local, records
 from halfpass.run.cli import main
 from halfpass.run.records import RunFolder, alone_in, replacing
 from halfpass.run.train import resume, train
@@ -58,7 +58,7 @@ def break_off(monkeypatch, config, calls):
 
     with monkeypatch.context() as patch:
         patch.setattr(epoch, "check_finite", interrupted)
-        patch.setattr(local, "check_finite", interrupted)
+        patch.setattr(centralized, "check_finite", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config)
 
@@ -82,7 +82,7 @@ def test_a_training_broken_off_ends_as_one_that_was_not(tmp_path, monkeypatch, n
     check = epoch.check_finite
     with monkeypatch.context() as patch:
         patch.setattr(epoch, "check_finite", lambda *a: (losses.append(a), check(*a)))
-        patch.setattr(local, "check_finite", lambda *a: (losses.append(a), check(*a)))
+        patch.setattr(centralized, "check_finite", lambda *a: (losses.append(a), check(*a)))
         train(whole)
     break_off(monkeypatch, broken, round(0.6 * len(losses)))
     kept = len({row["epoch"] for row in rows_of(tmp_path / "broken")})

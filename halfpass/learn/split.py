@@ -128,7 +128,8 @@ def check_same(place: str, model: nn.Module, halves: Halves, sample_shape: tuple
 
 def join_state(client_state: dict[str, Tensor], server_state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of the whole: for a traced model its own names, so that it loads into it, unless that has weights or
-    buffers that its forward never uses (`strict=False` then); for a pair, into `whole`."""
+    buffers that its forward never uses (`strict=False` then); for a pair, into `whole`. Raises InputError where a name
+    is in both."""
     both = sorted(client_state.keys() & server_state.keys())
     if both:
         raise InputError(

@@ -13,7 +13,7 @@ from halfpass.errors import InputError
 from halfpass.learn.data import Dataset
 from halfpass.learn.split import HEAD, join_state, joint, whole
 from halfpass.run import setup
-from halfpass.run.local import test_whole
+from halfpass.run.centralized import test_whole
 from halfpass.run.records import make_folder, read_config, read_result, refuse_file, replacing
 
 

@@ -5,26 +5,21 @@ the order (step, client), which is also the order of `processes`: equal seeds gi
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from halfpass.config import Config
-from halfpass.learn import whole as whole_side
-from halfpass.learn.batches import batch_count, test_batches, train_batches
+from halfpass.learn.batches import test_batches, train_batches
 from halfpass.learn.checkpoint import load_training_state, training_state
 from halfpass.learn.data import Dataset, Samples
-from halfpass.learn.optimizers import learning_rate, set_learning_rate
 from halfpass.learn.server import Server
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.edge import LocalLink
-from halfpass.run.epoch import ClientEpoch, Score, Tally, check_finite, handed_over, take_over, test_epoch
+from halfpass.run.epoch import ClientEpoch, Score, Tally, handed_over, take_over, test_epoch
 from halfpass.run.epochs import run_epochs
-from halfpass.run.memory import PeakMemory
-from halfpass.run.progress import EpochProgress
-from halfpass.run.records import RunFolder, Wires, peak_so_far, result, row
+from halfpass.run.records import RunFolder, Wires, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
 from halfpass.run.uplink import Uplink
@@ -210,48 +205,3 @@ def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: setup
             folder.save_server(run.server, config)
     wires = Wires(list(run.meters().values()), None)
     return folder.finish(result(config, network.cut, rows, wires, folder.environment))
-
-
-def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
-    """The baseline: the uncut network on all data in this process; returns what `result.json` holds. Goes on as
-    `train_local` does."""
-    whole = setup.build_whole(config, data.train.sample_shape, data.classes)
-    recipe, device = config.train, whole.arithmetic.device
-    data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
-    memory = PeakMemory(device)
-    steps = batch_count(len(data.train), recipe.batch_size)
-    rows = folder.load_checkpoint(
-        config, lambda state: load_training_state(state, whole.optimizer, whole.model)
-    )
-    done = rows[-1]["epoch"] if rows else 0
-    with EpochProgress(config.method, recipe.epochs, steps) as progress:
-        progress.skip(done * steps)
-        for epoch in range(done, recipe.epochs):
-            began, tally = time.perf_counter(), Tally(device)
-            batches = train_batches(data, data.train, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
-            with tally.busy():
-                for step, (x, labels) in enumerate(batches):
-                    lr = learning_rate(recipe.schedule, recipe.lr, epoch * steps + step, recipe.epochs * steps)
-                    set_learning_rate(whole.optimizer, lr)
-                    loss = whole_side.whole_step(whole, x, labels, epoch, step)
-                    check_finite(loss, "whole network", epoch, step)
-                    tally.add(loss, len(labels), lr)
-                    progress.step()
-            seconds = time.perf_counter() - began
-            tally.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows, "whole"))
-            accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
-            new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
-            rows += folder.add_rows([new])
-            folder.save_checkpoint(config, epoch + 1, training_state(whole.optimizer, whole.model))
-            progress.epoch(new)
-    folder.save_whole(whole, config)
-    return folder.finish(result(config, None, rows, Wires([], None), folder.environment))
-
-
-def test_whole(config: Config, whole: whole_side.Whole, data: Dataset) -> float:
-    """Accuracy of an uncut network on the test set."""
-    whole.model.eval()
-    batches = test_batches(data, data.test, config.train.batch_size)
-    correct = sum(whole_side.evaluate(whole, x, labels) for x, labels in batches)
-    whole.model.train()
-    return correct / len(data.test)

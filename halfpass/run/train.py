@@ -12,8 +12,9 @@ from halfpass.config import Config, Method, without_decoupled
 from halfpass.errors import InputError, choice_error
 from halfpass.learn.models import MIDDLE_CUTS
 from halfpass.run import setup
+from halfpass.run.centralized import train_centralized
 from halfpass.run.children import run_alone
-from halfpass.run.local import train_centralized, train_local
+from halfpass.run.local import train_local
 from halfpass.run.processes import train_processes
 from halfpass.run.records import (
     RunFolder,
@@ -31,7 +32,8 @@ from halfpass.run.records import (
 def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     """One training, by any method and runtime. Writes the run folder `config.out`; returns what `result.json` holds.
 
-    Raises InputError, with nothing written, where the settings or the data cannot be used.
+    Raises InputError, with nothing written, where the settings or the data cannot be used, and RunError where the
+    training cannot go on.
     """
     config = with_folder(config)
     out = Path(str(config.out))
@@ -94,7 +96,8 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
     """Every method with every seed, each in a fresh process, so that no run's memory is another's.
 
     Writes `OUT/METHOD-seed-N/` and `OUT/compare.json`, which has the form of the files under `results/`; returns the
-    run folders.
+    run folders. Raises InputError, with nothing written, where settings or data cannot be used, and PassedOnError where
+    a run fails.
     """
     out = Path(config.out or f"runs/{now()}-compare")
     runs = [_member(config, out, method, seed) for seed in seeds for method in methods]

@@ -1,0 +1,62 @@
+"""The centralized baseline: the uncut network on all data, in this process."""
+
+import dataclasses
+import time
+from typing import Any
+
+from halfpass.config import Config
+from halfpass.learn import whole as whole_side
+from halfpass.learn.batches import batch_count, test_batches, train_batches
+from halfpass.learn.checkpoint import load_training_state, training_state
+from halfpass.learn.data import Dataset
+from halfpass.learn.optimizers import learning_rate, set_learning_rate
+from halfpass.run import setup
+from halfpass.run.epoch import Tally, check_finite
+from halfpass.run.memory import PeakMemory
+from halfpass.run.progress import EpochProgress
+from halfpass.run.records import RunFolder, Wires, peak_so_far, result, row
+
+
+def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
+    """Writes the run folder; returns what `result.json` holds. Where the folder has kept the state of such a run, goes
+    on with that."""
+    whole = setup.build_whole(config, data.train.sample_shape, data.classes)
+    recipe, device = config.train, whole.arithmetic.device
+    data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
+    memory = PeakMemory(device)
+    steps = batch_count(len(data.train), recipe.batch_size)
+    rows = folder.load_checkpoint(
+        config, lambda state: load_training_state(state, whole.optimizer, whole.model)
+    )
+    done = rows[-1]["epoch"] if rows else 0
+    with EpochProgress(config.method, recipe.epochs, steps) as progress:
+        progress.skip(done * steps)
+        for epoch in range(done, recipe.epochs):
+            began, tally = time.perf_counter(), Tally(device)
+            batches = train_batches(data, data.train, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
+            with tally.busy():
+                for step, (x, labels) in enumerate(batches):
+                    lr = learning_rate(recipe.schedule, recipe.lr, epoch * steps + step, recipe.epochs * steps)
+                    set_learning_rate(whole.optimizer, lr)
+                    loss = whole_side.whole_step(whole, x, labels, epoch, step)
+                    check_finite(loss, "whole network", epoch, step)
+                    tally.add(loss, len(labels), lr)
+                    progress.step()
+            seconds = time.perf_counter() - began
+            tally.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows, "whole"))
+            accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
+            new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
+            rows += folder.add_rows([new])
+            folder.save_checkpoint(config, epoch + 1, training_state(whole.optimizer, whole.model))
+            progress.epoch(new)
+    folder.save_whole(whole, config)
+    return folder.finish(result(config, None, rows, Wires([], None), folder.environment))
+
+
+def test_whole(config: Config, whole: whole_side.Whole, data: Dataset) -> float:
+    """Accuracy of an uncut network on the test set."""
+    whole.model.eval()
+    batches = test_batches(data, data.test, config.train.batch_size)
+    correct = sum(whole_side.evaluate(whole, x, labels) for x, labels in batches)
+    whole.model.train()
+    return correct / len(data.test)
