@@ -53,7 +53,7 @@ def test_four_megabytes_at_100_megabits_take_their_time_and_arrive_unchanged(way
         assert receive(receiver, len(data)) == data
         seconds = time.monotonic() - began
         sending.result(DEADLINE)
-    assert 0.32 + 0.01 <= seconds < 1.5
+    assert 0.32 + 0.01 <= seconds < DEADLINE
 
 
 def test_a_ping_and_its_answer_take_the_round_trip_time():
@@ -64,7 +64,7 @@ def test_a_ping_and_its_answer_take_the_round_trip_time():
             assert receive(far, 4) == b"ping"
             far.sendall(b"pong")
             assert receive(near, 4) == b"pong"
-            assert 0.05 <= time.monotonic() - began < 1.0
+            assert 0.05 <= time.monotonic() - began < DEADLINE
 
 
 def test_both_directions_have_the_bandwidth_to_themselves():
