@@ -3,7 +3,8 @@
     python benchmarks/tables.py            rewrites what stands between the marks
     python benchmarks/tables.py --check    writes nothing; exits with 1 when a table is not what its results say
 
-A marked place begins with a line `<!-- table: results/NAME.json -->` and ends with a line `<!-- end table -->`.
+A marked place begins with a line `<!-- table: results/NAME.json -->` and ends with a line `<!-- end table -->`. With
+`<!-- table: results/NAME.json, trained with N seeds or more -->` the other trainings are left out.
 """
 
 import argparse
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from halfpass.errors import InputError
-from halfpass.run.tables import UNITS_NOTE, markdown_rows, markdown_table, settings_line
+from halfpass.run.tables import UNITS_NOTE, group_seeds, markdown_rows, markdown_table, settings_line
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "benchmarks/README.md", "results/README.md", "docs/*.md")
 START = re.compile(r"^<!-- table:.*$", re.MULTILINE)
 PLACE = re.compile(
-    r"^(?P<start><!-- table: (?P<file>results/[\w.-]+\.json) -->\n)"
+    r"^(?P<start><!-- table: (?P<file>results/[\w.-]+\.json)(?:, trained with (?P<seeds>\d+) seeds or more)? -->\n)"
     r"(?:(?!^<!-- table:).)*?"
     r"(?P<end>^<!-- end table -->$)",
     re.MULTILINE | re.DOTALL,
@@ -40,6 +41,12 @@ def load_results(root: Path, name: str) -> dict[str, Any]:
     if missing:
         raise InputError(name, f"the key {min(missing)!r}", "none", "run the benchmark that writes it again")
     return content
+
+
+def with_seeds(content: dict[str, Any], least: int) -> dict[str, Any]:
+    """The results of trainings with so many seeds."""
+    groups = group_seeds(content["rows"], lambda row: row)
+    return content | {"rows": [row for group in groups if len({r["seed"] for r in group}) >= least for row in group]}
 
 
 def results_markdown(content: dict[str, Any]) -> str:
@@ -67,7 +74,9 @@ def filled(text: str, page: str, root: Path, problems: list[str]) -> str:
 
     def fill(place: re.Match[str]) -> str:
         try:
-            return f"{place['start']}{results_markdown(load_results(root, place['file']))}\n{place['end']}"
+            content = load_results(root, place["file"])
+            content = with_seeds(content, int(place["seeds"])) if place["seeds"] else content
+            return f"{place['start']}{results_markdown(content)}\n{place['end']}"
         except InputError as error:
             problems.append(f"{page}: {error}")
             return place[0]

@@ -443,6 +443,15 @@ def test_marked_places_are_filled(fill: ModuleType, pages: Path, capsys: pytest.
     assert fill.main(["--check"], root=pages) == 0
 
 
+def test_a_place_may_ask_for_trainings_with_several_seeds(fill: ModuleType, pages: Path) -> None:
+    rows = [example_result(seed=seed, settings={"training": name}) for name, seed in (("a", 0), ("a", 1), ("b", 0), ("b", 0))]
+    file = pages / "results" / "train.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": rows}))
+    (pages / "README.md").write_text("<!-- table: results/train.json, trained with 2 seeds or more -->\n<!-- end table -->\n")
+    assert fill.main([], root=pages) == 0
+    assert tables.markdown_table(rows[:2]) in (pages / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("page", "message"),
     [
