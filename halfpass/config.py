@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from halfpass.errors import InputError, choice_error, near_miss
 
@@ -296,11 +296,10 @@ DECOUPLED = (  # what the other methods cannot have
 
 def without_decoupled(config: Config, method: str) -> Config:
     """The same settings for another method, without what only decoupled training can have."""
-    settings = flatten(as_dict(config)) | {"method": method}
-    if method != "decoupled":
-        defaults = flatten(as_dict(Config()))
-        settings |= {name: defaults[name] for name in DECOUPLED}
-    return from_dict(nested(settings))
+    usual: dict[str, Any] = nested({name: flatten(as_dict(Config()))[name] for name in DECOUPLED})
+    kept = {} if method == "decoupled" else usual
+    groups = {group: dataclasses.replace(getattr(config, group), **values) for group, values in kept.items()}
+    return dataclasses.replace(config, method=cast(Method, method), **groups)
 
 
 def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -> None:
@@ -355,7 +354,8 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"train": {"lr": 1}}` → `{"train.lr": 1}`, as the command line names them."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return flat
 
 

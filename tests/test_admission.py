@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from halfpass.config import ClientsConfig, Config, shared_settings
+from halfpass.config import ClientsConfig, Config
 from halfpass.errors import InputError, RunError
 from halfpass.learn.handover import client_weights
 from halfpass.run import setup
@@ -22,7 +22,7 @@ CONFIG = Config(clients=ClientsConfig(count=2))
 def join(**changes):
     network = setup.build_network(CONFIG, (1, 8, 8), 10)
     good = {
-        "protocol": PROTOCOL, "client": 0, "settings": json.dumps(shared_settings(CONFIG)), "sample_shape": (1, 8, 8),
+        "protocol": PROTOCOL, "client": 0, "settings": json.dumps(setup.agreed_settings(CONFIG)), "sample_shape": (1, 8, 8),
         "classes": 10, "samples": 300, "steps": 3, "parameters": network.parameters, "fingerprint": network.fingerprint,
     }  # fmt: skip
     return pb.Join(**(good | changes))

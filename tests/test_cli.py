@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from halfpass.config import Config, ModelConfig, as_dict, flatten, from_dict
 from halfpass.errors import InputError, PassedOnError
+from halfpass.run import setup
 from halfpass.run.cli import main
-from halfpass.run.train import between_processes
 from halfpass.wire import connection
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
@@ -51,6 +51,8 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     (["train", "--config", "bytes.yaml"], "config: expected valid YAML in bytes.yaml, found UnicodeDecodeError: .*; correct the file"),
     (["train", "--config", "text.yaml"], "config: expected keys and values in text.yaml, found a str; .*"),
     (["train", "--config", "group.yaml"], "config group.yaml, train: expected settings of that group below it, found 5; correct the file"),
+    (["train", "--config", "number.yaml"], "configuration: expected a known key, found '1'; .*"),
+    (["train", "--config"], "--config: expected a value, found none; .*"),
     (["train", "--config", "inner.yaml"], r"configuration: expected a known key, found 'clients.cuont'; did you mean 'clients.count'\?"),
     (["train", "--train.threads", "100000"], "train.threads: expected at most 1024, found 100000; one per core is usual"),
     (["train", "--method", "centralized", "--wire.codec", "gzip"], "wire.codec: expected one of .*"),
@@ -96,6 +98,7 @@ def test_wrong_arguments_get_one_line_and_exit_2(capsys, tmp_path, words, patter
     (tmp_path / "bytes.yaml").write_bytes(bytes(range(128, 256)))
     (tmp_path / "text.yaml").write_text("a secret")
     (tmp_path / "group.yaml").write_text("train: 5")
+    (tmp_path / "number.yaml").write_text("1: 2")
     (tmp_path / "inner.yaml").write_text("clients: {cuont: 3}")
     before = sorted(tmp_path.iterdir())
     fails(capsys, words, 2, pattern)
@@ -170,8 +173,8 @@ def test_a_comparison_leaves_out_what_a_baseline_cannot_have(capsys):
 
 def test_a_default_cut_written_out_is_the_same_run():
     written = Config(model=ModelConfig(cut="block_2"))
-    assert between_processes(Config()) == between_processes(written)
-    assert between_processes(Config(model=ModelConfig(cut="block_1"))) != between_processes(written)
+    assert setup.agreed_settings(Config()) == setup.agreed_settings(written)
+    assert setup.agreed_settings(Config(model=ModelConfig(cut="block_1"))) != setup.agreed_settings(written)
 
 
 def test_print_config_is_a_config(capsys):
@@ -181,6 +184,15 @@ def test_print_config_is_a_config(capsys):
     read = from_dict({k: v for k, v in yaml.safe_load(capsys.readouterr().out).items() if k in as_dict(Config())})
     assert read.train.lr == 0.25
     assert read.clients.topology == "relay"
+    for words in (["join", "127.0.0.1:1"], ["serve"], ["compare"], ["cuts"], ["train"]):
+        printed = []
+        for more in ([], ["--config", "printed.yaml"]):
+            with pytest.raises(SystemExit) as ended:
+                main([*words, *more, "--print_config"])
+            assert ended.value.code == 0
+            printed.append(capsys.readouterr().out)
+            Path("printed.yaml").write_text(printed[0])
+        assert printed[0] == printed[1]
     with pytest.raises(InputError, match=r"found 'train.epoch'; did you mean 'train.epochs'\?"):
         from_dict({"train": {"epoch": 3}})
 

@@ -94,6 +94,8 @@ class Graphs:
         except RuntimeError as error:
             # The end of a recording that failed fails too.
             first = error.__context__ if isinstance(error.__context__, Exception) else error
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
             found = f"another ({reason(first)})"
             raise InputError("train.compile", "a network that CUDA graphs can record", found, "leave it out") from error
         self._pool = self._pool or graph.pool()

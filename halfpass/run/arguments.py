@@ -1,7 +1,7 @@
 """The parsing library's messages as ours: place, expected, found, remedy, in one line."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,11 @@ class Known(NamedTuple):
     options: list[str]  # of the command that was given
 
 
-def check_config(file: Path, known: Known) -> None:
-    """Raises InputError where a file of settings is none, or has others than the command takes."""
+def check_config(file: Path, keys: Sequence[str]) -> None:
+    """Raises InputError where a file of settings is none, or has other keys than these. A pipe, which can be read only
+    once, is left to the library."""
+    if file.exists() and not file.is_file() and not file.is_dir():
+        return
     if not file.is_file():
         found = f"a folder at {file}" if file.is_dir() else f"none at {file}"
         raise InputError("config", "a YAML file", found, "check the path")
@@ -31,7 +34,6 @@ def check_config(file: Path, known: Known) -> None:
     if not isinstance(settings, dict):
         found = "none" if settings is None else f"a {type(settings).__name__}"
         raise InputError("config", f"keys and values in {file}", found, "halfpass train --print_config writes one")
-    keys = [option.removeprefix("--") for option in known.options]
     for key, value in settings.items():
         if any(name.startswith(f"{key}.") for name in keys) and not isinstance(value, dict):
             found = " ".join(repr(value).split())[:60]

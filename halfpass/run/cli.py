@@ -10,6 +10,7 @@ import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
 from halfpass.config import Config, DataConfig, ModelConfig, from_dict
-from halfpass.errors import HalfpassError, InputError
+from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.run.arguments import Known, check_config, reworded
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 from halfpass.run.client_process import join
@@ -118,9 +119,11 @@ def _paper(options: Namespace) -> None:
 
     try:
         run_grid(members, options.jobs, write_rows)
-    finally:
-        if finished := [member.folder for member in members if member.finished]:
-            _report_on(finished, out / "report.html")
+    except RunError:
+        with suppress(HalfpassError):  # the first error is the one to say
+            _report_on([member.folder for member in members if member.finished], out / "report.html")
+        raise
+    _report_on([member.folder for member in members], out / "report.html")
 
 
 def _report(options: Namespace) -> None:
@@ -272,9 +275,10 @@ def _parse(words: list[str]) -> Namespace:
     words = _with_run_settings(words)
     name = next((word for word in words if word in children), None)
     known = Known(list(COMMANDS), _option_names(children[name]) if name else [])
-    for word, following in itertools.pairwise([*words, ""]):
-        if "--config" in known.options and (word == "--config" or word.startswith("--config=")):
-            check_config(Path(following if word == "--config" else word.partition("=")[2]), known)
+    for word, following in itertools.pairwise([*words, "-"]):
+        file = following if word == "--config" else word.partition("--config=")[2]
+        if name is not None and file and not file.startswith("-"):  # else the library says that it is missing
+            check_config(Path(file), [action.dest for action in children[name]._actions])
     try:
         options = parser.parse_args(words)
     except argparse.ArgumentError as error:

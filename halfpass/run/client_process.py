@@ -8,7 +8,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from halfpass.config import Config, shared_settings
+from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.learn.batches import batch_count, test_batches, train_batches
 from halfpass.learn.client import Client
@@ -136,7 +136,7 @@ def join(config: Config, address: str, index: int) -> Path:
 def join_message(config: Config, network: setup.Network, index: int, samples: int, steps: int) -> pb.Join:
     """What client `index`, of so many training samples and steps per epoch, says first."""
     return pb.Join(
-        protocol=PROTOCOL, client=index, settings=json.dumps(shared_settings(config)),
+        protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config)),
         sample_shape=network.sample_shape, classes=network.classes, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
     )  # fmt: skip

@@ -107,6 +107,7 @@ class LocalLink(_Link):
 
     def end(self, epoch: int, tally: Tally) -> None:
         self._lessons.end_epoch(epoch, self._served)
+        self._wire.up(pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch)))
         self._served.peak_memory_bytes = max(self._memory.peak_bytes(), peak_so_far(self._rows, "server"))
         self._edge, self._seconds = replace(tally, uploads=self._uploads), time.perf_counter() - self._began
 
@@ -142,6 +143,7 @@ class LocalLink(_Link):
 
     def result(self) -> dict[str, Any]:
         """What `result.json` of the run holds."""
+        self._wire.down(pb.ServerMessage(finish=pb.Finish()))
         wires = Wires([self._wire.meter], None)
         outcome = result(self.config, self._cut, self._rows, wires, self._folder.environment)
         return self._folder.finish(outcome)

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from halfpass.config import Config, as_dict, flatten, from_dict
-from halfpass.errors import InputError, RunError
+from halfpass.config import DECOUPLED, Config, as_dict, flatten, from_dict, nested
+from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.learn.client import Client
 from halfpass.learn.reason import reason
 from halfpass.learn.server import Server
@@ -284,7 +284,8 @@ class RunFolder:
             return []
         try:
             read = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-            epochs, earlier, settings, state = (read[key] for key in ("epochs", "environment", "settings", "state"))
+            epochs, earlier, state = (read[key] for key in ("epochs", "environment", "state"))
+            settings = read.get("settings") or as_dict(config)  # an older one has none
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
             found = " ".join(str(error).split())[:120] or type(error).__name__
             raise InputError(str(self._checkpoint), "the state of a run", found, "train anew") from None
@@ -363,8 +364,12 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 def replacing(file: Path) -> Iterator[Path]:
     """The file to write instead, which then takes the place of `file`: whole or not at all, a reader never sees half of
     it. Raises RunError where it cannot be written."""
+    file = file.resolve()  # a link stays
     partial = file.with_name(f"{file.name}.part")
     with _explained(file):
+        if file.exists() and not file.is_file():  # such as /dev/stdout
+            yield file
+            return
         try:
             yield partial
             partial.replace(file)
@@ -378,9 +383,12 @@ def replacing(file: Path) -> Iterator[Path]:
 def _explained(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, HalfpassError):
+            raise
+        first = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides it
         remedy = "make room there, or choose another place"
-        raise RunError(str(file), "a file that can be written", reason(error), remedy) from error
+        raise RunError(str(file), "a file that can be written", reason(first), remedy) from error
 
 
 def default_folder(config: Config) -> str:
@@ -455,8 +463,11 @@ def read_config(path: Path) -> Config:
     """The settings of the run in that folder."""
     file = path / "config.yaml"
     try:
-        return from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # an InputError is a ValueError
+        settings = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+        if settings.get("method") == "centralized":  # an older one may have what was of no effect
+            settings = {key: value for key, value in settings.items() if key not in DECOUPLED}
+        return from_dict(nested(settings))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # an InputError is a ValueError
         found = " ".join(str(error).split())
         raise InputError(str(file), "the settings of a run", found, "restore the file, or run again") from None
 
@@ -474,7 +485,10 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 # In which one training, begun at one time and gone on with or looked for at another, may differ.
-_FREE = ("out", "train.threads", "train.test_every", "data.path", "data.download")
+_FREE = (
+    "out", "train.threads", "train.test_every", "data.path", "data.download", "wire.window", "wire.timeout",
+    "server.store", "server.store_limit",
+)  # fmt: skip
 
 
 def difference(config: Config, others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -22,9 +22,9 @@ from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
 
-FIXED = (  # beside what is of the data, the clients and the wire
+FIXED = (  # beside what is of the data and the clients
     "method", "model.head", "model.edge_cut", "train.batch_size", "train.micro_batch", "train.feedback_every",
-    "server.replay",
+    "wire.codec", "wire.every", "wire.budget", "server.replay",
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def _refuse_what_the_uploads_fix(config: Config, made: Config) -> None:
     these made of them, and its clients are not trained again."""
     theirs = flatten(as_dict(made))
     for key, value in flatten(as_dict(config)).items():
-        fixed = key.startswith(("data.", "clients.", "wire.")) or key in FIXED
+        fixed = key.startswith(("data.", "clients.")) or key in FIXED
         if fixed and key not in ("data.path", "data.download") and value != theirs[key]:
             raise InputError(key, f"{theirs[key]}, the run's, which its uploads are of", str(value), "leave it out")
 

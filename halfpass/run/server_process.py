@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfpass.config import Config, shared_settings
+from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
 from halfpass.learn.batches import batch_count
@@ -50,7 +50,7 @@ class Admission:
         """Raises InputError, both values in it, where a client differs from the server or from an earlier client."""
         place = f"client {join.client} at joining"
         _agree(place, "protocol", PROTOCOL, join.protocol)
-        theirs, ours = _settings(place, join), shared_settings(self.config)
+        theirs, ours = _settings(place, join), setup.agreed_settings(self.config)
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from halfpass.config import ClientsConfig, Config, DataConfig
+from halfpass.config import ClientsConfig, Config, DataConfig, shared_settings
 from halfpass.errors import InputError, choice_error
 from halfpass.learn.batches import batch_count
 from halfpass.learn.client import Client, unreached_parameters
@@ -170,6 +170,12 @@ def above_edge(config: Config) -> Config:
     wire = dataclasses.replace(config.wire, every=1, budget=None)  # an edge passes on whatever comes
     clients = ClientsConfig(topology="independent", partition="own")
     return dataclasses.replace(config, model=model, clients=clients, wire=wire)
+
+
+def agreed_settings(config: Config) -> dict[str, Any]:
+    """The settings in which a server and its clients must agree; the network's default cut as if it were written."""
+    cut = config.model.cut or MIDDLE_CUTS.get(config.model.name)
+    return shared_settings(config) | {"model.cut": cut}
 
 
 def _cut_name(config: Config, model: Model) -> str:

@@ -10,7 +10,6 @@ import torch
 
 from halfpass.config import Config, Method, without_decoupled
 from halfpass.errors import InputError, choice_error
-from halfpass.learn.models import MIDDLE_CUTS
 from halfpass.run import setup
 from halfpass.run.centralized import train_centralized
 from halfpass.run.children import run_alone
@@ -83,13 +82,11 @@ def with_folder(config: Config) -> Config:
 
 
 def between_processes(config: Config) -> Config:
-    """The same settings for a server or client that was started by hand; results must say how they were made, and a
-    cut that is the network's default must not differ from the same one written out. Raises InputError where no network
-    is cut."""
+    """The same settings for a server or client that was started by hand; results must say how they were made. Raises
+    InputError where no network is cut."""
     if config.method == "centralized":
         raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
-    cut = config.model.cut or MIDDLE_CUTS.get(config.model.name)
-    return dataclasses.replace(config, runtime="processes", model=dataclasses.replace(config.model, cut=cut))
+    return dataclasses.replace(config, runtime="processes")
 
 
 def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, debug: bool = False) -> list[Path]:
