@@ -198,7 +198,7 @@ def test_the_optimizer_holds_every_parameter_of_client_half_and_head_once(data, 
 
 def test_a_client_half_that_the_head_s_loss_does_not_reach_is_refused(data):
     """The head sees the layer's output alone, and `trained` has no part in that of `frozen`."""
-    with pytest.raises(InputError, match=r"loss reaches, found no gradient for trained\.1\.weight, trained\.1\.bias; cut where"):
+    with pytest.raises(InputError, match=r"loss reaches, found no gradient for trained\.1\.weight, trained\.1\.bias; cut, or return first, where"):
         built(config(model="plain:half_frozen", cut="frozen"), data)
     built(config("conventional", model="plain:half_frozen", cut="frozen"), data)
 

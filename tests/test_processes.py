@@ -191,7 +191,7 @@ def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path):
     wrong = write_config(tmp_path, model_head="mlp", model_cut="block_1")
     for arguments, text in [
         (["--config", wrong, "--client", "0"],
-         r"client 0 at joining: expected model.cut None \(the server's\), found 'block_1'; start both sides with .*"),
+         r"client 0 at joining: expected model.cut 'block_2' \(the server's\), found 'block_1'; start both sides with .*"),
         (["--config", settings, "--train.lr", "0.5", "--client", "1"],
          r"client 1 at joining: expected train.lr 0.2 \(the server's\), found 0.5; start both sides with the same .*"),
     ]:  # fmt: skip

@@ -362,7 +362,7 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         UploadStore.open_existing(tmp_path / "store")
     assert str(caught.value) == (
-        f"store {tmp_path}/store: expected a store of uploads, found none; train with server.store first"
+        f"store {tmp_path}/store: expected a store of uploads, found none; give its folder as server.store"
     )
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError) as caught:
