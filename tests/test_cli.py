@@ -81,6 +81,8 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     (["train", "--method", "centralized", "--server.replay", "3"], "server.replay: expected its default with method centralized, which has one part, found 3; .*"),
     (["train", "--train.momentum", "0"], "train.nesterov: expected a momentum above 0, .*"),
     (["serve", "--bind", "0.0.0.0:1"], "server address: expected a loopback host .*, found '0.0.0.0'; this version has no TLS.*"),
+    (["serve", "--method", "centralized"], "method: expected decoupled or conventional between processes, found 'centralized'; use halfpass train"),
+    (["join", "127.0.0.1:1", "--method", "centralized"], "method: expected decoupled or conventional between processes, found 'centralized'; .*"),
     (["join", "example.org:1"], "server address: expected a loopback host .*"),
     (["join"], "arguments: expected join.address, found none; see --help"),
     (["join", "127.0.0.1:1", "--client", "1"], "client: expected a number from 0 to 0, found 1; .*"),

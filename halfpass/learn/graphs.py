@@ -89,8 +89,6 @@ class Graphs:
         try:
             with stream, torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 returned = work()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
             # The end of a recording that failed fails too.
             first = error.__context__ if isinstance(error.__context__, Exception) else error

@@ -22,11 +22,11 @@ class Known(NamedTuple):
 def check_config(file: Path, keys: Sequence[str]) -> None:
     """Raises InputError where a file of settings is none, or has other keys than these. A pipe, which can be read only
     once, is left to the library."""
-    if file.exists() and not file.is_file() and not file.is_dir():
-        return
-    if not file.is_file():
+    if file.is_dir() or not file.exists():
         found = f"a folder at {file}" if file.is_dir() else f"none at {file}"
         raise InputError("config", "a YAML file", found, "check the path")
+    if not file.is_file():
+        return
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

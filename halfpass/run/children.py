@@ -45,6 +45,11 @@ class Child:
         """Exit status, or None while it runs."""
         return self.process.poll()
 
+    @property
+    def killed(self) -> bool:
+        """Whether a signal ended it, so that it could tell nobody why."""
+        return (self.status() or 0) < 0
+
     def first_line(self, seconds: float) -> str:
         """The first line that it writes to standard output; empty when it ends first, or after `seconds`."""
         try:

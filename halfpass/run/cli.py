@@ -61,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: Namespace) -> None:
     config = with_folder(options.config_object)
     train(config, debug=options.debug)
-    _report_own([out := Path(str(config.out))], out)
+    _report_own([Path(str(config.out))])
 
 
 def _resume(options: Namespace) -> None:
     run = Path(options.run)
     resume(run)
-    _report_own([run], run)
+    _report_own([run])
 
 
 def _compare(options: Namespace) -> None:
@@ -87,7 +87,7 @@ def _serve(options: Namespace) -> None:
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
 
     serve(config, options.bind, announce, options.above)
-    _report_own([out := Path(str(config.out))], out)
+    _report_own([Path(str(config.out))])
 
 
 def _join(options: Namespace) -> None:
@@ -101,7 +101,7 @@ def _retrain(options: Namespace) -> None:
     run, config = Path(options.run), options.config_object
     config = dataclasses.replace(config, out=config.out or f"{default_folder(config)}-retrained")
     retrain(run, config)
-    _report_own([out := Path(str(config.out))], out)
+    _report_own([Path(str(config.out))])
 
 
 def _paper(options: Namespace) -> None:
@@ -138,11 +138,13 @@ def _runs_in(folder: Path) -> list[Path]:
     return inner or [folder]
 
 
-def _report_own(runs: list[Path], folder: Path) -> None:
-    """Of the runs that this command made; a child leaves it to its parent."""
+def _report_own(runs: list[Path], folder: Path | None = None) -> None:
+    """Of the runs that this command made, in the first one's folder or the one that is given; a child leaves it to its
+    parent."""
     if not IS_CHILD:
         edges = [run / "edge" for run in runs]  # of chains, whose lower link is a run of its own
-        _report_on(runs + [edge for edge in edges if (edge / "result.json").is_file()], folder / "report.html")
+        runs = runs + [edge for edge in edges if (edge / "result.json").is_file()]
+        _report_on(runs, (folder or runs[0]) / "report.html")
 
 
 def _report_on(runs: list[Path], out: Path) -> None:

@@ -107,7 +107,7 @@ def join(config: Config, address: str, index: int) -> Path:
     setup.check_index(config, index)
     folder = RunFolder.for_client(Path(str(config.out)), index)
     setup.settle_process(config)
-    setup.check_names(config)
+    setup.check_between_processes(config)
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]
     network = setup.build_network(config, data.train.sample_shape, data.classes)

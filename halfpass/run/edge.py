@@ -24,7 +24,7 @@ from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, peak_so_far, result
 from halfpass.run.replay import Lessons
-from halfpass.run.rounds import place_in_epoch
+from halfpass.run.rounds import place_in_epoch, schedule_position
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.loopback import Loopback
@@ -100,8 +100,8 @@ class LocalLink(_Link):
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
         steps = sum(self._steps)
-        total = self.config.train.epochs * steps
-        begin = pb.Begin(epoch=epoch, first_step=epoch * steps, total_steps=total, until=steps)
+        first, total = schedule_position(self.config.clients.topology, [steps], 0, epoch, self.config.train.epochs)
+        begin = pb.Begin(epoch=epoch, first_step=first, total_steps=total, until=steps)
         self._wire.down(pb.ServerMessage(begin=begin))
         self._served, self._began = Tally(self.server.arithmetic.device), time.perf_counter()
 

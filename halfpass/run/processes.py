@@ -58,8 +58,7 @@ def _watch(children: list[Child]) -> None:
         if failed:
             raise _failure(server, failed[0])
         if server.status():
-            killed = [client for client in clients if (client.status() or 0) < 0]  # of which a server sees the end only
-            raise (killed or [server])[0].failure()
+            raise next((client for client in clients if client.killed), server).failure()
         if server.status() == 0:
             ended = ended or time.monotonic()
             if time.monotonic() - ended > SAVE_SECONDS:
@@ -74,7 +73,7 @@ def _watch(children: list[Child]) -> None:
 
 def _failure(server: Child, client: Child) -> PassedOnError:
     """Of a failed client: the server's line, where the client could still tell it why, and else the client's own."""
-    if (client.status() or 0) < 0:  # killed, and could tell nobody
+    if client.killed:
         return client.failure()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.process.wait(LAST_WORD_SECONDS)

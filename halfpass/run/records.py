@@ -342,7 +342,7 @@ class RunFolder:
             for part, state in parts.items()
             for key, value in state.items()
         }
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder("out", self.path)
         with replacing(self.path / f"{name}.safetensors") as partial:
             save_file(tensors, partial, metadata={"config": json.dumps(as_dict(config))})
 
@@ -477,11 +477,19 @@ def read_result(path: Path) -> dict[str, Any]:
     file = path / "result.json"
     if not file.is_file():
         raise RunError(str(path), "result.json of a finished run", "none", "look at what the run printed")
+    return read_mapping(file, "JSON", json.loads)[1]
+
+
+def read_mapping(file: Path, form: str, parse: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
+    """The file's text and what it holds. Raises InputError where that is no mapping of the form."""
     try:
-        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(str(file), "JSON", reason(error), "restore the file, or run again") from None
-    return loaded
+        text = file.read_text(encoding="utf-8")
+        content = parse(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(str(file), form, " ".join(str(error).split()), "restore the file, or run again") from error
+    if not isinstance(content, dict):
+        raise InputError(str(file), "keys and values", type(content).__name__, "restore the file, or run again")
+    return text, content
 
 
 # In which one training, begun at one time and gone on with or looked for at another, may differ.
@@ -491,8 +499,11 @@ _FREE = (
 )  # fmt: skip
 
 
-def difference(config: Config, others: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """A setting in which the others, as `as_dict` gives them, make another training: its name, and both values."""
+def difference(
+    config: Config, others: Mapping[str, Any], counts: Callable[[str], bool] = lambda key: key not in _FREE
+) -> tuple[str, Any, Any] | None:
+    """A setting that counts, by default one that makes another training, and is not that of the others, which are as
+    `as_dict` gives them: its name, and both values."""
     there = flatten(others)
     settings = flatten(as_dict(config)).items()
-    return next(((k, v, there.get(k)) for k, v in settings if k not in _FREE and there.get(k) != v), None)
+    return next(((k, v, there.get(k)) for k, v in settings if counts(k) and there.get(k) != v), None)

@@ -60,13 +60,13 @@ class Lessons:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Uploads that have come since are forgotten: they come again. Raises InputError where the store has lost
         some."""
-        if self._store is not None and self._store.added < state["uploads"]:
-            expected, found = f"the run's {state['uploads']} uploads", f"{self._store.added}"
-            remedy = "go on in the directory in which it was begun, or restore the store"
-            raise InputError(f"store {self._store.folder}", expected, found, remedy)
-        self._again = [(use, [Key(*key) for key in keys]) for use, keys in state["again"]]
         if self._store is not None:
+            if self._store.added < state["uploads"]:
+                expected, found = f"the run's {state['uploads']} uploads", f"{self._store.added}"
+                remedy = "go on in the directory in which it was begun, or restore the store"
+                raise InputError(f"store {self._store.folder}", expected, found, remedy)
             self._store.forget(state["uploads"])
+        self._again = [(use, [Key(*key) for key in keys]) for use, keys in state["again"]]
 
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
         """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""

@@ -10,14 +10,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from halfpass.config import Config, as_dict, flatten
+from halfpass.config import Config, as_dict
 from halfpass.errors import InputError
 from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, Wires, alone_in, epoch_rows, read_config, refuse_run, result
+from halfpass.run.records import (
+    Row,
+    RunFolder,
+    Wires,
+    alone_in,
+    difference,
+    epoch_rows,
+    read_config,
+    refuse_run,
+    result,
+)
 from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
@@ -84,11 +94,13 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
 def _refuse_what_the_uploads_fix(config: Config, made: Config) -> None:
     """Raises InputError for a setting of the data, the clients or the wire that is not the run's: the uploads are what
     these made of them, and its clients are not trained again."""
-    theirs = flatten(as_dict(made))
-    for key, value in flatten(as_dict(config)).items():
-        fixed = key.startswith(("data.", "clients.")) or key in FIXED
-        if fixed and key not in ("data.path", "data.download") and value != theirs[key]:
-            raise InputError(key, f"{theirs[key]}, the run's, which its uploads are of", str(value), "leave it out")
+    if other := difference(config, as_dict(made), _is_fixed):
+        key, value, theirs = other
+        raise InputError(key, f"{theirs}, the run's, which its uploads are of", str(value), "leave it out")
+
+
+def _is_fixed(key: str) -> bool:
+    return key in FIXED or (key.startswith(("data.", "clients.")) and key not in ("data.path", "data.download"))
 
 
 def _network(config: Config, store: UploadStore) -> setup.Network:

@@ -5,7 +5,7 @@ What is wrong in a folder is told with its file and key. A run that was killed i
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import yaml
 from halfpass.config import flatten
 from halfpass.errors import InputError
 from halfpass.run import tables
+from halfpass.run.records import read_mapping
 
 Row = Mapping[str, Any]
 
@@ -93,11 +94,11 @@ def read_run(path: Path) -> Run:
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise InputError(str(path), "a run folder", "no config.yaml in it", "give a folder written by 'halfpass train'")
-    config, settings = _read(path / "config.yaml", "YAML", yaml.safe_load)
+    config, settings = read_mapping(path / "config.yaml", "YAML", yaml.safe_load)
     metrics, notes = _read_metrics(path / "metrics.jsonl")
     result = None
     if (path / "result.json").exists():
-        _, found = _read(path / "result.json", "JSON", _json)
+        _, found = read_mapping(path / "result.json", "JSON", _json)
         configured = flatten(settings)  # tells the settings that halfpass did not have yet when the run was made
         result = {name: configured.get(key) for name, key in CONFIG_KEYS.items() if name not in REQUIRED} | found
         _check_result(path / "result.json", flatten(result))
@@ -105,18 +106,6 @@ def read_run(path: Path) -> Run:
         last = max((row["epoch"] for row in metrics), default=0)
         notes = [*notes, f"unfinished: there is no result.json; the last epoch in metrics.jsonl is {last}"]
     return Run(path, config, flatten(settings), metrics, result, notes)
-
-
-def _read(file: Path, form: str, parse: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
-    """The file's text and what it holds."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = parse(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(str(file), form, " ".join(str(error).split()), "restore the file, or run again") from error
-    if not isinstance(content, dict):
-        raise InputError(str(file), "keys and values", type(content).__name__, "restore the file, or run again")
-    return text, content
 
 
 def _json(text: str | bytes) -> Any:

@@ -343,7 +343,7 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
     if of_edge:
         config = setup.above_edge(config)
     refuse_run(out)
-    setup.check_names(config)
+    setup.check_between_processes(config)
     setup.settle_process(config)
     admission = Admission(config, of_edge=of_edge)
     hub = Hub(

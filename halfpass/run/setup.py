@@ -221,6 +221,13 @@ def _check_window(
         )  # fmt: skip
 
 
+def check_between_processes(config: Config) -> None:
+    """What a server or a client can check of its settings before anything is said of the data."""
+    if config.method == "centralized":
+        raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
+    check_names(config)
+
+
 def check_names(config: Config) -> None:
     """What can be checked of settings before anything is said of the data."""
     _arithmetic(config)
