@@ -74,7 +74,7 @@ def settings(clients: int, order: str, batches: int, folder: Path) -> Config:
 
 def serve_clients(config: Config) -> Served:
     """The server of one run, in this process; its clients are child processes."""
-    folder = RunFolder.create(Path(str(config.out)), config).path
+    folder = RunFolder.create(config.folder, config).path
     order: list[tuple[int, int]] = []
     learn = Lessons.learn
 

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,9 +98,9 @@ def measure(names: Sequence[str], values: Tensor, said: str, step: Callable[[], 
     messages = {name: write_tensor(full, name) for name in names}
     buffer = torch.empty_like(full)
     for name, message in messages.items():
-        sides[f"{name} encode"] = lambda name=name: write_tensor(full, name)
-        sides[f"{name} decode"] = lambda message=message: read_tensor(message, "benchmark", buffer)
-        sides[f"{name} encode bf16"] = lambda name=name: write_tensor(values, name)
+        sides[f"{name} encode"] = partial(write_tensor, full, name)
+        sides[f"{name} decode"] = partial(read_tensor, message, "benchmark", buffer)
+        sides[f"{name} encode bf16"] = partial(write_tensor, values, name)
     seconds = medians(sides, rounds)
     gigabytes = full.nbytes / 1e9
     rows = []

@@ -44,7 +44,7 @@ from halfpass.learn import client as client_side
 from halfpass.learn.batches import batch_count, train_batches
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.client_process import join_message
+from halfpass.run.client_process import connect
 from halfpass.run.figures import BLUE, GREY, INK, STYLE, VERMILLION
 from halfpass.run.records import RunFolder, command_line, environment, write_json
 from halfpass.run.tables import significant
@@ -82,7 +82,7 @@ LINKS = [Link(bandwidth, rtt) for bandwidth in (1e9, 100e6, 20e6) for rtt in (0.
 @contextlib.contextmanager
 def serving(config: Config) -> Iterator[tuple[list[Child], int]]:
     """`halfpass serve` and its port; whoever joins the list is stopped with it."""
-    folder = RunFolder.create(Path(str(config.out)), config).path
+    folder = RunFolder.create(config.folder, config).path
     options = ["--config", str(folder / "config.yaml"), "--bind", "127.0.0.1:0"]
     children = [Child("server", ["serve", *options], quiet=True, pipe=True)]
     with stopping(children):
@@ -94,7 +94,7 @@ def serving(config: Config) -> Iterator[tuple[list[Child], int]]:
 
 def joining(config: Config, address: str) -> Child:
     """`halfpass join` of the only client."""
-    folder = Path(str(config.out))
+    folder = config.folder
     if not (folder / "config.yaml").exists():
         RunFolder.create(folder, config)
     return Child("client", ["join", address, "--config", str(folder / "config.yaml")], quiet=True)
@@ -120,7 +120,7 @@ def training(config: Config, way: Link) -> float:
     with serving(config) as (children, port), link(port, way.bandwidth, way.rtt) as near:
         children.append(joining(config, f"127.0.0.1:{near}"))
         wait_for(children)
-    return epoch_seconds_per_step(Path(str(config.out)))
+    return epoch_seconds_per_step(config.folder)
 
 
 # --- Stand-ins for either half ----------------------------------------------------------------------------------------
@@ -144,28 +144,26 @@ class Feeder:
 
     def run(self, address: str, config: Config) -> None:
         """Until the server says Finish; `config` is that of the run, whose epochs may be shorter than this one's."""
-        connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
-        join = join_message(config, self.network, 0, samples_of(config), steps_of(config))
+        samples, steps = samples_of(config), steps_of(config)
+        connection = connect(config, self.network, address, "feeder", 0, samples, steps)
         try:
-            connection.send(pb.ClientMessage(join=join))
-            connection.receive("joined")
             while (message := connection.receive("begin", "test", "finish")).WhichOneof("kind") != "finish":
-                self.send_epoch(connection, message, join)
+                self.send_epoch(connection, message, samples, steps)
             connection.finish()
         except BaseException:
             connection.fail("the feeder failed")
             raise
 
-    def send_epoch(self, connection: Connection, message: pb.ServerMessage, join: pb.Join) -> None:
+    def send_epoch(self, connection: Connection, message: pb.ServerMessage, samples: int, steps: int) -> None:
         """All batches of an epoch as fast as they are taken, or the one of a test."""
         test = message.WhichOneof("kind") == "test"
         epoch = message.test.epoch if test else message.begin.epoch
-        for step in range(1 if test else join.steps):
+        for step in range(1 if test else steps):
             connection.send_in_turn(partial(self.message, epoch, step, test))
         if test:
             end = pb.ClientMessage(test_end=pb.TestEnd(epoch=epoch, samples=BATCH_SIZE))
         else:
-            end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=join.samples))
+            end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=samples))
         connection.send_in_turn(lambda: [end])
 
     def message(self, epoch: int, step: int, test: bool) -> list[pb.ClientMessage]:
@@ -194,7 +192,7 @@ def server_alone(config: Config, feeder: Feeder) -> float:
     with serving(config) as (children, port):
         feeder.run(f"127.0.0.1:{port}", config)
         wait_for(children)
-    return epoch_seconds_per_step(Path(str(config.out)))
+    return epoch_seconds_per_step(config.folder)
 
 
 def wire_alone(config: Config, feeder: Feeder, way: Link) -> float:

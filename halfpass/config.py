@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from halfpass.errors import InputError, choice_error, near_miss
@@ -282,6 +283,12 @@ class Config:
                 expected = f"a multiple of wire.every {self.wire.every}, for what is not uploaded has no gradient"
                 raise InputError("train.feedback_every", expected, str(self.train.feedback_every), "change one of them")
 
+    @property
+    def folder(self) -> Path:
+        """The run folder, where one was chosen or made up (`with_folder`)."""
+        assert self.out is not None
+        return Path(self.out)
+
     def returns_gradient(self, step: int) -> bool:
         """Whether the server returns the gradient of a client's batch; `step` counts within the epoch."""
         every = self.train.feedback_every
@@ -292,6 +299,20 @@ DECOUPLED = (  # what the other methods cannot have
     "model.edge_cut", "train.micro_batch", "train.feedback_every", "wire.every", "wire.budget", "server.replay",
     "server.merge",
 )  # fmt: skip
+
+
+SPLIT = {  # what results and their tables call a split training's settings → the settings, in a table's order
+    "runtime": "runtime", "cut": "model.cut", "edge_cut": "model.edge_cut", "head": "model.head",
+    "topology": "clients.topology", "clients": "clients.count", "rounds": "clients.rounds",
+    "lr_scale": "clients.lr_scale", "codec": "wire.codec", "every": "wire.every", "replay": "server.replay",
+    "merge": "server.merge", "budget": "wire.budget", "micro_batch": "train.micro_batch",
+    "feedback_every": "train.feedback_every",
+}  # fmt: skip
+RECORDED = {  # and any training's
+    "method": "method", "dataset": "data.name", "validation": "data.validation", "model": "model.name",
+    "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
+    "compile": "train.compile", **SPLIT,
+}  # fmt: skip
 
 
 def without_decoupled(config: Config, method: str) -> Config:

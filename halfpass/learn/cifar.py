@@ -43,7 +43,7 @@ class CifarLayout:
     std: tuple[float, float, float]
 
 
-CIFAR = {
+CIFAR: dict[str, CifarLayout] = {
     "cifar10": CifarLayout(
         folder="cifar-10-batches-py",
         archive="cifar-10-python.tar.gz",

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: Namespace) -> None:
     config = with_folder(options.config_object)
     train(config, debug=options.debug)
-    _report_own([Path(str(config.out))])
+    _report_own([config.folder])
 
 
 def _resume(options: Namespace) -> None:
@@ -87,7 +87,7 @@ def _serve(options: Namespace) -> None:
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
 
     serve(config, options.bind, announce, options.above)
-    _report_own([Path(str(config.out))])
+    _report_own([config.folder])
 
 
 def _join(options: Namespace) -> None:
@@ -101,7 +101,7 @@ def _retrain(options: Namespace) -> None:
     run, config = Path(options.run), options.config_object
     config = dataclasses.replace(config, out=config.out or f"{default_folder(config)}-retrained")
     retrain(run, config)
-    _report_own([Path(str(config.out))])
+    _report_own([config.folder])
 
 
 def _paper(options: Namespace) -> None:

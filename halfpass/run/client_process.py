@@ -105,21 +105,17 @@ def encoded(batch: CutBatch, codec: str, *, test: bool) -> list[pb.ClientMessage
 def join(config: Config, address: str, index: int) -> Path:
     """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`."""
     setup.check_index(config, index)
-    folder = RunFolder.for_client(Path(str(config.out)), index)
+    folder = RunFolder.for_client(config.folder, index)
     setup.settle_process(config)
     setup.check_between_processes(config)
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]
     network = setup.build_network(config, data.train.sample_shape, data.classes)
     client = setup.build_client(config, network, index)
-    connection = Connection(
-        address, window_bytes=config.wire.window, timeout=config.wire.timeout
+    connection = connect(
+        config, network, address, f"client {index}", index, len(shard), batch_count(len(shard), config.train.batch_size)
     )
     try:
-        connection.send(pb.ClientMessage(join=join_message(
-            config, network, index, len(shard), batch_count(len(shard), config.train.batch_size)
-        )))
-        connection.receive("joined")
         run = ClientRun(config, connection, client, data, shard)
         try:
             run.follow()
@@ -133,10 +129,21 @@ def join(config: Config, address: str, index: int) -> Path:
     return folder.path
 
 
-def join_message(config: Config, network: setup.Network, index: int, samples: int, steps: int) -> pb.Join:
-    """What client `index`, of so many training samples and steps per epoch, says first."""
-    return pb.Join(
+def connect(
+    config: Config, network: setup.Network, address: str, name: str, index: int, samples: int, steps: int
+) -> Connection:
+    """A connection to a server that has taken `name` as client `index`, of so many training samples and steps per
+    epoch."""
+    join = pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config)),
         sample_shape=network.sample_shape, classes=network.classes, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
     )  # fmt: skip
+    connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
+    try:
+        connection.send(pb.ClientMessage(join=join))
+        connection.receive("joined")
+    except BaseException as error:
+        connection.fail(*for_peer(name, error))
+        raise
+    return connection

@@ -18,15 +18,13 @@ from halfpass.learn.edge import EdgeHalf
 from halfpass.learn.server import Server
 from halfpass.run import setup
 from halfpass.run.above import Above
-from halfpass.run.children import for_peer
-from halfpass.run.client_process import encoded, join_message
+from halfpass.run.client_process import connect, encoded
 from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, peak_so_far, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import place_in_epoch, schedule_position
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.connection import Connection
 from halfpass.wire.loopback import Loopback
 from halfpass.wire.messages import write_batch
 from halfpass.wire.store import UploadStore
@@ -157,16 +155,7 @@ class RemoteLink(_Link):
         self._memory = PeakMemory(edge.arithmetic.device)
         network = setup.build_network(self.config, tuple(joins[0].sample_shape), joins[0].classes)
         samples = sum(join.samples for join in joins)
-        self.connection = Connection(
-            address, window_bytes=config.wire.window, timeout=config.wire.timeout
-        )
-        try:
-            join = join_message(self.config, network, 0, samples, sum(self._steps))
-            self.connection.send(pb.ClientMessage(join=join))
-            self.connection.receive("joined")
-        except BaseException as error:
-            self.fail(*for_peer("edge", error))
-            raise
+        self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps))
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)

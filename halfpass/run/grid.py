@@ -39,7 +39,7 @@ class Member:
 
     @property
     def folder(self) -> Path:
-        return Path(str(self.config.out))
+        return self.config.folder
 
     @property
     def finished(self) -> bool:

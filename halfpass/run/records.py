@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from halfpass.config import DECOUPLED, Config, as_dict, flatten, from_dict, nested
+from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.learn.client import Client
 from halfpass.learn.reason import reason
@@ -130,32 +130,12 @@ def result(
     auxiliary = [r["aux_test_accuracy"] for r in rows if r["epoch"] == last and r["aux_test_accuracy"] is not None]
     split = config.method != "centralized"
     separate = split and config.runtime == "processes"
+    settings = flatten(as_dict(config)) | {"model.cut": cut}
+    if config.method == "conventional":
+        settings["model.head"] = None
     return {
-        "method": config.method,
-        "runtime": config.runtime,
-        "dataset": config.data.name,
-        "validation": config.data.validation,
-        "model": config.model.name,
-        "cut": cut if split else None,
-        "edge_cut": config.model.edge_cut,
-        "head": config.model.head if config.method == "decoupled" else None,
-        "codec": config.wire.codec if split else None,
-        "topology": config.clients.topology if split else None,
-        "clients": config.clients.count if split else 0,
-        "rounds": config.clients.rounds if split else None,
-        "lr_scale": config.clients.lr_scale if split else None,
-        "compile": config.train.compile,
-        "epochs": config.train.epochs,
+        **{name: settings[key] if split or name not in SPLIT else None for name, key in RECORDED.items()},
         "test_every": config.train.test_every,
-        "seed": config.train.seed,
-        "micro_batch": config.train.micro_batch,
-        "every": config.wire.every if split else None,
-        "budget": config.wire.budget,
-        "replay": config.server.replay if split else None,
-        "merge": config.server.merge if split else None,
-        "feedback_every": config.train.feedback_every,
-        "precision": config.train.precision,
-        "device": config.train.device,
         "test_accuracy": next(r["test_accuracy"] for r in owner if r["epoch"] == last),
         "joint_test_accuracy": next(r["joint_test_accuracy"] for r in owner if r["epoch"] == last),
         "aux_test_accuracy": sum(auxiliary) / len(auxiliary) if auxiliary else None,

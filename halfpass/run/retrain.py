@@ -52,7 +52,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     made = read_config(run)
     _refuse_what_the_uploads_fix(config, made)
     config = dataclasses.replace(config, runtime="local")
-    out = Path(str(config.out))
+    out = config.folder
     refuse_run(out)
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
         if made.model.edge_cut == store.identity["cut"]:  # an edge's uploads, not its clients'

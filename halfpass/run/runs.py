@@ -12,25 +12,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from halfpass.config import flatten
+from halfpass.config import RECORDED, flatten
 from halfpass.errors import InputError
 from halfpass.run import tables
 from halfpass.run.records import read_mapping
 
 Row = Mapping[str, Any]
 
-CONFIG_KEYS = {  # a setting's name in result.json → its name in config.yaml
-    "method": "method", "runtime": "runtime", "dataset": "data.name",
-    "validation": "data.validation", "model": "model.name", "cut": "model.cut",
-    "edge_cut": "model.edge_cut",
-    "head": "model.head", "codec": "wire.codec", "topology": "clients.topology", "clients": "clients.count",
-    "rounds": "clients.rounds", "lr_scale": "clients.lr_scale",
-    "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
-    "compile": "train.compile",
-    "every": "wire.every", "budget": "wire.budget", "replay": "server.replay", "merge": "server.merge",
-    "micro_batch": "train.micro_batch",
-    "feedback_every": "train.feedback_every",
-}  # fmt: skip
 NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
     "out", "data.download", "server.store", "server.store_limit", "train.test_every",
 )  # fmt: skip
@@ -100,7 +88,7 @@ def read_run(path: Path) -> Run:
     if (path / "result.json").exists():
         _, found = read_mapping(path / "result.json", "JSON", _json)
         configured = flatten(settings)  # tells the settings that halfpass did not have yet when the run was made
-        result = {name: configured.get(key) for name, key in CONFIG_KEYS.items() if name not in REQUIRED} | found
+        result = {name: configured.get(key) for name, key in RECORDED.items() if name not in REQUIRED} | found
         _check_result(path / "result.json", flatten(result))
     else:
         last = max((row["epoch"] for row in metrics), default=0)
@@ -166,15 +154,15 @@ def summary(run: Run) -> dict[str, Any]:
     """What result.json says and the further `settings`; of an unfinished run its settings and last accuracy. Of a chain
     it is that of one `link`, which is named."""
     known = run.result or {
-        **{name: run.settings.get(key) for name, key in CONFIG_KEYS.items()},
+        **{name: run.settings.get(key) for name, key in RECORDED.items()},
         "test_accuracy": _last(by_epoch(run, "server", "test_accuracy")),
         "aux_test_accuracy": _last(by_epoch(run, "client", "aux_test_accuracy")),
         "joint_test_accuracy": _last(by_epoch(run, "server", "joint_test_accuracy")),
         "unfinished": True,
     }
-    told = set(CONFIG_KEYS.values())
+    told = set(RECORDED.values())
     if run.settings.get("model.edge_cut") is not None:  # a chain's result is that of its upper link
-        told = {key for name, key in CONFIG_KEYS.items() if known.get(name) == run.settings.get(key)}
+        told = {key for name, key in RECORDED.items() if known.get(name) == run.settings.get(key)}
         if run.result is not None:
             known = {**known, "link": "edge → server" if known.get("edge_cut") is None else "client → edge"}
     further = {k: v for k, v in run.settings.items() if k not in told and k not in NO_SETTINGS}

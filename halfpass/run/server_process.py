@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -336,7 +335,7 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
     `announce(port)` is called once clients can join. Where the run has an edge, the server with an address `above` it
     is that edge, and the one without is the server at the top.
     """
-    out = Path(str(config.out))
+    out = config.folder
     if above is not None and config.model.edge_cut is None:
         raise InputError("--above", "a run with model.edge_cut", "none", "give both, or neither")
     given, of_edge = config, above is None and config.model.edge_cut is not None

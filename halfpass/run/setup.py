@@ -292,7 +292,7 @@ def open_store(config: Config, network: Network, *, old: bool = False) -> Iterat
     if not keeps_uploads(config):
         yield None
         return
-    folder = store_folder(config, Path(str(config.out)))
+    folder = store_folder(config, config.folder)
     with UploadStore.open(folder, identity=identity(network), limit_bytes=config.server.store_limit) as store:
         if not old and (uploads := len(store.keys()) + len(store.keys(test=True))):
             place = "out" if config.server.store is None else "server.store"

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from halfpass.config import RECORDED, SPLIT
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,16 +23,12 @@ Item = TypeVar("Item")
 
 MISSING = "–"
 UNITS_NOTE = "MB = 10⁶ bytes; –: does not apply or was not measured"
-SETTINGS_OF_SPLITS = (  # centralized training has none of them
-    "runtime", "cut", "edge_cut", "head", "topology", "clients", "rounds", "lr_scale", "codec", "every", "replay",
-    "merge", "budget", "micro_batch", "feedback_every",
-)  # fmt: skip
 DECOUPLED_ONLY = {"edge_cut", "budget", "micro_batch", "feedback_every"}
 OFF = {"validation", "compile", *DECOUPLED_ONLY}  # whose None or False says so, not that they do not apply
 USUAL = {  # of which a caption says nothing, nor of "off"
     "rounds": "1", "lr_scale": "1.0", "every": "1", "replay": "1", "merge": "1",
 }  # fmt: skip
-SETTINGS = ("dataset", "validation", "model", "epochs", "precision", "device", "compile", *SETTINGS_OF_SPLITS)
+SETTINGS = tuple(name for name in RECORDED if name not in ("method", "seed"))
 
 
 # Groups and their settings
@@ -59,7 +57,7 @@ def _known(result: Result, name: str) -> Any:
 
 def _setting(group: Group, name: str) -> str | None:
     method = group[0].get("method")
-    if (name in SETTINGS_OF_SPLITS and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"):
+    if (name in SPLIT and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"):
         return None
     value = (group[0] if name in SETTINGS else group[0].get("settings") or {}).get(name)
     value = USUAL.get(name) if value is None else value  # an older run does not know it

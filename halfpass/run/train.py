@@ -35,7 +35,7 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     training cannot go on.
     """
     config = with_folder(config)
-    out = Path(str(config.out))
+    out = config.folder
     refuse_run(out)
     config = with_threads(config)
     prepared = setup.prepare(config)
@@ -95,7 +95,7 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
     """
     out = Path(config.out or f"runs/{now()}-compare")
     runs = [_member(config, out, method, seed) for seed in seeds for method in methods]
-    for folder in [out, *(Path(str(run.out)) for run in runs)]:
+    for folder in [out, *(run.folder for run in runs)]:
         refuse_run(folder)
     data = setup.load_data(config.data)
     for run in runs:
@@ -104,7 +104,7 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
     for number, run in enumerate(runs, 1):
         print(f"run {number} of {len(runs)}: {run.method}, seed {run.train.seed}", file=sys.stderr, flush=True)
         _run_fresh(run, debug)
-    folders = [Path(str(run.out)) for run in runs]
+    folders = [run.folder for run in runs]
     rows = [read_result(folder) for folder in folders]
     made = {"environment": rows[0]["environment"], "command": command_line("halfpass")}
     write_json(out / "compare.json", {**made, "rows": rows})
@@ -114,7 +114,7 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
 def _run_fresh(run: Config, debug: bool) -> None:
     """A prepared run in processes of its own: its server and clients, or one for all."""
     run = with_threads(run)
-    folder = RunFolder.create(Path(str(run.out)), run).path
+    folder = RunFolder.create(run.folder, run).path
     if process_count(run) > 1:
         with alone_in(folder):
             train_processes(run, folder, debug=debug)
