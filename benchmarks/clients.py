@@ -38,10 +38,11 @@ from step import RECIPE, ROOT, Row, at_least_one, say
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, WireConfig
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
+from halfpass.files import write_json
+from halfpass.report.runs import read_run
 from halfpass.run.children import Child, stopping
-from halfpass.run.records import RunFolder, command_line, environment, write_json
+from halfpass.run.records import RunFolder, command_line, environment
 from halfpass.run.replay import Lessons
-from halfpass.run.runs import read_run
 from halfpass.run.server_process import serve
 
 COUNTS, ORDERS = [1, 2, 4, 8, 16, 32], ("round-robin", "arrival")

@@ -21,7 +21,8 @@ from step import RECIPE, Row, at_least_one, augmented_data, first_batches, local
 
 from halfpass.config import Config, ModelConfig
 from halfpass.errors import HalfpassError
-from halfpass.run.records import command_line, environment, write_json
+from halfpass.files import write_json
+from halfpass.run.records import command_line, environment
 
 METHODS = ("decoupled", "conventional")
 FORM = "NETWORK:CUT:HEAD"

@@ -37,8 +37,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
 from halfpass.errors import HalfpassError
+from halfpass.files import write_json
 from halfpass.run import setup
-from halfpass.run.records import command_line, environment, write_json
+from halfpass.run.records import command_line, environment
 from halfpass.run.train import compare
 
 METHODS, RUNTIMES = ("decoupled", "conventional"), ("processes", "local")

@@ -25,9 +25,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from halfpass.config import from_dict, nested
 from halfpass.errors import HalfpassError
-from halfpass.run.figures import COLOURS, INK, STYLE
+from halfpass.files import write_json
+from halfpass.report.figures import COLOURS, INK, STYLE
 from halfpass.run.grid import Member, grid_rows, read_pairs, run_grid
-from halfpass.run.records import command_line, environment, write_json
+from halfpass.run.records import command_line, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, UNCOMPRESSED = "conventional, float32", "decoupled"  # what the ratios of every row are to

@@ -49,12 +49,13 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from halfpass.config import Config, DataConfig, ModelConfig
 from halfpass.errors import RunError
+from halfpass.files import write_json
 from halfpass.learn.models import CifarResNet, build_model
 from halfpass.learn.split import Halves
 from halfpass.run import setup
 from halfpass.run.client_process import join
 from halfpass.run.local import LocalRun
-from halfpass.run.records import command_line, environment, write_json
+from halfpass.run.records import command_line, environment
 from halfpass.run.train import train
 
 MEMORY_BAR, TIME_BAR = 0.42, 1.05  # decoupled over conventional

@@ -40,14 +40,15 @@ from step import BATCH_SIZE, PLAIN_SAMPLES, RECIPE, ROOT, Row, epoch_seconds_per
 
 from halfpass.config import Config, DataConfig, ModelConfig, WireConfig
 from halfpass.errors import RunError
+from halfpass.files import write_json
 from halfpass.learn import client as client_side
 from halfpass.learn.batches import batch_count, train_batches
+from halfpass.report.figures import BLUE, GREY, INK, STYLE, VERMILLION
+from halfpass.report.tables import significant
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.client_process import connect
-from halfpass.run.figures import BLUE, GREY, INK, STYLE, VERMILLION
-from halfpass.run.records import RunFolder, command_line, environment, write_json
-from halfpass.run.tables import significant
+from halfpass.run.records import RunFolder, command_line, environment
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import write_batch

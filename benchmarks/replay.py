@@ -23,7 +23,8 @@ from step import BATCH_SIZE, Row, at_least_one, say
 
 from halfpass.config import Config, DataConfig, ModelConfig, ServerConfig, TrainConfig
 from halfpass.errors import HalfpassError
-from halfpass.run.records import command_line, environment, write_json
+from halfpass.files import write_json
+from halfpass.run.records import command_line, environment
 from halfpass.run.train import train
 
 CUTS = {"stage_1.2": "tail-2", "stage_2.1": "tail-3", "stage_3.0": "tail-2"}  # and their heads

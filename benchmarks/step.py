@@ -30,6 +30,7 @@ from torch.utils.data import TensorDataset
 
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
 from halfpass.errors import RunError
+from halfpass.files import write_json
 from halfpass.learn.batches import train_batches
 from halfpass.learn.cifar import CIFAR
 from halfpass.learn.data import Dataset, Samples
@@ -37,7 +38,7 @@ from halfpass.learn.models import CifarResNet, build_model
 from halfpass.learn.split import join_state
 from halfpass.run import setup
 from halfpass.run.local import LocalRun
-from halfpass.run.records import command_line, environment, write_json
+from halfpass.run.records import command_line, environment
 from halfpass.run.train import compare
 
 ROOT = Path(__file__).resolve().parents[1]

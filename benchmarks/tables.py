@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from halfpass.errors import InputError
-from halfpass.run.tables import UNITS_NOTE, group_seeds, markdown_rows, markdown_table, settings_line
+from halfpass.report.tables import UNITS_NOTE, group_seeds, markdown_rows, markdown_table, settings_line
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "benchmarks/README.md", "results/README.md", "docs/*.md")

@@ -52,3 +52,9 @@ def choice_error(place: str, choices: Iterable[str], found: object, otherwise: s
     """The error for a name that is not in a table, with the near miss; `choices` are the table's."""
     names = list(choices)
     return InputError(place, f"one of {', '.join(names)}", repr(found), near_miss(str(found), names, otherwise))
+
+
+def reason(error: BaseException) -> str:
+    """What an error of other code says, fit for the one line of ours: its class and at most 200 characters."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -12,9 +12,10 @@ COMMON = {"cut", "errors"}
 ALLOWED = {  # a folder may import the common files, itself, and these
     "learn": set(),
     "wire": set(),
-    "run": {"learn", "wire", "config"},
+    "report": {"config", "files"},
+    "run": {"learn", "wire", "report", "config", "files"},
 }
-ABOVE = {"cut": {"errors"}, "errors": set(), "config": {"errors"}}
+ABOVE = {"cut": {"errors"}, "errors": set(), "files": {"errors"}, "config": {"errors"}}
 
 
 def imports(file):

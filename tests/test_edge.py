@@ -16,12 +16,13 @@ from halfpass.config import ClientsConfig, Config, ModelConfig, ServerConfig, Tr
 from halfpass.learn.edge import EdgeHalf
 from halfpass.learn.models import build_model
 from halfpass.learn.split import split_twice
-from halfpass.run import setup, tables
+from halfpass.report import tables
+from halfpass.report.runs import read_run, summary
+from halfpass.run import setup
 from halfpass.run.cli import main
 from halfpass.run.export import export
 from halfpass.run.local import train_local
 from halfpass.run.records import RunFolder
-from halfpass.run.runs import read_run, summary
 
 
 class ThreeParts(HandCut):

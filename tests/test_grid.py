@@ -9,9 +9,10 @@ import pytest
 from runtimes import rows_of
 
 from halfpass.errors import InputError, RunError
+from halfpass.files import alone_in
 from halfpass.run.cli import main
 from halfpass.run.grid import choose, read_grid
-from halfpass.run.records import RunFolder, alone_in
+from halfpass.run.records import RunFolder
 from halfpass.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,10 +15,10 @@ import yaml
 from rich.console import Console
 
 from halfpass.errors import InputError
-from halfpass.run import tables
-from halfpass.run.figures import legend, looks, panels
-from halfpass.run.report import write_report
-from halfpass.run.runs import by_epoch, make_series, mean_curve, read_run, summary
+from halfpass.report import tables
+from halfpass.report.figures import legend, looks, panels
+from halfpass.report.page import write_report
+from halfpass.report.runs import by_epoch, make_series, mean_curve, read_run, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 

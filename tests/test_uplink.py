@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
+from halfpass.files import alone_in
 from halfpass.learn.batches import micro_batches
 from halfpass.run import replay, setup
 from halfpass.run.cli import main
 from halfpass.run.local import LocalRun
-from halfpass.run.records import alone_in
 from halfpass.run.retrain import retrain
 from halfpass.run.server_process import ServerRun
 from halfpass.run.train import train

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfpass.errors import InputError
-from halfpass.learn.reason import reason
+from halfpass.errors import InputError, reason
 
 Arrays = tuple[Tensor, Tensor]  # inputs (N, 3, 32, 32) uint8 in channels-last memory, labels (N,) int64
 

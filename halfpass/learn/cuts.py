@@ -11,11 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from halfpass.errors import InputError
+from halfpass.errors import InputError, reason
 from halfpass.learn.crossing import Cut, all_cuts
 from halfpass.learn.heads import HEADS, build_head
 from halfpass.learn.models import build_model, choose
-from halfpass.learn.reason import reason
 from halfpass.learn.trace import Traced, trace
 
 FLOAT32_BYTES = 4

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
-from halfpass.errors import InputError
+from halfpass.errors import InputError, reason
 from halfpass.learn.edge import EdgeHalf
-from halfpass.learn.reason import reason
 from halfpass.learn.split import as_graph
 from halfpass.learn.trace import update
 

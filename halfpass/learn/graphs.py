@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfpass.errors import InputError
-from halfpass.learn.reason import reason
+from halfpass.errors import InputError, reason
 
 WARM_UP = 2  # calls with inputs of a shape that are not recorded yet: kernels are compiled and chosen in them
 RECORDED = 4  # shapes at most: a batch's, an epoch's last, and some for several clients' last

@@ -7,8 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from halfpass.errors import InputError
-from halfpass.learn.reason import reason
+from halfpass.errors import InputError, reason
 
 Arrays = tuple[Tensor, Tensor]  # inputs (N, 3, H, W) uint8 in channels-last memory, labels (N,) int64
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

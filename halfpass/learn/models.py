@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halfpass.errors import InputError, choice_error
+from halfpass.errors import InputError, choice_error, reason
 from halfpass.learn.plugin import call_plugin
-from halfpass.learn.reason import reason
 from halfpass.learn.seed import derive_seed
 from halfpass.learn.transformer import TextTransformer
 

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from halfpass.errors import InputError, near_miss
-from halfpass.learn.reason import reason
+from halfpass.errors import InputError, near_miss, reason
 
 
 def call_plugin(place: str, name: str, *arguments: object) -> object:

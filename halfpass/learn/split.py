@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from halfpass.errors import InputError
+from halfpass.errors import InputError, reason
 from halfpass.learn.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
 from halfpass.learn.models import Model
-from halfpass.learn.reason import reason
 from halfpass.learn.trace import BY_HAND, Traced, state_of, trace
 
 HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from halfpass.errors import InputError
-from halfpass.learn.reason import reason
+from halfpass.errors import InputError, reason
 
 BY_HAND = "or give the two halves: --model.name module:function that returns (client half, server half)"
 

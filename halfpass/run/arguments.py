@@ -8,8 +8,7 @@ from typing import NamedTuple
 import yaml
 
 from halfpass.config import flatten
-from halfpass.errors import HalfpassError, InputError, choice_error, near_miss
-from halfpass.learn.reason import reason
+from halfpass.errors import HalfpassError, InputError, choice_error, near_miss, reason
 
 
 class Known(NamedTuple):

@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 
 from halfpass.config import Config, as_dict, flatten, from_dict, nested
-from halfpass.errors import InputError, RunError, near_miss
-from halfpass.learn.reason import reason
+from halfpass.errors import InputError, RunError, near_miss, reason
+from halfpass.files import alone_in
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.records import CHECKPOINT, RunFolder, alone_in, difference, read_config, read_result
+from halfpass.run.records import CHECKPOINT, RunFolder, difference, read_config, read_result
 from halfpass.run.train import process_count
 
 POLL_SECONDS = 0.2

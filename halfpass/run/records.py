@@ -1,7 +1,6 @@
 """What a run writes: `config.yaml`, a row per epoch per process in `metrics.jsonl`, weights, `result.json`."""
 
 import datetime
-import fcntl
 import json
 import math
 import os
@@ -11,8 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,14 +18,13 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten, from_dict, nested
-from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.errors import InputError, RunError, reason
+from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
 from halfpass.learn.client import Client
-from halfpass.learn.reason import reason
 from halfpass.learn.server import Server
 from halfpass.learn.whole import Whole
 from halfpass.run.epoch import Score, Tally
@@ -298,7 +295,7 @@ class RunFolder:
 
     def add_rows(self, rows: list[Row]) -> list[Row]:
         path = self.path / "metrics.jsonl"
-        with _explained(path), path.open("a") as file:
+        with explained(path), path.open("a") as file:
             file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
             file.flush()
             os.fsync(file.fileno())  # before the state behind them is
@@ -333,44 +330,6 @@ class RunFolder:
         return outcome
 
 
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Its folder is made."""
-    make_folder("results", file.parent)
-    with replacing(file) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """The file to write instead, which then takes the place of `file`: whole or not at all, a reader never sees half of
-    it. Raises RunError where it cannot be written."""
-    file = file.resolve()  # a link stays
-    partial = file.with_name(f"{file.name}.part")
-    with _explained(file):
-        if file.exists() and not file.is_file():  # such as /dev/stdout
-            yield file
-            return
-        try:
-            yield partial
-            partial.replace(file)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, HalfpassError):
-            raise
-        first = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides it
-        remedy = "make room there, or choose another place"
-        raise RunError(str(file), "a file that can be written", reason(first), remedy) from error
-
-
 def default_folder(config: Config) -> str:
     """A new name under runs/, which tells method, data set, network and time."""
     name = f"{config.method}-{config.data.name}-{config.model.name}".replace(":", "-").replace("/", "-")
@@ -395,48 +354,7 @@ def _refuse_folder(path: Path, files: Sequence[str]) -> None:
         if (path / CHECKPOINT).exists():
             remedy += f", or go on with it: halfpass resume {path}"
         raise InputError("out", "a folder without a run", f"{held[0]} in {path}", remedy)
-    _refuse_place("out", path)
-
-
-def refuse_file(place: str, file: Path) -> None:
-    """Raises InputError where no such file can be written."""
-    if file.is_dir():
-        raise InputError(place, "a file", f"a folder at {file}", "name a file in it")
-    _refuse_place(place, file.parent)
-
-
-def _refuse_place(place: str, folder: Path) -> None:
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise InputError(place, "a folder", f"a file at {nearest}", "choose another name")
-    if not os.access(nearest, os.W_OK):
-        raise InputError(place, "a folder that can be written", f"{folder}", "choose another folder")
-
-
-def make_folder(place: str, folder: Path) -> None:
-    """Makes it where it is missing; raises InputError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = f"{folder} ({error.strerror})"
-        raise InputError(place, "a folder that can be made", found, "choose another folder") from None
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Holds the folder, made where it is missing, for this process's training or grid; whatever ends the process gives
-    it up. Raises InputError where another holds it."""
-    make_folder("out", folder)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = "wait for it, or choose another folder"
-            raise InputError(str(folder), "no other training at work in it", "one", remedy) from None
-        yield
-    finally:
-        os.close(descriptor)
+    refuse_place("out", path)
 
 
 def read_config(path: Path) -> Config:
@@ -458,18 +376,6 @@ def read_result(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError(str(path), "result.json of a finished run", "none", "look at what the run printed")
     return read_mapping(file, "JSON", json.loads)[1]
-
-
-def read_mapping(file: Path, form: str, parse: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
-    """The file's text and what it holds. Raises InputError where that is no mapping of the form."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = parse(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(str(file), form, " ".join(str(error).split()), "restore the file, or run again") from error
-    if not isinstance(content, dict):
-        raise InputError(str(file), "keys and values", type(content).__name__, "restore the file, or run again")
-    return text, content
 
 
 # In which one training, begun at one time and gone on with or looked for at another, may differ.

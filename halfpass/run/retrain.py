@@ -12,22 +12,13 @@ from typing import Any
 
 from halfpass.config import Config, as_dict
 from halfpass.errors import InputError
+from halfpass.files import alone_in
 from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import (
-    Row,
-    RunFolder,
-    Wires,
-    alone_in,
-    difference,
-    epoch_rows,
-    read_config,
-    refuse_run,
-    result,
-)
+from halfpass.run.records import Row, RunFolder, Wires, difference, epoch_rows, read_config, refuse_run, result
 from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore

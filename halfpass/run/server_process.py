@@ -15,6 +15,7 @@ from torch import Tensor
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
+from halfpass.files import alone_in
 from halfpass.learn.batches import batch_count
 from halfpass.learn.handover import client_weights
 from halfpass.run import setup
@@ -23,7 +24,7 @@ from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import Score, Tally
 from halfpass.run.epochs import run_epochs
-from halfpass.run.records import RunFolder, Wires, alone_in, refuse_run, result
+from halfpass.run.records import RunFolder, Wires, refuse_run, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
 from halfpass.wire import halfpass_pb2 as pb

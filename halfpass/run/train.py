@@ -10,22 +10,13 @@ import torch
 
 from halfpass.config import Config, Method, without_decoupled
 from halfpass.errors import InputError, choice_error
+from halfpass.files import alone_in, write_json
 from halfpass.run import setup
 from halfpass.run.centralized import train_centralized
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_local
 from halfpass.run.processes import train_processes
-from halfpass.run.records import (
-    RunFolder,
-    alone_in,
-    command_line,
-    default_folder,
-    now,
-    read_config,
-    read_result,
-    refuse_run,
-    write_json,
-)
+from halfpass.run.records import RunFolder, command_line, default_folder, now, read_config, read_result, refuse_run
 
 
 def train(config: Config, *, debug: bool = False) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from halfpass.run import tables
-from halfpass.run.runs import Point, Series, mean_curve
+from halfpass.report import tables
+from halfpass.report.runs import Point, Series, mean_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

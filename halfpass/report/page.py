@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from halfpass.errors import InputError
-from halfpass.run import figures, tables
-from halfpass.run.records import make_folder, refuse_file, replacing
-from halfpass.run.runs import Run, make_series, read_run, summary
+from halfpass.files import make_folder, refuse_file, replacing
+from halfpass.report import figures, tables
+from halfpass.report.runs import Run, make_series, read_run, summary
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -36,10 +36,10 @@ def render(runs: Sequence[Run]) -> str:
     groups = [one.results for one in series]
     columns = tables.measures(groups)
     page = Environment(
-        loader=PackageLoader("halfpass", "run"), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
+        loader=PackageLoader("halfpass", "report"), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    return page.get_template("report.html.j2").render(
+    return page.get_template("page.html.j2").render(
         methods=_distinct(groups, "method"),
         datasets=_distinct(groups, "dataset"),
         seeds=_distinct(groups, "seed"),

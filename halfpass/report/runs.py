@@ -14,8 +14,8 @@ import yaml
 
 from halfpass.config import RECORDED, flatten
 from halfpass.errors import InputError
-from halfpass.run import tables
-from halfpass.run.records import read_mapping
+from halfpass.files import read_mapping
+from halfpass.report import tables
 
 Row = Mapping[str, Any]
 

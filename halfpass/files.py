@@ -1,0 +1,105 @@
+"""Files and folders: written whole or not at all, and what is wrong with one is said in a line."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+
+from halfpass.errors import HalfpassError, InputError, RunError, reason
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Its folder is made."""
+    make_folder("results", file.parent)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """The file to write instead, which then takes the place of `file`: whole or not at all, a reader never sees half of
+    it. Raises RunError where it cannot be written."""
+    file = file.resolve()  # a link stays
+    partial = file.with_name(f"{file.name}.part")
+    with explained(file):
+        if file.exists() and not file.is_file():  # such as /dev/stdout
+            yield file
+            return
+        try:
+            yield partial
+            partial.replace(file)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, HalfpassError):
+            raise
+        first = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides it
+        remedy = "make room there, or choose another place"
+        raise RunError(str(file), "a file that can be written", reason(first), remedy) from error
+
+
+def refuse_file(place: str, file: Path) -> None:
+    """Raises InputError where no such file can be written."""
+    if file.is_dir():
+        raise InputError(place, "a file", f"a folder at {file}", "name a file in it")
+    refuse_place(place, file.parent)
+
+
+def refuse_place(place: str, folder: Path) -> None:
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise InputError(place, "a folder", f"a file at {nearest}", "choose another name")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(place, "a folder that can be written", f"{folder}", "choose another folder")
+
+
+def make_folder(place: str, folder: Path) -> None:
+    """Makes it where it is missing; raises InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"{folder} ({error.strerror})"
+        raise InputError(place, "a folder that can be made", found, "choose another folder") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder, made where it is missing, for this process's training or grid; whatever ends the process gives
+    it up. Raises InputError where another holds it."""
+    make_folder("out", folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "wait for it, or choose another folder"
+            raise InputError(str(folder), "no other training at work in it", "one", remedy) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_mapping(file: Path, form: str, parse: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
+    """The file's text and what it holds. Raises InputError where that is no mapping of the form."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = parse(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(str(file), form, " ".join(str(error).split()), "restore the file, or run again") from error
+    if not isinstance(content, dict):
+        raise InputError(str(file), "keys and values", type(content).__name__, "restore the file, or run again")
+    return text, content
