@@ -1,7 +1,7 @@
 """What each auxiliary head costs a client: FLOPs, parameters and memory, at three cuts of ResNet-20.
 
     python benchmarks/heads.py --out results/heads.json     all heads; five minutes on two cores
-    python benchmarks/heads.py --cuts stage_2.1 --heads linear,tail-3     these, printed only
+    python benchmarks/heads.py --cuts stage_2.1 --heads linear tail-3     these, printed only
 
 FLOPs are of one sample's forward pass, as `halfpass cuts` counts them. Memory is a client process's own peak above what
 it held before its first batch, as in memory.py: batches of 128 random pictures of CIFAR-10's size, bf16, against a
@@ -23,7 +23,6 @@ from memory import EPOCHS, Measurement
 from step import BATCH_SIZE, CLASSES, RECIPE, ROOT, Row, at_least_one
 
 from halfpass.config import Config, DataConfig, ModelConfig
-from halfpass.errors import choice_error
 from halfpass.files import write_json
 from halfpass.learn.cuts import CutRow, cut_table
 from halfpass.learn.heads import HEADS
@@ -33,12 +32,12 @@ MODEL, SHAPE, CUTS = "resnet20", (3, 32, 32), ["stage_1.2", "stage_2.1", "stage_
 MICRO_BATCH = 32
 
 
-def row(cut: CutRow, head: str, whole: int, micro: int, conventional: int) -> Row:
-    """Of a head at a cut; bytes of a decoupled client in whole batches and micro-batches, and of a conventional one."""
-    assert cut.head_flops is not None
+def head_row(cut: str, head: str, costs: CutRow, whole: int, micro: int, conventional: int) -> Row:
+    """A head at a cut; bytes of a decoupled client in whole batches and micro-batches, and of a conventional one."""
+    assert costs.head_flops is not None
     return {
-        "cut": cut.layer, "head": head, "client_half_MFLOP": cut.client_flops / 1e6, "head_MFLOP": cut.head_flops / 1e6,
-        "head_over_client_half": cut.head_flops / cut.client_flops, "head_parameters": cut.head_parameters,
+        "cut": cut, "head": head, "client_half_MFLOP": costs.client_flops / 1e6, "head_MFLOP": costs.head_flops / 1e6,
+        "head_over_client_half": costs.head_flops / costs.client_flops, "head_parameters": costs.head_parameters,
         "client_memory_MB": whole / 1e6, "over_conventional": whole / conventional,
         "in_micro_batches_MB": micro / 1e6, "micro_batches_over_conventional": micro / conventional,
         "conventional_memory_MB": conventional / 1e6,
@@ -73,27 +72,17 @@ def rows(cuts: Sequence[str], heads: Sequence[str], steps: int, jobs: int, folde
         ]
         try:
             for cut, head, whole, micro in waiting:
-                (found,) = (row for row in cut_table(MODEL, SHAPE, CLASSES, head) if row.layer == cut)
-                yield row(found, head, whole.result(), micro.result(), conventional[cut].result())
+                (found,) = (row for row in cut_table(MODEL, SHAPE, CLASSES, head) if cut in (row.layer, *row.also))
+                yield head_row(cut, head, found, whole.result(), micro.result(), conventional[cut].result())
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def named(option: str, text: str, known: Sequence[str]) -> list[str]:
-    """`a,b` → names, all of them known."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(str(choice_error(option, known, name)))
-    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description="What each auxiliary head costs a client.")
-    parser.add_argument("--cuts", type=lambda text: named("--cuts", text, CUTS), default=CUTS, help=", ".join(CUTS))
-    parser.add_argument("--heads", type=lambda text: named("--heads", text, [*HEADS]), default=[*HEADS],
-                        help=", ".join(HEADS))  # fmt: skip
+    parser.add_argument("--cuts", nargs="+", choices=CUTS, default=CUTS, help="default: all")
+    parser.add_argument("--heads", nargs="+", choices=[*HEADS], default=[*HEADS], help="default: all")
     parser.add_argument("--steps", type=at_least_one, default=2, help="of an epoch")
     parser.add_argument("--jobs", type=at_least_one, default=2, help="processes that measure side by side")
     parser.add_argument("--out", type=Path, help="file to write, such as results/heads.json")
