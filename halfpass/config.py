@@ -158,9 +158,9 @@ class TrainConfig:
     """Takes less time for a step. On a GPU of NVIDIA, steps are recorded as CUDA graphs and replayed, which took a
     ResNet-110 of batches of 128 in bf16 from 49 to 14 ms on an H100; a network that looks at its values on the way
     cannot be recorded, and what Python draws or decides in a forward pass stays as it was. On a CPU, torch.compile
-    makes kernels of BatchNorm, addition and ReLU in one, which takes nearly a fifth off a step of ResNet-20 in bf16, and needs
-    a C++ compiler; two halves that were given as such stay as they are. The first batches take up to a minute longer
-    there; results differ in the last digits."""
+    makes kernels of BatchNorm, addition and ReLU in one, which takes nearly a fifth off a step of ResNet-20 in bf16,
+    and needs a C++ compiler; two halves that were given as such stay as they are. The first batches take up to a minute
+    longer there; results differ in the last digits."""
 
     def tests(self, epoch: int) -> bool:
         """Whether there is a test after that epoch, counted from 0."""
