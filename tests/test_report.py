@@ -16,6 +16,7 @@ from rich.console import Console
 
 from halfpass.errors import InputError
 from halfpass.report import tables
+from halfpass.report.beside import beside
 from halfpass.report.figures import legend, looks, panels
 from halfpass.report.page import write_report
 from halfpass.report.runs import by_epoch, make_series, mean_curve, read_run, summary
@@ -258,6 +259,46 @@ def test_a_word_in_the_place_of_a_number(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", example_result(train_seconds="long"), [])
     with pytest.raises(InputError, match="train_seconds: expected a number or null, found 'long'"):
         read_run(folder)
+
+
+# Decoupled beside conventional
+
+
+def test_decoupled_stands_beside_conventional_that_differs_by_nothing_else(tmp_path: Path) -> None:
+    """Seed by seed, the same cut for all but accuracy, and no other settings."""
+
+    def run(name: str, method: str, seed: int, accuracy: float, lr: float = 0.05, **changes: Any) -> Path:
+        sent = {"activations": 60_000_000, "labels": 0, "weights": 0, "other": 0}
+        back = {"gradients": 60_000_000 if method == "conventional" else 0, "weights": 0, "other": 0}
+        wire = {"up": sent, "down": back, "socket_up": None, "socket_down": None}
+        result = example_result(method=method, seed=seed, test_accuracy=accuracy, bytes=wire, **changes)
+        return make_run(tmp_path / name, result, [], train={"lr": lr, "seed": seed})
+
+    memory = {"client": [], "server": None, "colocated": 50e6}
+    slow: dict[str, Any] = {"train_seconds": 10.0, "peak_memory_bytes": memory | {"colocated": 80e6}, "cut": "a"}
+    fast: dict[str, Any] = {"train_seconds": 12.0, "peak_memory_bytes": memory, "replay": 3, "head": "tail"}
+    runs = [
+        run("c1", "conventional", 1, 0.90, **slow), run("c2", "conventional", 2, 0.92, **slow),
+        run("d1", "decoupled", 1, 0.91, joint_test_accuracy=0.93, cut="a", **fast),
+        run("d2", "decoupled", 2, 0.925, joint_test_accuracy=0.94, cut="a", **fast),
+        run("d3", "decoupled", 3, 0.10, joint_test_accuracy=0.1, cut="a", **fast),  # conventional has no such seed
+        run("elsewhere", "decoupled", 2, 0.90, cut="b", **fast),
+        run("other-lr", "decoupled", 1, 0.95, lr=0.1, cut="a", **fast),
+        run("other-epochs", "decoupled", 1, 0.95, epochs=3, cut="a", **fast),
+    ]  # fmt: skip
+    rows = beside(make_series([read_run(folder) for folder in runs]))
+    assert [row.cells for row in rows] == [
+        {
+            "accuracy": "+0.75 ± 0.35", "accuracy with its head": "+2.50 ± 0.71", "bytes": "−50.0 %",
+            "one process memory": "−37.5 %", "time": "+20.0 %",
+        },
+        {"accuracy": "−2.00"},
+    ]  # fmt: skip
+    assert ["cut a" in row.label for row in rows] == [True, False]
+    page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(text in page for text in ("Decoupled beside conventional", "<td>+2.50 ± 0.71</td>", "<td>up to −58 %</td>"))
+    alone = write_report(runs[2:], tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "Decoupled beside conventional" not in alone
 
 
 # The report

@@ -9,6 +9,7 @@ from pathlib import Path
 from halfpass.errors import InputError
 from halfpass.files import make_folder, refuse_file, replacing
 from halfpass.report import figures, tables
+from halfpass.report.beside import PAPER, beside, columns
 from halfpass.report.runs import Run, make_series, read_run, summary
 
 
@@ -34,7 +35,7 @@ def render(runs: Sequence[Run]) -> str:
 
     series = make_series(runs)
     groups = [one.results for one in series]
-    columns = tables.measures(groups)
+    measures, pairs = tables.measures(groups), beside(series)
     page = Environment(
         loader=PackageLoader("halfpass", "report"), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
@@ -44,11 +45,14 @@ def render(runs: Sequence[Run]) -> str:
         datasets=_distinct(groups, "dataset"),
         seeds=_distinct(groups, "seed"),
         facts=tables.shared_settings(groups),
-        columns=columns,
+        columns=measures,
         rows=[
-            (one.label, colour, [column.cell(one.results) for column in columns])
+            (one.label, colour, [column.cell(one.results) for column in measures])
             for one, (colour, _) in zip(series, figures.looks(series), strict=True)
         ],
+        pairs=pairs,
+        pair_columns=columns(pairs),
+        paper=PAPER,
         units_note=tables.UNITS_NOTE,
         several_seeds=any(len(group) > 1 for group in groups),
         pictures=figures.pictures(series),

@@ -39,7 +39,7 @@ def group_seeds(items: Sequence[Item], result_of: Callable[[Item], Result]) -> l
     groups: dict[str, list[Item]] = {}
     for number, item in enumerate(items):
         result = result_of(item)
-        known = [_known(result, name) for name in ("method", "link", *SETTINGS, "settings")]
+        known = [value_unless_usual(result, name) for name in ("method", "link", *SETTINGS, "settings")]
         key = json.dumps([*known, number if result.get("unfinished") else None], default=str)
         groups.setdefault(key, []).append(item)
     return list(groups.values())
@@ -49,7 +49,7 @@ def _groups(results: Sequence[Result]) -> list[list[Result]]:
     return group_seeds(results, lambda result: result)
 
 
-def _known(result: Result, name: str) -> Any:
+def value_unless_usual(result: Result, name: str) -> Any:
     """A setting's value; None where it is the usual one, which an older result may not have either."""
     value = result.get(name)
     return None if not value or str(value) == USUAL.get(name) else value
