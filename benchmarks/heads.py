@@ -70,10 +70,15 @@ def rows(cuts: Sequence[str], heads: Sequence[str], steps: int, jobs: int, folde
             for cut in cuts
             for head in heads
         ]
+        costs = {
+            (name, head): row
+            for head in heads
+            for row in cut_table(MODEL, SHAPE, CLASSES, head)
+            for name in (row.layer, *row.also)
+        }
         try:
             for cut, head, whole, micro in waiting:
-                (found,) = (row for row in cut_table(MODEL, SHAPE, CLASSES, head) if cut in (row.layer, *row.also))
-                yield head_row(cut, head, found, whole.result(), micro.result(), conventional[cut].result())
+                yield head_row(cut, head, costs[cut, head], whole.result(), micro.result(), conventional[cut].result())
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -264,41 +264,102 @@ def test_a_word_in_the_place_of_a_number(tmp_path: Path) -> None:
 # Decoupled beside conventional
 
 
-def test_decoupled_stands_beside_conventional_that_differs_by_nothing_else(tmp_path: Path) -> None:
-    """Seed by seed, the same cut for all but accuracy, and no other settings."""
+class Runs:
+    """Run folders with what `beside` looks at: 60 MB up, and for conventional as much down."""
 
-    def run(name: str, method: str, seed: int, accuracy: float, lr: float = 0.05, **changes: Any) -> Path:
-        sent = {"activations": 60_000_000, "labels": 0, "weights": 0, "other": 0}
-        back = {"gradients": 60_000_000 if method == "conventional" else 0, "weights": 0, "other": 0}
-        wire = {"up": sent, "down": back, "socket_up": None, "socket_down": None}
-        result = example_result(method=method, seed=seed, test_accuracy=accuracy, bytes=wire, **changes)
-        return make_run(tmp_path / name, result, [], train={"lr": lr, "seed": seed})
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.paths = folder, list[Path]()
 
-    memory = {"client": [], "server": None, "colocated": 50e6}
-    slow: dict[str, Any] = {"train_seconds": 10.0, "peak_memory_bytes": memory | {"colocated": 80e6}, "cut": "a"}
-    fast: dict[str, Any] = {"train_seconds": 12.0, "peak_memory_bytes": memory, "replay": 3, "head": "tail"}
-    runs = [
-        run("c1", "conventional", 1, 0.90, **slow), run("c2", "conventional", 2, 0.92, **slow),
-        run("d1", "decoupled", 1, 0.91, joint_test_accuracy=0.93, cut="a", **fast),
-        run("d2", "decoupled", 2, 0.925, joint_test_accuracy=0.94, cut="a", **fast),
-        run("d3", "decoupled", 3, 0.10, joint_test_accuracy=0.1, cut="a", **fast),  # conventional has no such seed
-        run("elsewhere", "decoupled", 2, 0.90, cut="b", **fast),
-        run("other-lr", "decoupled", 1, 0.95, lr=0.1, cut="a", **fast),
-        run("other-epochs", "decoupled", 1, 0.95, epochs=3, cut="a", **fast),
-    ]  # fmt: skip
-    rows = beside(make_series([read_run(folder) for folder in runs]))
-    assert [row.cells for row in rows] == [
+    def add(self, method: str, seed: int, accuracy: float, *, cut: str = "a", lr: float = 0.05, memory: float = 50e6,
+            hardware: str = "Sparrow 9000", **changes: Any) -> None:  # fmt: skip
+        back = 60_000_000 if method == "conventional" else 0
+        result = example_result(
+            method=method, seed=seed, test_accuracy=accuracy, cut=cut,
+            bytes={
+                "up": {"activations": 60_000_000, "labels": 0, "weights": 0, "other": 0},
+                "down": {"gradients": back, "weights": 0, "other": 0}, "socket_up": None, "socket_down": None,
+            },
+            peak_memory_bytes={"client": [], "server": None, "colocated": memory},
+        ) | changes  # fmt: skip
+        result["environment"] = result["environment"] | {"hardware": hardware}
+        self.paths.append(make_run(self.folder / str(len(self.paths)), result, [], train={"lr": lr, "seed": seed}))
+
+    def cells(self) -> list[dict[str, str]]:
+        return [row.cells for row in beside(make_series([read_run(path) for path in self.paths]))]
+
+
+def test_decoupled_stands_beside_conventional_seed_by_seed(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    runs.add("conventional", 2, 0.50, cut="elsewhere")  # comes first, and yields to the same cut
+    for seed, accuracy in ((1, 0.90), (2, 0.92)):
+        runs.add("conventional", seed, accuracy, memory=80e6, train_seconds=10.0)
+    for seed, accuracy, joint in ((1, 0.91, 0.93), (2, 0.925, 0.94), (3, 0.1, 0.1)):  # conventional has no seed 3
+        own = {"replay": 3, "head": "tail", "micro_batch": 32, "every": 2, "budget": 9, "merge": 2}
+        runs.add("decoupled", seed, accuracy, joint_test_accuracy=joint, train_seconds=12.0, **own)
+    assert runs.cells() == [
         {
             "accuracy": "+0.75 ± 0.35", "accuracy with its head": "+2.50 ± 0.71", "bytes": "−50.0 %",
             "one process memory": "−37.5 %", "time": "+20.0 %",
         },
-        {"accuracy": "−2.00"},
     ]  # fmt: skip
-    assert ["cut a" in row.label for row in rows] == [True, False]
-    page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(runs.paths, tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("Decoupled beside conventional", "<td>+2.50 ± 0.71</td>", "<td>up to −58 %</td>"))
-    alone = write_report(runs[2:], tmp_path / "alone.html").read_text(encoding="utf-8")
+    alone = write_report(runs.paths[3:], tmp_path / "alone.html").read_text(encoding="utf-8")
     assert "Decoupled beside conventional" not in alone
+
+
+def test_runs_of_one_seed_count_as_one(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    for accuracy in (0.90, 0.80):
+        runs.add("conventional", 1, accuracy)
+    for accuracy in (0.91, 0.93):
+        runs.add("decoupled", 1, accuracy)
+    assert runs.cells()[0]["accuracy"] == "+7.00"
+
+
+def test_other_settings_are_not_compared(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    runs.add("conventional", 1, 0.90)
+    runs.add("decoupled", 2, 0.95, epochs=2)  # no such seed
+    runs.add("decoupled", 1, 0.95, lr=0.1)
+    runs.add("decoupled", 1, 0.95, epochs=3)
+    runs.add("decoupled", 1, 0.95, retrained_from="0")
+    runs.add("decoupled", 1, 0.95, edge_cut="b")  # a chain's lower link
+    unfinished = make_run(tmp_path / "killed", None, example_metrics(), train={"lr": 0.05, "seed": 1, "epochs": 2},
+                          data={"name": "digits"}, model={"name": "digits-cnn", "cut": "a"})  # fmt: skip
+    runs.paths.append(unfinished)
+    assert runs.cells() == []
+
+
+def test_a_conventional_training_that_was_cut_elsewhere_has_its_accuracy_only_where_the_cut_does_not_matter(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    settings: list[dict[str, Any]] = [{}, {"codec": "none+zstd"}, {"codec": "int8"}, {"clients": 2}, {"lr_scale": 2.0}]
+    for same in settings:
+        runs.add("conventional", 1, 0.90, cut="a", **same)
+        runs.add("decoupled", 1, 0.92, cut="b", **same)
+    assert runs.cells() == 2 * [{"accuracy": "+2.00"}]
+
+
+def test_memory_and_time_are_of_one_kind_of_machine(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    apart: dict[str, Any] = {"client": [40e6, 10e6], "server": 30e6, "colocated": None}
+    runs.add("conventional", 1, 0.90, peak_memory_bytes=apart)
+    runs.add("decoupled", 1, 0.91, peak_memory_bytes=apart | {"client": [10e6, 20e6]})
+    runs.add("conventional", 1, 0.90, epochs=3)
+    runs.add("decoupled", 1, 0.91, epochs=3, hardware="Wren 1")
+    assert runs.cells() == [
+        {"accuracy": "+1.00", "bytes": "−50.0 %", "client memory": "−50.0 %", "server memory": "+0.0 %", "time": "+0.0 %"},
+        {"accuracy": "+1.00", "bytes": "−50.0 %"},
+    ]
+
+
+def test_retrained_and_older_centralized_runs_in_tables() -> None:
+    """A retrained server half is no further seed; what centralized training has not does not tell its runs apart."""
+    again = example_result(retrained_from="runs/first")
+    assert [line["method"] for line in cells(tables.markdown_table([example_result(), again]))] == ["decoupled", "decoupled (retrained)"]
+    old = example_result(method="centralized", runtime="local", clients=0, cut=None, seed=1)
+    new = example_result(method="centralized", runtime=None, clients=None, cut=None, seed=2)
+    assert len(cells(tables.markdown_table([old, new]))) == 1
 
 
 # The report

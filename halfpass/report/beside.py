@@ -1,7 +1,7 @@
 """Decoupled runs beside conventional ones that differ by nothing else, and beside what the paper observed."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from halfpass.config import RECORDED
@@ -9,29 +9,39 @@ from halfpass.report import tables
 from halfpass.report.runs import Series
 from halfpass.report.tables import MISSING, Result
 
-# In which the two may differ: what only one of them has, or what changes nothing for the other.
-OWN = {"method", "seed", "head", "edge_cut", "every", "budget", "replay", "merge", "micro_batch", "feedback_every"}
-# Zihad et al., arXiv 2601.19261: ResNet-110, linear head, one GPU; the time is that of the authors' logs.
+# Of decoupled training alone, or of each run by itself
+OWN = {"method", "seed", "head", "every", "budget", "replay", "merge", "micro_batch", "feedback_every"}
+# Zihad et al., arXiv 2601.19261: ResNet-110, linear head, one GPU; the time is that of the authors' logs
 PAPER = {"accuracy": "on par", "bytes": "−50 %", "one process memory": "up to −58 %", "time": "+15 %"}
 
 
 class Beside(NamedTuple):
-    """A decoupled series: its label, and what it has more or less than the conventional one, by column."""
+    """A decoupled series: its label, and by column what it has more or less than the conventional one."""
 
     label: str
     cells: dict[str, str]
 
 
+class Pair(NamedTuple):
+    """The runs of one seed."""
+
+    decoupled: list[Result]
+    conventional: list[Result]
+
+
+Cell = Callable[[Sequence[Pair]], str]
+
+
 def beside(series: Sequence[Series]) -> list[Beside]:
-    """A row for every decoupled series that has a conventional one with a seed in common. One that is cut elsewhere is
-    the same training, so that accuracy can be compared, and nothing else."""
-    # "decoupled (unfinished)" is none of them, nor is a link of a chain
+    """A row for every decoupled series that has a conventional one with a seed in common."""
+    # "decoupled (unfinished)" is none of them, nor is "(retrained)", nor a link of a chain
     decoupled, conventional = ([one for one in series if one.method == m] for m in ("decoupled", "conventional"))
     rows = []
     for one in decoupled:
-        others = [other for other in conventional if _alike(one, other, but={"cut"})]
-        others.sort(key=lambda other: not _alike(one, other))  # of the same cut first
-        cells = next(filter(None, (_compare(one, other) for other in others)), None)
+        if pairs := _pairs(one, conventional):
+            cells = _cells(ACCURACY | BYTES, pairs) | _cells(MEMORY | TIME, _on_one_machine(pairs))
+        else:
+            cells = _cells(ACCURACY, _pairs(one, conventional, but={"cut"}) if _any_cut(one.results[0]) else [])
         if cells:
             rows.append(Beside(one.label, cells))
     return rows
@@ -39,11 +49,19 @@ def beside(series: Sequence[Series]) -> list[Beside]:
 
 def columns(rows: Sequence[Beside]) -> list[str]:
     """Those that some row has, in their order."""
-    return [name for name in COLUMNS if any(name in row.cells for row in rows)]
+    return [name for name in ACCURACY | BYTES | MEMORY | TIME if any(name in row.cells for row in rows)]
 
 
-def _alike(one: Series, other: Series, but: set[str] | frozenset[str] = frozenset()) -> bool:
-    return _settings(one.results[0], but) == _settings(other.results[0], but)
+# Which runs are compared
+
+
+def _pairs(one: Series, others: Sequence[Series], but: set[str] | frozenset[str] = frozenset()) -> list[Pair]:
+    """By seed, with all of the others whose settings are equal, `but` those."""
+    settings = _settings(one.results[0], but)
+    theirs = [result for other in others if _settings(other.results[0], but) == settings for result in other.results]
+    seeds = dict.fromkeys(result["seed"] for result in one.results)
+    pairs = [Pair(*([r for r in side if r["seed"] == seed] for side in (one.results, theirs))) for seed in seeds]
+    return [pair for pair in pairs if pair.conventional]
 
 
 def _settings(result: Result, but: set[str] | frozenset[str]) -> dict[str, Any]:
@@ -51,61 +69,74 @@ def _settings(result: Result, but: set[str] | frozenset[str]) -> dict[str, Any]:
     return {**recorded, "settings": result.get("settings") or {}}
 
 
-def _compare(one: Series, other: Series) -> dict[str, str]:
-    theirs = {result["seed"]: result for result in other.results}
-    pairs = [(result, theirs[result["seed"]]) for result in one.results if result["seed"] in theirs]
-    same_cut = _alike(one, other)
-    found = {name: column(pairs) for name, column in COLUMNS.items() if same_cut or column in POINTS} if pairs else {}
-    return {name: text for name, text in found.items() if text != MISSING}
+def _any_cut(result: Result) -> bool:
+    """Whether conventional training is the same wherever it is cut: with one client, who sends exactly."""
+    usual_rate = tables.value_unless_usual(result, "lr_scale") is None
+    return result.get("clients") == 1 and result.get("codec") in ("none", "none+zstd") and usual_rate
 
 
-Pairs = Sequence[tuple[Result, Result]]  # of one seed each, decoupled and conventional
+def _on_one_machine(pairs: Sequence[Pair]) -> list[Pair]:
+    machines = [{tables.value_at(r, "environment", "hardware") for side in pair for r in side} for pair in pairs]
+    return [pair for pair, found in zip(pairs, machines, strict=True) if len(found) == 1]
 
 
-def _points(key: str) -> Callable[[Pairs], str]:
+# What is said of them
+
+
+def _cells(named: Mapping[str, Cell], pairs: Sequence[Pair]) -> dict[str, str]:
+    return {name: text for name, cell in named.items() if (text := cell(pairs)) != MISSING}
+
+
+def _values(
+    pairs: Sequence[Pair], ours: Callable[[Result], float | None], theirs: Callable[[Result], float | None]
+) -> list[tuple[float, float]]:
+    """(decoupled, conventional) of every pair that has both."""
+    sides = [(tables.mean(list(map(ours, a))), tables.mean(list(map(theirs, b)))) for a, b in pairs]
+    return [(a, b) for a, b in sides if a is not None and b is not None]
+
+
+def _points(key: str) -> Cell:
     """Percentage points of accuracy under `key` above conventional's: mean and, of several seeds, standard deviation of
     the differences."""
 
-    def column(pairs: Pairs) -> str:
-        known = [(a[key], b["test_accuracy"]) for a, b in pairs if None not in (a.get(key), b.get("test_accuracy"))]
-        if not known:
+    def cell(pairs: Sequence[Pair]) -> str:
+        values = _values(pairs, lambda result: result.get(key), lambda result: result.get("test_accuracy"))
+        points = [100 * (a - b) for a, b in values]
+        if not points:
             return MISSING
-        points = [100 * (a - b) for a, b in known]
         return _signed(statistics.fmean(points), 2) + (f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else "")
 
-    return column
+    return cell
 
 
-def _change(value: Callable[[Result], float | None]) -> Callable[[Pairs], str]:
+def _change(value: Callable[[Result], float | None]) -> Cell:
     """Percent above conventional's, of the means over the seeds."""
 
-    def column(pairs: Pairs) -> str:
-        ours, theirs = (tables.mean([value(result) for result in side]) for side in zip(*pairs, strict=True))
-        return MISSING if ours is None or not theirs else f"{_signed(100 * (ours / theirs - 1), 1)} %"
+    def cell(pairs: Sequence[Pair]) -> str:
+        values = _values(pairs, value, value)
+        ours, theirs = sum(a for a, _ in values), sum(b for _, b in values)
+        return f"{_signed(100 * (ours / theirs - 1), 1)} %" if theirs else MISSING
 
-    return column
+    return cell
+
+
+def _peak(side: str) -> Cell:
+    return _change(lambda result: tables.megabytes(result, "peak_memory_bytes", side))
 
 
 def _signed(value: float, decimals: int) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def _bytes(result: Result) -> float | None:
-    """Up and down in MB, at the socket where there is one."""
-    for keys in (("socket_up", "socket_down"), ("up", "down")):
-        found = [tables.megabytes(result, "bytes", key) for key in keys]
-        if None not in found:
-            return sum(filter(None, found))
-    return None
+def _sent(result: Result) -> float | None:
+    """MB up and down, by the application's count."""
+    up, down = (tables.megabytes(result, "bytes", way) for way in ("up", "down"))
+    return None if up is None or down is None else up + down
 
 
-POINTS = (_points("test_accuracy"), _points("joint_test_accuracy"))
-COLUMNS: dict[str, Callable[[Pairs], str]] = {
-    "accuracy": POINTS[0],
-    "accuracy with its head": POINTS[1],
-    "bytes": _change(_bytes),
-    "client memory": _change(lambda result: tables.megabytes(result, "peak_memory_bytes", "client")),
-    "server memory": _change(lambda result: tables.megabytes(result, "peak_memory_bytes", "server")),
-    "one process memory": _change(lambda result: tables.megabytes(result, "peak_memory_bytes", "colocated")),
-    "time": _change(lambda result: result.get("train_seconds")),
-}
+ACCURACY = {"accuracy": _points("test_accuracy"), "accuracy with its head": _points("joint_test_accuracy")}
+BYTES = {"bytes": _change(_sent)}
+MEMORY = {
+    "client memory": _peak("client"), "server memory": _peak("server"), "one process memory": _peak("colocated"),
+}  # fmt: skip
+TIME = {"time": _change(lambda result: result.get("train_seconds"))}

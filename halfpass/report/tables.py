@@ -40,7 +40,8 @@ def group_seeds(items: Sequence[Item], result_of: Callable[[Item], Result]) -> l
     for number, item in enumerate(items):
         result = result_of(item)
         known = [value_unless_usual(result, name) for name in ("method", "link", *SETTINGS, "settings")]
-        key = json.dumps([*known, number if result.get("unfinished") else None], default=str)
+        alone = number if result.get("unfinished") else None
+        key = json.dumps([*known, alone, "retrained_from" in result], default=str)
         groups.setdefault(key, []).append(item)
     return list(groups.values())
 
@@ -50,8 +51,8 @@ def _groups(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def value_unless_usual(result: Result, name: str) -> Any:
-    """A setting's value; None where it is the usual one, which an older result may not have either."""
-    value = result.get(name)
+    """A setting's value; None where it is the usual one, which an older result may not have either, or of no effect."""
+    value = None if name in SPLIT and result.get("method") == "centralized" else result.get(name)
     return None if not value or str(value) == USUAL.get(name) else value
 
 
@@ -195,7 +196,8 @@ def _megabytes(*keys: str) -> Callable[[Group], str]:
 
 def _method(group: Group) -> str:
     result = group[0]
-    remarks = [result.get("link"), "unfinished" if result.get("unfinished") else None]
+    told = {"unfinished": result.get("unfinished"), "retrained": "retrained_from" in result}
+    remarks = [result.get("link"), *(remark for remark, holds in told.items() if holds)]
     return " ".join([result.get("method", MISSING), *(f"({remark})" for remark in remarks if remark)])
 
 

@@ -132,8 +132,8 @@ def join(config: Config, address: str, index: int) -> Path:
 def connect(
     config: Config, network: setup.Network, address: str, name: str, index: int, samples: int, steps: int
 ) -> Connection:
-    """A connection to a server that has taken `name` as client `index`, of so many training samples and steps per
-    epoch."""
+    """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
+    training samples and steps per epoch."""
     join = pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config)),
         sample_shape=network.sample_shape, classes=network.classes, samples=samples, steps=steps,
