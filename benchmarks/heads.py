@@ -1,12 +1,13 @@
 """What each auxiliary head costs a client: FLOPs, parameters and memory, at three cuts of ResNet-20.
 
-    python benchmarks/heads.py --out results/heads.json     all heads; five minutes on two cores
+    python benchmarks/heads.py --out results/heads.json     all heads; two minutes on two cores, nothing else running
     python benchmarks/heads.py --cuts stage_2.1 --heads linear tail-3     these, printed only
 
 FLOPs are of one sample's forward pass, as `halfpass cuts` counts them. Memory is a client process's own peak above what
 it held before its first batch, as in memory.py: batches of 128 random pictures of CIFAR-10's size, bf16, against a
 server that trains nothing; whole batches, and in micro-batches of 32. Beside it stands a conventional client, which has
-no head, and keeps its graph until the gradient is back. Memory does not depend on what else runs on the machine.
+no head, and keeps its graph until the gradient is back. A
+resident set varies from one time to the next by up to a tenth.
 """
 
 import argparse
