@@ -6,8 +6,8 @@
 FLOPs are of one sample's forward pass, as `halfpass cuts` counts them. Memory is a client process's own peak above what
 it held before its first batch, as in memory.py: batches of 128 random pictures of CIFAR-10's size, bf16, against a
 server that trains nothing; whole batches, and in micro-batches of 32. Beside it stands a conventional client, which has
-no head, and keeps its graph until the gradient is back. A
-resident set varies from one time to the next by up to a tenth.
+no head, and keeps its graph until the gradient is back. A resident set varies from one time to the next by up to a
+tenth.
 """
 
 import argparse
