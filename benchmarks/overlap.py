@@ -135,9 +135,11 @@ class Feeder:
         shard = setup.make_shards(config, data)[0]
         self.network = setup.build_network(config, data.train.sample_shape, data.classes)
         client = setup.build_client(config, self.network, 0)
-        drawn = itertools.islice(train_batches(data, shard, BATCH_SIZE, seed=0, client=0, epoch=0), MADE_BATCHES)
+        drawn = list(itertools.islice(train_batches(data, shard, BATCH_SIZE, seed=0, client=0, epoch=0), MADE_BATCHES))
         cut = [client_side.decoupled_step(client, x, labels, 0, step)[0] for step, (x, labels) in enumerate(drawn)]
         self.batches = [write_batch(batch, config.wire.codec) for batch in cut]
+        client_side.set_training(client, False)
+        self.test = write_batch(client_side.evaluate(client, *drawn[0], 0, 0)[0], config.wire.codec, test=True)
 
     @property
     def batch_bytes(self) -> float:
@@ -162,7 +164,7 @@ class Feeder:
         for step in range(1 if test else steps):
             connection.send_in_turn(partial(self.message, epoch, step, test))
         if test:
-            end = pb.ClientMessage(test_end=pb.TestEnd(epoch=epoch, samples=BATCH_SIZE))
+            end = pb.ClientMessage(test_end=pb.TestEnd(epoch=epoch, samples=BATCH_SIZE, has_head=True))
         else:
             end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=samples))
         connection.send_in_turn(lambda: [end])
@@ -170,8 +172,8 @@ class Feeder:
     def message(self, epoch: int, step: int, test: bool) -> list[pb.ClientMessage]:
         """A copy of a batch: those before it may not be on the wire yet."""
         copy = pb.ClientMessage()
-        copy.CopyFrom(self.batches[step % len(self.batches)])
-        copy.batch.test, copy.batch.epoch, copy.batch.step = test, epoch, step
+        copy.CopyFrom(self.test if test else self.batches[step % len(self.batches)])
+        copy.batch.epoch, copy.batch.step = epoch, step
         return [copy]
 
 
