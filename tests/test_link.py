@@ -1,6 +1,7 @@
 """The link of the benchmarks: its bandwidth and delay are lower bounds that hold, and it is no unlimited buffer."""
 
 import contextlib
+import importlib
 import importlib.util
 import random
 import signal
@@ -12,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from halfpass.config import Config, DataConfig, TrainConfig
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "link.py"
 spec = importlib.util.spec_from_file_location("link", FILE)
@@ -117,3 +120,11 @@ def test_sigterm_ends_it_with_a_word_on_its_cost():
         proxy.send_signal(signal.SIGTERM)
         assert proxy.wait(DEADLINE) == 0
         assert proxy.stdout.read().startswith("carried 0 bytes up and 0 down in ")
+
+
+def test_a_server_takes_the_feeder_of_overlap_for_a_client(tmp_path, monkeypatch):
+    """The benchmark's stand-in for a client says all that a client says, tests included."""
+    monkeypatch.syspath_prepend(FILE.parent)
+    overlap = importlib.import_module("overlap")
+    config = Config(data=DataConfig(limit=256), train=TrainConfig(epochs=2, threads=1), out=str(tmp_path / "run"))
+    assert overlap.server_alone(config, overlap.Feeder(config)) > 0
