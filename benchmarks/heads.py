@@ -64,6 +64,8 @@ def rows(cuts: Sequence[str], heads: Sequence[str], steps: int, jobs: int, folde
         measured = config(cut, head, micro_batch, steps, folder / str(next(numbers)))
         return Measurement("client", measured.method, measured).peak_bytes()
 
+    tables = {head: cut_table(MODEL, SHAPE, CLASSES, head) for head in heads}
+    costs = {(name, head): row for head in heads for row in tables[head] for name in (row.layer, *row.also)}
     with ThreadPoolExecutor(jobs) as pool:
         conventional = {cut: pool.submit(peak, cut) for cut in cuts}
         waiting = [
@@ -71,12 +73,6 @@ def rows(cuts: Sequence[str], heads: Sequence[str], steps: int, jobs: int, folde
             for cut in cuts
             for head in heads
         ]
-        costs = {
-            (name, head): row
-            for head in heads
-            for row in cut_table(MODEL, SHAPE, CLASSES, head)
-            for name in (row.layer, *row.also)
-        }
         try:
             for cut, head, whole, micro in waiting:
                 yield head_row(cut, head, costs[cut, head], whole.result(), micro.result(), conventional[cut].result())

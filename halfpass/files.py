@@ -42,6 +42,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(file: Path) -> Iterator[None]:
+    """Raises RunError, which names the file, where writing it fails in it."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -60,6 +61,7 @@ def refuse_file(place: str, file: Path) -> None:
 
 
 def refuse_place(place: str, folder: Path) -> None:
+    """Raises InputError where nothing can be written into the folder, or it cannot be made."""
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise InputError(place, "a folder", f"a file at {nearest}", "choose another name")

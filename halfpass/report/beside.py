@@ -1,7 +1,7 @@
 """Decoupled runs beside conventional ones that differ by nothing else, and beside what the paper observed."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from halfpass.config import RECORDED
@@ -55,7 +55,7 @@ def columns(rows: Sequence[Beside]) -> list[str]:
 # Which runs are compared
 
 
-def _pairs(one: Series, others: Sequence[Series], but: set[str] | frozenset[str] = frozenset()) -> list[Pair]:
+def _pairs(one: Series, others: Sequence[Series], but: Set[str] = frozenset()) -> list[Pair]:
     """By seed, with all of the others whose settings are equal, `but` those."""
     settings = _settings(one.results[0], but)
     theirs = [result for other in others if _settings(other.results[0], but) == settings for result in other.results]
@@ -64,7 +64,7 @@ def _pairs(one: Series, others: Sequence[Series], but: set[str] | frozenset[str]
     return [pair for pair in pairs if pair.conventional]
 
 
-def _settings(result: Result, but: set[str] | frozenset[str]) -> dict[str, Any]:
+def _settings(result: Result, but: Set[str]) -> dict[str, Any]:
     recorded = {name: tables.value_unless_usual(result, name) for name in RECORDED if name not in OWN | but}
     return {**recorded, "settings": result.get("settings") or {}}
 

@@ -52,13 +52,18 @@ def _groups(results: Sequence[Result]) -> list[list[Result]]:
 
 def value_unless_usual(result: Result, name: str) -> Any:
     """A setting's value; None where it is the usual one, which an older result may not have either, or of no effect."""
-    value = None if name in SPLIT and result.get("method") == "centralized" else result.get(name)
+    value = result.get(name) if _applies(result, name) else None
     return None if not value or str(value) == USUAL.get(name) else value
 
 
+def _applies(result: Result, name: str) -> bool:
+    """Whether a setting is of effect in a training of the result's method."""
+    method = result.get("method")
+    return not ((name in SPLIT and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"))
+
+
 def _setting(group: Group, name: str) -> str | None:
-    method = group[0].get("method")
-    if (name in SPLIT and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"):
+    if not _applies(group[0], name):
         return None
     value = (group[0] if name in SETTINGS else group[0].get("settings") or {}).get(name)
     value = USUAL.get(name) if value is None else value  # an older run does not know it
