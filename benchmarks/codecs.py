@@ -26,11 +26,11 @@ import torch
 from step import BATCH_SIZE, CLASSES, MIDDLE, Row, at_least_one, first_batches, random_pictures, say, with_precision
 from torch import Tensor
 
+from halfpass.algorithm.client import Client, decoupled_step
+from halfpass.data.batches import train_batches
+from halfpass.data.cifar import CIFAR
+from halfpass.data.datasets import Dataset, Samples, load
 from halfpass.files import write_json
-from halfpass.learn.batches import train_batches
-from halfpass.learn.cifar import CIFAR
-from halfpass.learn.client import Client, decoupled_step
-from halfpass.learn.data import Dataset, Samples, load
 from halfpass.run import setup
 from halfpass.run.records import command_line, environment
 from halfpass.wire.codec import CODECS

@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from halfpass.commands.grid import Member, grid_rows, read_pairs, run_grid
 from halfpass.config import from_dict, nested
 from halfpass.errors import HalfpassError
 from halfpass.files import write_json
 from halfpass.report.figures import COLOURS, INK, STYLE
-from halfpass.run.grid import Member, grid_rows, read_pairs, run_grid
 from halfpass.run.records import command_line, environment
 
 ROOT = Path(__file__).resolve().parents[1]

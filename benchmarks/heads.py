@@ -25,8 +25,8 @@ from step import BATCH_SIZE, CLASSES, RECIPE, ROOT, Row, at_least_one
 
 from halfpass.config import Config, DataConfig, ModelConfig
 from halfpass.files import write_json
-from halfpass.learn.cuts import CutRow, cut_table
-from halfpass.learn.heads import HEADS
+from halfpass.networks.cut_table import CutRow, cut_table
+from halfpass.networks.heads import HEADS
 from halfpass.run.records import command_line, environment
 
 MODEL, SHAPE, CUTS = "resnet20", (3, 32, 32), ["stage_1.2", "stage_2.1", "stage_3.0"]

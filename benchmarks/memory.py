@@ -50,8 +50,8 @@ from torch.utils.checkpoint import checkpoint_sequential
 from halfpass.config import Config, DataConfig, ModelConfig
 from halfpass.errors import RunError
 from halfpass.files import write_json
-from halfpass.learn.models import CifarResNet, build_model
-from halfpass.learn.split import Halves
+from halfpass.networks.models import CifarResNet, build_model
+from halfpass.networks.split import Halves
 from halfpass.run import setup
 from halfpass.run.client_process import join
 from halfpass.run.local import LocalRun

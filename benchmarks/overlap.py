@@ -38,11 +38,11 @@ from link import link
 from nullserver import NullServer
 from step import BATCH_SIZE, PLAIN_SAMPLES, RECIPE, ROOT, Row, epoch_seconds_per_step, say
 
+from halfpass.algorithm import client as client_side
 from halfpass.config import Config, DataConfig, ModelConfig, WireConfig
+from halfpass.data.batches import batch_count, train_batches
 from halfpass.errors import RunError
 from halfpass.files import write_json
-from halfpass.learn import client as client_side
-from halfpass.learn.batches import batch_count, train_batches
 from halfpass.report.figures import BLUE, GREY, INK, STYLE, VERMILLION
 from halfpass.report.tables import significant
 from halfpass.run import setup

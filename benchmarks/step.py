@@ -29,13 +29,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
+from halfpass.data.batches import train_batches
+from halfpass.data.cifar import CIFAR
+from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import RunError
 from halfpass.files import write_json
-from halfpass.learn.batches import train_batches
-from halfpass.learn.cifar import CIFAR
-from halfpass.learn.data import Dataset, Samples
-from halfpass.learn.models import CifarResNet, build_model
-from halfpass.learn.split import join_state
+from halfpass.networks.models import CifarResNet, build_model
+from halfpass.networks.split import join_state
 from halfpass.run import setup
 from halfpass.run.local import LocalRun
 from halfpass.run.records import command_line, environment

@@ -4,18 +4,18 @@ This is the contents page of public names. A run from settings to result files: 
 itself, on your own modules and loops: `split`, `build_head`, `Client`, `Server` and the step functions.
 """
 
+from halfpass.algorithm import client as client_steps
+from halfpass.algorithm import server as server_steps
+from halfpass.algorithm.client import Client
+from halfpass.algorithm.server import Server
+from halfpass.commands.export import export
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, RunError
-from halfpass.learn import client as client_steps
-from halfpass.learn import server as server_steps
-from halfpass.learn.client import Client
-from halfpass.learn.cuts import cut_table
-from halfpass.learn.heads import build_head
-from halfpass.learn.models import build_model
-from halfpass.learn.server import Server
-from halfpass.learn.split import Halves, cut_shapes, join_state, joint, split
-from halfpass.run.export import export
+from halfpass.networks.cut_table import cut_table
+from halfpass.networks.heads import build_head
+from halfpass.networks.models import build_model
+from halfpass.networks.split import Halves, cut_shapes, join_state, joint, split
 from halfpass.run.train import compare, train
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import sys
 
-from halfpass.run.cli import main
+from halfpass.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Settings: one frozen dataclass per group, a sentence under each field, checked when made.
 
-The command line, its help and the YAML files are made from these classes (`halfpass/run/cli.py`). Settings stop at
-the door: `halfpass.learn` and `halfpass.wire` take plain values.
+The command line, its help and the YAML files are made from these classes (`halfpass/commands/cli.py`). Settings stop at
+the door: only `halfpass.run`, `commands` and `report` know them, all else takes plain values.
 """
 
 import contextlib

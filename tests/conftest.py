@@ -1,4 +1,4 @@
-"""Shape annotations of halfpass.learn are checked while the tests run; one thread, so that sums repeat exactly.
+"""Shape annotations of what computes are checked while the tests run; one thread, so that sums repeat exactly.
 
 Not those of networks, which torch.fx calls with stand-ins for tensors.
 """
@@ -7,14 +7,19 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-LEARN = Path(__file__).parent.parent / "halfpass" / "learn"
-CHECKED = [f"halfpass.learn.{file.stem}" for file in LEARN.glob("*.py") if file.stem not in ("models", "transformer", "trace", "split")]
+PACKAGE = Path(__file__).parent.parent / "halfpass"
+CHECKED = [
+    f"halfpass.{room}.{file.stem}"
+    for room in ("algorithm", "arithmetic", "data", "networks")
+    for file in sorted((PACKAGE / room).glob("*.py"))
+    if file.stem not in ("models", "transformer", "trace", "split", "__init__")
+]
 hook = install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from halfpass.learn.data import Dataset, Samples  # noqa: E402
+from halfpass.data.datasets import Dataset, Samples  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from plain import HandCut
 from torch import nn
 
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
-from halfpass.learn.batches import train_batches
+from halfpass.data.batches import train_batches
 from halfpass.run import setup
 from halfpass.run.local import LocalRun
 

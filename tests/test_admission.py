@@ -8,9 +8,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from halfpass.algorithm.handover import client_weights
 from halfpass.config import ClientsConfig, Config
 from halfpass.errors import InputError, RunError
-from halfpass.learn.handover import client_weights
 from halfpass.run import setup
 from halfpass.run.server_process import Admission, ServerRun
 from halfpass.wire import halfpass_pb2 as pb

@@ -11,10 +11,10 @@ import yaml
 from plain import equal
 from safetensors.torch import load_file
 
+from halfpass.commands.cli import main
 from halfpass.config import Config, ModelConfig, as_dict, flatten, from_dict
 from halfpass.errors import InputError, PassedOnError
 from halfpass.run import setup
-from halfpass.run.cli import main
 from halfpass.wire import connection
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]

@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from halfpass.data import cifar
+from halfpass.data import datasets as data
+from halfpass.data.batches import batch_count, draw_crop_and_flip, test_batches, train_batches
+from halfpass.data.datasets import KNOWN_SHAPES, Dataset, Samples, load
 from halfpass.errors import InputError
-from halfpass.learn import cifar, data
-from halfpass.learn.batches import batch_count, draw_crop_and_flip, test_batches, train_batches
-from halfpass.learn.data import KNOWN_SHAPES, Dataset, Samples, load
-from halfpass.learn.seed import derive_seed
+from halfpass.seed import derive_seed
 
 COUNTS = {"data_batch_1": 4, "data_batch_2": 3, "test_batch": 5}
 

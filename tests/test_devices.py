@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 
+from halfpass.algorithm import client as client_side
+from halfpass.algorithm import server as server_side
+from halfpass.arithmetic.precision import Arithmetic
 from halfpass.config import Config, ModelConfig
-from halfpass.learn import client as client_side
-from halfpass.learn import server as server_side
-from halfpass.learn.batches import crop_and_flip, test_batches, train_batches
-from halfpass.learn.data import Dataset, Samples
-from halfpass.learn.precision import Arithmetic
+from halfpass.data.batches import crop_and_flip, test_batches, train_batches
+from halfpass.data.datasets import Dataset, Samples
 from halfpass.run import setup
 
 

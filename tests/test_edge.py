@@ -12,15 +12,15 @@ from small import SGD, config, plain_batches, shards
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.algorithm.edge import EdgeHalf
+from halfpass.commands.cli import main
+from halfpass.commands.export import export
 from halfpass.config import ClientsConfig, Config, ModelConfig, ServerConfig, TrainConfig, WireConfig
-from halfpass.learn.edge import EdgeHalf
-from halfpass.learn.models import build_model
-from halfpass.learn.split import split_twice
+from halfpass.networks.models import build_model
+from halfpass.networks.split import split_twice
 from halfpass.report import tables
 from halfpass.report.runs import read_run, summary
 from halfpass.run import setup
-from halfpass.run.cli import main
-from halfpass.run.export import export
 from halfpass.run.local import train_local
 from halfpass.run.records import RunFolder
 

@@ -7,8 +7,8 @@ from runtimes import rows_of, train_in_both_runtimes
 from small import SGD, config, joined, plain_batches, plain_start, run
 from torch.nn.functional import cross_entropy
 
+from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, ServerConfig, TrainConfig, WireConfig
-from halfpass.run.cli import main
 
 
 def test_a_gradient_for_every_batch_makes_it_conventional(data):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from halfpass.algorithm.edge import EdgeHalf
+from halfpass.arithmetic import fused
+from halfpass.arithmetic.fused import NormRelu, check_compiler, fuse
 from halfpass.errors import InputError
-from halfpass.learn import fused
-from halfpass.learn.edge import EdgeHalf
-from halfpass.learn.fused import NormRelu, check_compiler, fuse
-from halfpass.learn.heads import build_head
-from halfpass.learn.models import build_model
-from halfpass.learn.split import split, split_twice
+from halfpass.networks.heads import build_head
+from halfpass.networks.models import build_model
+from halfpass.networks.split import split, split_twice
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from halfpass.arithmetic.graphs import Graphs
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
-from halfpass.learn.data import Dataset, Samples
-from halfpass.learn.graphs import Graphs
+from halfpass.data.datasets import Dataset, Samples
 from halfpass.run import setup
 from halfpass.run.local import LocalRun
 

@@ -14,10 +14,10 @@ from small import config, joined, plain_batches, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from halfpass.algorithm.whole import whole_step
+from halfpass.arithmetic import precision
+from halfpass.arithmetic.graphs import RECORDED, WARM_UP, Graphs
 from halfpass.errors import InputError
-from halfpass.learn import precision
-from halfpass.learn.graphs import RECORDED, WARM_UP, Graphs
-from halfpass.learn.whole import whole_step
 from halfpass.run import setup
 
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from runtimes import rows_of
 
+from halfpass.commands.cli import main
+from halfpass.commands.grid import choose, read_grid
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in
-from halfpass.run.cli import main
-from halfpass.run.grid import choose, read_grid
 from halfpass.run.records import RunFolder
 from halfpass.run.train import train
 
@@ -169,7 +169,7 @@ def test_a_folder_in_a_store_s_place_that_is_no_store_is_not_removed(grid, tmp_p
         file.parent.mkdir(parents=True)
         file.write_text("mine")
     ended = SimpleNamespace(status=lambda: 1, failure=lambda: RunError("store", "an empty folder", "other files", "see there"))
-    monkeypatch.setattr("halfpass.run.grid.Child", lambda *arguments, **options: ended)
+    monkeypatch.setattr("halfpass.commands.grid.Child", lambda *arguments, **options: ended)
     assert main(["paper", str(grid), "--out", str(tmp_path / "runs"), "--only", "clients=1", "method=decoupled", "seed=3", "recipe=slow"]) == 1
     assert run.read_text() != "mine"
     assert mine.read_text() == "mine"

@@ -12,7 +12,7 @@ from torch import nn
 
 from halfpass.config import Config, ModelConfig
 from halfpass.errors import InputError
-from halfpass.learn.heads import HEADS, FlatLinear, build_head
+from halfpass.networks.heads import HEADS, FlatLinear, build_head
 from halfpass.run import setup
 
 IMAGES = [(16, 8, 8), (3, 5, 7), (8, 1, 1), (4, 1, 6)]

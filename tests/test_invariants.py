@@ -12,13 +12,13 @@ from plain import HalfFrozen, HandCut, equal, train_decoupled, train_end_to_end
 from small import SGD, close, config, joined, one_cycle, plain_batches, plain_start, run, shards
 from torch import nn
 
+from halfpass.algorithm import client as client_side
+from halfpass.algorithm import server as server_side
+from halfpass.algorithm.whole import whole_step
+from halfpass.arithmetic import fused
 from halfpass.config import ModelConfig
+from halfpass.data.batches import test_batches, train_batches
 from halfpass.errors import InputError
-from halfpass.learn import client as client_side
-from halfpass.learn import fused
-from halfpass.learn import server as server_side
-from halfpass.learn.batches import test_batches, train_batches
-from halfpass.learn.whole import whole_step
 from halfpass.run import replay, setup
 from halfpass.run.local import LocalRun
 from halfpass.run.rounds import place_in_epoch, turns

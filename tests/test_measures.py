@@ -93,7 +93,7 @@ def test_a_result_is_of_all_epochs_and_clients():
 FAULTS = """
 import resource, sys, torch
 from halfpass.config import Config, TrainConfig
-from halfpass.learn.models import build_model
+from halfpass.networks.models import build_model
 from halfpass.run.setup import settle_process
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":

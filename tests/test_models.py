@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from halfpass.config import Config, DataConfig, Method, ModelConfig, TrainConfig
 from halfpass.errors import InputError
-from halfpass.learn.heads import build_head
-from halfpass.learn.models import MIDDLE_CUTS, MODELS, GlobalAverage, PaddedShortcut, build_model
-from halfpass.learn.split import cut_shapes, split
+from halfpass.networks.heads import build_head
+from halfpass.networks.models import MIDDLE_CUTS, MODELS, GlobalAverage, PaddedShortcut, build_model
+from halfpass.networks.split import cut_shapes, split
 from halfpass.run.train import train
 
 OWN = """

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from halfpass.data.partition import PARTITIONS, partition
 from halfpass.errors import InputError
-from halfpass.learn.partition import PARTITIONS, partition
 
 LABELS = torch.arange(1000) % 10  # ten classes, a hundred each
 DEALT = sorted(PARTITIONS.keys() - {"own"})

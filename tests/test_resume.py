@@ -10,11 +10,11 @@ from runtimes import rows_of
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in, replacing
 from halfpass.run import centralized, epoch, local, records
-from halfpass.run.cli import main
 from halfpass.run.records import RunFolder
 from halfpass.run.train import resume, train
 from halfpass.wire.store import UploadStore

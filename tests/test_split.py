@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from halfpass.config import Config, ModelConfig
 from halfpass.errors import InputError
-from halfpass.learn.cuts import cut_table
-from halfpass.learn.models import build_model
-from halfpass.learn.split import Halves, check_same, cut_shapes, join_state, layer_names, split, whole
+from halfpass.networks.cut_table import cut_table
+from halfpass.networks.models import build_model
+from halfpass.networks.split import Halves, check_same, cut_shapes, join_state, layer_names, split, whole
 from halfpass.run.setup import build_network
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig, WireConfig
+from halfpass.data.datasets import load
+from halfpass.data.listops import LENGTH
 from halfpass.errors import InputError
-from halfpass.learn.cuts import cut_table
-from halfpass.learn.data import load
-from halfpass.learn.listops import LENGTH
-from halfpass.learn.models import build_model
-from halfpass.learn.split import cut_shapes, split
+from halfpass.networks.cut_table import cut_table
+from halfpass.networks.models import build_model
+from halfpass.networks.split import cut_shapes, split
 from halfpass.run import setup
 from halfpass.run.train import train
 

@@ -17,15 +17,15 @@ from small import SGD, close, config, joined, one_cycle, plain_batches, plain_st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.commands.cli import main
+from halfpass.commands.retrain import retrain
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.cut import CutBatch
+from halfpass.data.batches import micro_batches
 from halfpass.errors import RunError
 from halfpass.files import alone_in
-from halfpass.learn.batches import micro_batches
 from halfpass.run import replay, setup
-from halfpass.run.cli import main
 from halfpass.run.local import LocalRun
-from halfpass.run.retrain import retrain
 from halfpass.run.server_process import ServerRun
 from halfpass.run.train import train
 from halfpass.wire.store import UploadStore
@@ -377,7 +377,7 @@ def test_a_full_disk_ends_the_run_and_what_was_trained_is_saved(tmp_path, runtim
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000,) * 2);"
-        "from halfpass.run.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from halfpass.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

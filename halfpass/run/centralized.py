@@ -4,12 +4,12 @@ import dataclasses
 import time
 from typing import Any
 
+from halfpass.algorithm import whole as whole_side
+from halfpass.algorithm.checkpoint import load_training_state, training_state
+from halfpass.arithmetic.optimizers import learning_rate, set_learning_rate
 from halfpass.config import Config
-from halfpass.learn import whole as whole_side
-from halfpass.learn.batches import batch_count, test_batches, train_batches
-from halfpass.learn.checkpoint import load_training_state, training_state
-from halfpass.learn.data import Dataset
-from halfpass.learn.optimizers import learning_rate, set_learning_rate
+from halfpass.data.batches import batch_count, test_batches, train_batches
+from halfpass.data.datasets import Dataset
 from halfpass.run import setup
 from halfpass.run.epoch import Tally, check_finite
 from halfpass.run.memory import PeakMemory

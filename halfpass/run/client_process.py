@@ -8,11 +8,11 @@ import json
 from functools import partial
 from pathlib import Path
 
+from halfpass.algorithm.client import Client
 from halfpass.config import Config
 from halfpass.cut import CutBatch
-from halfpass.learn.batches import batch_count, test_batches, train_batches
-from halfpass.learn.client import Client
-from halfpass.learn.data import Dataset, Samples
+from halfpass.data.batches import batch_count, test_batches, train_batches
+from halfpass.data.datasets import Dataset, Samples
 from halfpass.run import setup
 from halfpass.run.children import for_peer
 from halfpass.run.epoch import ClientEpoch, Tally, handed_over, take_over, test_epoch

@@ -1,4 +1,4 @@
-"""An edge's link to the server above it, in either runtime (`learn/edge.py` says what an edge is).
+"""An edge's link to the server above it, in either runtime (`algorithm/edge.py` says what an edge is).
 
 An edge's clients see a server like any other. The link above it is a run of its own, with the edge as its only client:
 its run folder is the whole run's, and the edge's is `edge/` in it.
@@ -10,12 +10,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from halfpass.algorithm.checkpoint import load_training_state, training_state
+from halfpass.algorithm.edge import EdgeHalf
+from halfpass.algorithm.server import Server
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
-from halfpass.learn.checkpoint import load_training_state, training_state
-from halfpass.learn.edge import EdgeHalf
-from halfpass.learn.server import Server
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.client_process import connect, encoded

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halfpass.algorithm import client as client_side
+from halfpass.algorithm import server as server_side
+from halfpass.algorithm.client import Client, Pending
+from halfpass.algorithm.handover import client_weights, load_client_weights, load_relay_state, relay_state
+from halfpass.algorithm.server import Server
+from halfpass.arithmetic.optimizers import learning_rate, set_learning_rate
 from halfpass.config import Config
 from halfpass.cut import CutBatch
+from halfpass.data.batches import micro_batches
 from halfpass.errors import RunError
-from halfpass.learn import client as client_side
-from halfpass.learn import server as server_side
-from halfpass.learn.batches import micro_batches
-from halfpass.learn.client import Client, Pending
-from halfpass.learn.handover import client_weights, load_client_weights, load_relay_state, relay_state
-from halfpass.learn.optimizers import learning_rate, set_learning_rate
-from halfpass.learn.server import Server
 
 
 @dataclass

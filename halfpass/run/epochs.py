@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from halfpass.algorithm.server import Server
 from halfpass.config import Config
-from halfpass.learn.server import Server
 from halfpass.run.above import Above
 from halfpass.run.epoch import Score, Tally
 from halfpass.run.memory import PeakMemory

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from halfpass.algorithm.checkpoint import load_training_state, training_state
+from halfpass.algorithm.server import Server
 from halfpass.config import Config
-from halfpass.learn.batches import test_batches, train_batches
-from halfpass.learn.checkpoint import load_training_state, training_state
-from halfpass.learn.data import Dataset, Samples
-from halfpass.learn.server import Server
+from halfpass.data.batches import test_batches, train_batches
+from halfpass.data.datasets import Dataset, Samples
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.edge import LocalLink

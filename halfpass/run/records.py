@@ -21,12 +21,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from halfpass.algorithm.client import Client
+from halfpass.algorithm.server import Server
+from halfpass.algorithm.whole import Whole
 from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError, reason
 from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
-from halfpass.learn.client import Client
-from halfpass.learn.server import Server
-from halfpass.learn.whole import Whole
 from halfpass.run.epoch import Score, Tally
 from halfpass.wire.meter import Meter
 

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from halfpass.algorithm.server import Server, evaluate
 from halfpass.config import Config
 from halfpass.cut import CutBatch, merge
 from halfpass.errors import InputError
-from halfpass.learn.seed import derive_seed
-from halfpass.learn.server import Server, evaluate
 from halfpass.run.above import Above
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.rounds import place_in_epoch
+from halfpass.seed import derive_seed
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from halfpass.learn.handover import average_weights
+from halfpass.algorithm.handover import average_weights
 
 
 def turns(topology: str, steps: Sequence[int], rounds: int) -> list[dict[int, int]]:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfpass.algorithm.handover import client_weights
 from halfpass.config import Config
 from halfpass.cut import CutBatch
+from halfpass.data.batches import batch_count
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in
-from halfpass.learn.batches import batch_count
-from halfpass.learn.handover import client_weights
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.children import IS_CHILD, for_peer

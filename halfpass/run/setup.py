@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.algorithm.client import Client, unreached_parameters
+from halfpass.algorithm.edge import EdgeHalf
+from halfpass.algorithm.server import Server
+from halfpass.algorithm.whole import Whole
+from halfpass.arithmetic.optimizers import build_optimizer
+from halfpass.arithmetic.precision import Arithmetic, arithmetic
 from halfpass.config import ClientsConfig, Config, DataConfig, shared_settings
+from halfpass.data.batches import batch_count
+from halfpass.data.datasets import Dataset, Samples, load
+from halfpass.data.partition import partition
 from halfpass.errors import InputError, choice_error
-from halfpass.learn.batches import batch_count
-from halfpass.learn.client import Client, unreached_parameters
-from halfpass.learn.data import Dataset, Samples, load
-from halfpass.learn.edge import EdgeHalf
-from halfpass.learn.heads import HEADS, build_head
-from halfpass.learn.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
-from halfpass.learn.optimizers import build_optimizer
-from halfpass.learn.partition import partition
-from halfpass.learn.precision import Arithmetic, arithmetic
-from halfpass.learn.server import Server
-from halfpass.learn.split import Halves, check_same, cut_shapes, split, split_twice
-from halfpass.learn.transformer import BYTES
-from halfpass.learn.whole import Whole
+from halfpass.networks.heads import HEADS, build_head
+from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
+from halfpass.networks.split import Halves, check_same, cut_shapes, split, split_twice
+from halfpass.networks.transformer import BYTES
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
 from halfpass.wire.codec import CODECS

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from halfpass.errors import InputError, reason
-from halfpass.learn.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
-from halfpass.learn.models import Model
-from halfpass.learn.trace import BY_HAND, Traced, state_of, trace
+from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
+from halfpass.networks.models import Model
+from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
 
 HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'
 

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from halfpass.algorithm.server import Server, evaluate
 from halfpass.config import Config, as_dict
 from halfpass.errors import InputError
 from halfpass.files import alone_in
-from halfpass.learn.server import Server, evaluate
 from halfpass.run import setup
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory

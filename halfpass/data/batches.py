@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
+from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import InputError
-from halfpass.learn.data import Dataset, Samples
-from halfpass.learn.seed import derive_seed
+from halfpass.seed import derive_seed
 
 
 def batch_count(samples: int, batch_size: int) -> int:

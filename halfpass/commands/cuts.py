@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table
 
 from halfpass.config import DataConfig, ModelConfig
-from halfpass.learn.cuts import CutRow, cut_table
-from halfpass.learn.data import KNOWN_SHAPES, load
+from halfpass.data.datasets import KNOWN_SHAPES, load
+from halfpass.networks.cut_table import CutRow, cut_table
 
 
 def print_cuts(model: ModelConfig, data: DataConfig) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfpass.arithmetic.fused import check_compiler, fuse
+from halfpass.arithmetic.graphs import Backward, Graphs, Pass, backward_of
 from halfpass.errors import InputError, reason
-from halfpass.learn.fused import check_compiler, fuse
-from halfpass.learn.graphs import Backward, Graphs, Pass, backward_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from halfpass.learn.client import Client
+from halfpass.algorithm.client import Client
 
 _OPTIMIZER = "optimizer."
 

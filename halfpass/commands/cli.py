@@ -18,20 +18,20 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
+from halfpass.commands.arguments import Known, check_config, reworded
+from halfpass.commands.cuts import print_cuts
+from halfpass.commands.export import export
+from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
+from halfpass.commands.retrain import retrain
 from halfpass.config import Config, DataConfig, ModelConfig, from_dict
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import refuse_file, write_json
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
-from halfpass.run.arguments import Known, check_config, reworded
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 from halfpass.run.client_process import join
-from halfpass.run.cuts import print_cuts
-from halfpass.run.export import export
-from halfpass.run.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.run.records import command_line, default_folder, environment
-from halfpass.run.retrain import retrain
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfpass.errors import InputError
-from halfpass.learn.models import BasicBlock, Builder, GlobalAverage, check_output, choose, init_convolutions, seeded
-from halfpass.learn.plugin import call_plugin
+from halfpass.networks.models import BasicBlock, Builder, GlobalAverage, check_output, choose, init_convolutions, seeded
+from halfpass.plugin import call_plugin
 
 HIDDEN_LIMIT = 512  # hidden width of `mlp` at most, so that a wide cut does not make the head the larger part
 TAIL_SIDE = 8  # pixels; where the CIFAR ResNets pool

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halfpass.config import Config
+from halfpass.data.datasets import Dataset
 from halfpass.errors import InputError
 from halfpass.files import make_folder, refuse_file, replacing
-from halfpass.learn.data import Dataset
-from halfpass.learn.split import HEAD, join_state, joint, whole
+from halfpass.networks.split import HEAD, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.centralized import test_whole
 from halfpass.run.records import read_config, read_result

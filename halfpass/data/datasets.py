@@ -15,12 +15,12 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from halfpass.data.cifar import CIFAR, read_cifar
+from halfpass.data.imagefolder import read_imagefolder
+from halfpass.data.listops import CLASSES, LENGTH, generate_listops
 from halfpass.errors import InputError, choice_error, reason
-from halfpass.learn.cifar import CIFAR, read_cifar
-from halfpass.learn.imagefolder import read_imagefolder
-from halfpass.learn.listops import CLASSES, LENGTH, generate_listops
-from halfpass.learn.plugin import call_plugin
-from halfpass.learn.seed import derive_seed
+from halfpass.plugin import call_plugin
+from halfpass.seed import derive_seed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
+from halfpass.algorithm.edge import EdgeHalf
 from halfpass.errors import InputError, reason
-from halfpass.learn.edge import EdgeHalf
-from halfpass.learn.split import as_graph
-from halfpass.learn.trace import update
+from halfpass.networks.split import as_graph
+from halfpass.networks.trace import update
 
 KERNELS = 256  # of one function at most: one for each pair of channels and pixels that a network has
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 from torch import Tensor, fx
 
 from halfpass.errors import InputError, near_miss
-from halfpass.learn.trace import BY_HAND, Traced, is_element, is_plain, reads_batch_size, reads_size
+from halfpass.networks.trace import BY_HAND, Traced, is_element, is_plain, reads_batch_size, reads_size
 
 
 @dataclass(frozen=True)

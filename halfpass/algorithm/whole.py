@@ -8,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from halfpass.learn.precision import Arithmetic
-from halfpass.learn.seed import derive_seed
+from halfpass.arithmetic.precision import Arithmetic
+from halfpass.seed import derive_seed
 
 
 @dataclass

@@ -14,11 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.arithmetic.graphs import Backward
+from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch, share_of_batch
 from halfpass.errors import InputError
-from halfpass.learn.graphs import Backward
-from halfpass.learn.precision import Arithmetic
-from halfpass.learn.seed import derive_seed
+from halfpass.seed import derive_seed
 
 
 @dataclass

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfpass.errors import InputError, choice_error, reason
-from halfpass.learn.plugin import call_plugin
-from halfpass.learn.seed import derive_seed
-from halfpass.learn.transformer import TextTransformer
+from halfpass.networks.transformer import TextTransformer
+from halfpass.plugin import call_plugin
+from halfpass.seed import derive_seed
 
 Model = nn.Module | tuple[nn.Module, nn.Module]
 Builder = Callable[[tuple[int, ...], int], nn.Module]  # (shape of a sample, classes) → network

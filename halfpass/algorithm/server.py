@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch
-from halfpass.learn.precision import Arithmetic
-from halfpass.learn.seed import derive_seed
+from halfpass.seed import derive_seed
 
 
 @dataclass

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from halfpass.errors import InputError, choice_error
-from halfpass.learn.seed import derive_seed
+from halfpass.seed import derive_seed
 
 Shards = list[Int64[Tensor, " _"]]
 

@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfpass.errors import InputError, reason
-from halfpass.learn.crossing import Cut, all_cuts
-from halfpass.learn.heads import HEADS, build_head
-from halfpass.learn.models import build_model, choose
-from halfpass.learn.trace import Traced, trace
+from halfpass.networks.crossing import Cut, all_cuts
+from halfpass.networks.heads import HEADS, build_head
+from halfpass.networks.models import build_model, choose
+from halfpass.networks.trace import Traced, trace
 
 FLOAT32_BYTES = 4
 SAMPLES = 2  # in the measured batch: one alone can be mistaken for a dimension without meaning

@@ -1,0 +1,1 @@
+"""How the halves compute: precision, recorded and fused kernels, optimizers."""

@@ -1,0 +1,1 @@
+"""Data sets by name, their shards and their batches."""

@@ -1,0 +1,1 @@
+"""Networks by name, their auxiliary heads, and how a network is cut."""
