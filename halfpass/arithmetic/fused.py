@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
-from halfpass.algorithm.edge import EdgeHalf
 from halfpass.errors import InputError, reason
 from halfpass.networks.split import as_graph
 from halfpass.networks.trace import update
@@ -31,9 +30,6 @@ def fuse(module: nn.Module) -> nn.Module:
     A graph, such as a half, is changed in place. Of what is no graph, such as a head, a traced copy is returned, with
     the same state, or where it has nothing to replace or cannot be traced faithfully, the module itself.
     """
-    if isinstance(module, EdgeHalf):
-        module.between, module.head = fuse(module.between), fuse(module.head)
-        return module
     graph = module if isinstance(module, fx.GraphModule) else _graph_of(module)
     if graph is None:
         return module

@@ -259,9 +259,13 @@ def build_client(config: Config, network: Network, index: int) -> Client:
 
 def build_server(config: Config, network: Network) -> Server:
     place = _arithmetic(config)
-    half = place.place(copy.deepcopy(network.halves.server)).train()
-    if isinstance(half, EdgeHalf):  # keeps what it computes, which a replay would not see
-        place = dataclasses.replace(place, graphs=None)
+    half = copy.deepcopy(network.halves.server)
+    if isinstance(half, EdgeHalf):
+        half.between, half.head = place.place(half.between), place.place(half.head)
+        place = dataclasses.replace(place, graphs=None)  # it keeps what it computes, which a replay would not see
+    else:
+        half = place.place(half)
+    half.train()
     return Server(half, _optimizer(config, list(half.parameters())), place, config.train.seed, _loss(config))
 
 
