@@ -69,14 +69,22 @@ class ModelConfig:
     """The network, where it is cut, and the auxiliary head at the cut."""
 
     name: str = "digits-cnn"
-    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts), or module:function
-    returning an nn.Module, or a pair of them: client half and server half."""
+    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts); timm:NAME,
+    torchvision:NAME or hf:FOLDER, of those libraries where they are installed; or module:function returning an
+    nn.Module, or a pair of them: client half and server half."""
     cut: str | None = None
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
     """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3,
     or module:function."""
+    weights: str | None = None
+    """File of initial weights by name (safetensors, or PyTorch's of tensors alone). Each side loads what is its own;
+    what does not match is said."""
+    pretrained: bool = False
+    """Take the published weights of a network of timm, torchvision or hf."""
+    freeze: str | None = None
+    """Parameters that are not trained, as patterns separated by commas: stem.*, stage_1.*"""
     edge_cut: str | None = None
     """A second, later cut of decoupled training: what is between the two runs on an edge server, which learns from an
     auxiliary head of its own and uploads in its turn. Default: none; client and server."""
@@ -390,7 +398,9 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What may differ between a server and its clients: each one's own machine and folders, and the whole group `server`.
-_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads", "train.compile"}
+_PRIVATE = {
+    "runtime", "out", "data.path", "data.download", "model.weights", "train.device", "train.threads", "train.compile",
+}  # fmt: skip
 
 
 def shared_settings(config: Config) -> dict[str, Any]:

@@ -6,8 +6,10 @@ Tests: tests/test_split.py.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +22,7 @@ from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, r
 from halfpass.networks.models import Model
 from halfpass.networks.observe import copied, observe, seeded_everything
 from halfpass.networks.planning import Watched, make_plan
-from halfpass.networks.replay import CutPlan, Part, named_tensors
+from halfpass.networks.replay import CutPlan, Part, Value, named_tensors
 from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
 from halfpass.tree import Tree, call, map_leaves, sample_count
 
@@ -99,22 +101,35 @@ class Watching:
         """As `split` does."""
         place = f"model.cut {layer!r}"
         if self.lost is None and isinstance(self.inputs, Tensor):
-            try:
+            with suppress(InputError):  # the network itself may still be cut; if not, that says why
                 halves = _split_graph(self.model, layer)
                 self._check(place, halves)
                 return halves
-            except InputError:
-                pass  # the network itself may still be cut; if not, that says why
-        plan = make_plan(place, layer, self.train, self.evaluation)
-        for side, names in (("client", plan.client), ("server", plan.server)):
-            state = dict(named_tensors(self.train[0].seen.network))
-            if side == "server":
-                refuse_untrainable(place, side, [state[name] for name in names])
-        halves = split_by(self.model, plan)
-        if any(value.times > 1 for value in plan.values):
-            halves = split_by(self.model, _arranged(place, plan, halves.client, self.inputs))
+        halves = split_by(self.model, self.plan(place, layer))
         self._check(place, halves)
         return halves
+
+    def split_twice(self, lower: str, upper: str) -> tuple[Halves, nn.Module, CutPlan | None]:
+        """As `split_twice` does."""
+        place = f"model.edge_cut {upper!r}"
+        if self.lost is None and isinstance(self.inputs, Tensor):
+            with suppress(InputError):
+                halves, between, plan = _graphs(self.model, lower, upper)
+                self._check(place, Halves(halves.client, _Chain(between, halves.server)))
+                return halves, between, plan
+        plans = self.plan(f"model.cut {lower!r}", lower), self.plan(place, upper)
+        halves, between, plan = _parts(self.model, *plans)
+        self._check(place, Halves(halves.client, _Chain(between, halves.server)))
+        return halves, between, plan
+
+    def plan(self, place: str, layer: str) -> CutPlan:
+        """How the network is replayed on either side of a cut; raises InputError where it cannot be cut there."""
+        plan = make_plan(place, layer, self.train, self.evaluation)
+        state = dict(named_tensors(self.train[0].seen.network))
+        refuse_untrainable(place, "server", [state[name] for name in plan.server])
+        if any(value.times > 1 for value in plan.values):
+            plan = _arranged(plan, split_by(self.model, plan).client, self.inputs)
+        return plan
 
     def _check(self, place: str, halves: Halves) -> None:
         check_exact(
@@ -141,7 +156,7 @@ def _settle_attention(model: nn.Module) -> None:
         torch.backends.mha.set_fastpath_enabled(False)
 
 
-def _arranged(place: str, plan: CutPlan, client: nn.Module, inputs: Tree) -> CutPlan:
+def _arranged(plan: CutPlan, client: nn.Module, inputs: Tree) -> CutPlan:
     """The plan with the arrangement of values that have several entries for each sample: a sample's entries follow on
     each other, or the samples' first ones do. Told by samples in another order; where neither fits, whole."""
     order = torch.arange(sample_count(inputs)).roll(1)
@@ -173,15 +188,28 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-def split_twice(model: Model, lower: str, upper: str) -> tuple[Halves, nn.Module]:
-    """Cut `model` behind two layers: (what is below the lower cut and what is above the upper one, the part between).
+def split_twice(
+    model: Model, lower: str, upper: str, inputs: Tree | None = None, plans: tuple[CutPlan, CutPlan] | None = None
+) -> tuple[Halves, nn.Module, CutPlan | None]:
+    """Cut `model` behind two layers: (what is below the lower cut and what is above the upper one, the part between,
+    the plan of the upper cut).
 
-    The part between takes what crosses the lower cut and returns a tuple of what crosses the upper one. Raises
-    InputError as `split` does, and where the layers are not in that order or have nothing to train between them.
+    The part between takes what crosses the lower cut and returns a tuple of what crosses the upper one. `inputs` as in
+    `split`; `plans` are those of the two cuts that were made elsewhere. Raises InputError as `split` does, and where
+    the layers are not in that order or have nothing to train between them.
     """
     place = f"model.edge_cut {upper!r}"
     if isinstance(model, tuple):
-        raise InputError(place, "one network that can be traced", "two halves", "give one network, or leave it out")
+        raise InputError(place, "one network that can be cut", "two halves", "give one network, or leave it out")
+    if plans is not None:
+        return _parts(model, *plans)
+    if inputs is None:
+        return _graphs(model, lower, upper)
+    return Watching(model, inputs).split_twice(lower, upper)
+
+
+def _graphs(model: nn.Module, lower: str, upper: str) -> tuple[Halves, nn.Module, None]:
+    place = f"model.edge_cut {upper!r}"
     traced = trace(model)
     below, above = find_cut(traced, lower), find_cut(traced, upper)
     if not set(below.client) < set(above.client):
@@ -189,7 +217,35 @@ def split_twice(model: Model, lower: str, upper: str) -> tuple[Halves, nn.Module
     parts = [_client_half(traced, below), _part_between(traced, below, above), _server_half(traced, above)]
     client, between, server = (copy.deepcopy(part).train(model.training) for part in parts)
     refuse_untrainable(place, "edge", between.parameters())
-    return Halves(client, server), between
+    return Halves(client, server), between, None
+
+
+def _parts(model: nn.Module, lower: CutPlan, upper: CutPlan) -> tuple[Halves, nn.Module, CutPlan]:
+    place = f"model.edge_cut {upper.layer!r}"
+    if not set(lower.client) <= set(upper.client) or upper.layer == lower.layer:
+        raise InputError(place, f"a layer behind {lower.layer}", "one that is not", "choose a later one")
+    own = [name for name in lower.server if name in set(upper.client)]
+    between = Part(copied(model), own, lower, upper).train(model.training)
+    refuse_untrainable(place, "edge", between.parameters())
+    ends = split_by(model, lower).client, split_by(model, upper).server
+    return Halves(*ends, lower), between, upper
+
+
+class _Chain(nn.Module):
+    """Two parts, one after the other, with the names of both."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.second(*self.first(*tensors))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        return itertools.chain(*(part.named_parameters(*args, **kwargs) for part in (self.first, self.second)))
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
+        return itertools.chain(*(part.named_buffers(*args, **kwargs) for part in (self.first, self.second)))
 
 
 def as_graph(model: nn.Module) -> fx.GraphModule:
@@ -203,8 +259,19 @@ def layer_names(model: Model) -> list[str]:
     return [] if isinstance(model, tuple) else [cut.layer for cut in all_cuts(trace(model))]
 
 
-def cut_shapes(client_half: nn.Module, sample_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The shapes per sample of the tensors that cross, measured on a copy with a batch of two zero samples.
+def crossing_values(halves: Halves, sample_shape: Any, inputs: Tree | None = None) -> tuple[Value, ...]:
+    """What crosses between the halves. Of graphs and given halves it is measured, on `inputs` where there are some."""
+    if halves.plan is not None:
+        return halves.plan.values
+    shapes = cut_shapes(halves.client, sample_shape, inputs)
+    return tuple(Value(i, None, shape, "float32") for i, shape in enumerate(shapes))
+
+
+def cut_shapes(
+    client_half: nn.Module, sample_shape: tuple[int, ...], inputs: Tree | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes per sample of the tensors that cross, measured on a copy with a batch of two zero samples, or with two
+    of `inputs`.
 
     Raises InputError if the half cannot take such samples, or if something else than (B, ...) floats would cross.
     """
@@ -212,7 +279,8 @@ def cut_shapes(client_half: nn.Module, sample_shape: tuple[int, ...]) -> tuple[t
     device = next((p.device for p in half.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            tensors = half(torch.zeros(2, *sample_shape, device=device))
+            zeros = torch.zeros(2, *sample_shape, device=device) if inputs is None else None
+            tensors = half(zeros) if inputs is None else call(half, map_leaves(lambda leaf: leaf[:2], inputs))
     except InputError:
         raise
     except Exception as error:  # whatever a user's half raises
@@ -346,8 +414,7 @@ def _split_pair(pair: tuple[nn.Module, nn.Module], layer: str) -> Halves:
     if layer:
         raise InputError(place, 'no layer ("") for two halves that are given', f"{layer!r}", "leave model.cut empty")
     refuse_shared(place, *(state_of(half) for half in pair))
-    for side, half in zip(("client", "server"), pair, strict=True):
-        refuse_untrainable(place, side, half.parameters())
+    refuse_untrainable(place, "server", pair[1].parameters())
     return Halves(_ClientOfPair(copy.deepcopy(pair[0])), _ServerOfPair(copy.deepcopy(pair[1])))
 
 

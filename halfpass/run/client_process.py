@@ -110,7 +110,7 @@ def join(config: Config, address: str, index: int) -> Path:
     setup.check_between_processes(config)
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]
-    network = setup.build_network(config, data.train.sample_shape, data.classes)
+    network = setup.build_network(config, data.train.sample_shape, data.classes, setup.some_samples(data))
     client = setup.build_client(config, network, index)
     connection = connect(
         config, network, address, f"client {index}", index, len(shard), batch_count(len(shard), config.train.batch_size)
@@ -138,6 +138,7 @@ def connect(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config)),
         sample_shape=network.sample_shape, classes=network.classes, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
+        plan=setup.write_plans(network.plans),
     )  # fmt: skip
     connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
     try:

@@ -57,7 +57,9 @@ class Admission:
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
         _agree(place, "number of classes", first.classes, join.classes)
-        network = self.network or setup.build_network(self.config, tuple(join.sample_shape), join.classes)
+        network = self.network or setup.build_network(
+            self.config, tuple(join.sample_shape), join.classes, plans=setup.read_plans(join.plan)
+        )
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
