@@ -21,6 +21,14 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def at_home(place: str, path: str) -> str:
+    """The path with a home folder where it begins with ~; raises InputError where nobody has that."""
+    full = os.path.expanduser(path)  # noqa: PTH111  # a Path forgets the ./ of ./~
+    if full.startswith("~"):
+        raise InputError(place, "a path, or the home folder of a user", repr(path), "correct it, or write ./~")
+    return full
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """The file to write instead, which then takes the place of `file`: whole or not at all, a reader never sees half of

@@ -21,7 +21,7 @@ ALLOWED = {  # a folder may import the common files, itself, and these
     "commands": {"algorithm", "arithmetic", "networks", "tasks", "data", "wire", "run", "report", "config", "files"},
 }
 ABOVE = {
-    "cut": {"errors", "tree"}, "errors": set(), "seed": set(), "plugin": {"errors"}, "tree": {"errors"}, "files": {"errors"}, "config": {"errors"},
+    "cut": {"errors", "tree"}, "errors": set(), "seed": set(), "plugin": {"errors"}, "tree": {"errors"}, "files": {"errors"}, "config": {"errors", "files"},
 }
 
 
