@@ -3,7 +3,6 @@
 It needs no data: sample shape and number of classes come with the first client that joins.
 """
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halfpass.algorithm.handover import client_weights
+from halfpass.bounded import parse_json
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
@@ -34,6 +34,7 @@ from halfpass.wire.meter import Meter
 from halfpass.wire.store import UploadStore
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
+MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
 
 
@@ -76,8 +77,8 @@ class Admission:
 
 def _settings(place: str, join: pb.Join) -> dict[str, Any]:
     try:
-        settings = json.loads(join.settings)
-    except json.JSONDecodeError:
+        settings = parse_json(join.settings, MOST_SETTINGS_BYTES)
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise InputError(place, "settings as a JSON object", repr(join.settings[:40]), "use halfpass join")
