@@ -49,6 +49,7 @@ class Call:
     draws: bool  # from PyTorch's random numbers
     reads: Any = None  # the plain value that it gave Python
     is_read: bool = False
+    flops: int = 0  # where they are counted
 
 
 @dataclass
@@ -64,8 +65,12 @@ class Observed:
     lost: str | None = None  # what a trace would lose, in words; None where nothing was seen
 
 
-def observe(model: nn.Module, inputs: Tree, *, training: bool, seed: int = 0) -> Observed:
-    """One pass of a copy of `model` in that mode on `inputs`; raises InputError where the network fails on them."""
+def observe(
+    model: nn.Module, inputs: Tree, *, training: bool, seed: int = 0, flops: Callable[[], int] = lambda: 0
+) -> Observed:
+    """One pass of a copy of `model` in that mode on `inputs`; raises InputError where the network fails on them.
+    `flops` says how many have been counted so far.
+    """
     network = copied(model).train(training)
     inputs = map_leaves(lambda leaf: leaf.clone(), inputs)
     seen = Observed(network, flatten(inputs))
@@ -77,7 +82,7 @@ def observe(model: nn.Module, inputs: Tree, *, training: bool, seed: int = 0) ->
     with seeded_everything(seed), torch.enable_grad(), _noting_returns(network, seen):
         plain_draws = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[index]
         try:
-            with _Watch(seen):
+            with _Watch(seen, flops):
                 seen.outputs = call(network, inputs)
         except Exception as error:  # whatever the network raises
             shapes = {name: tuple(leaf.shape) for name, leaf in seen.inputs.items()}
@@ -193,14 +198,14 @@ def _noting_returns(network: nn.Module, seen: Observed) -> Iterator[None]:
 class _Watch(TorchFunctionMode):
     """Notes every call."""
 
-    def __init__(self, seen: Observed) -> None:
+    def __init__(self, seen: Observed, flops: Callable[[], int]) -> None:
         super().__init__()
-        self.seen, self.contexts = seen, _contexts()
+        self.seen, self.flops, self.contexts = seen, flops, _contexts()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = tensors_in((args, kwargs))
         versions = [_version(tensor) for tensor in given]
-        draws = torch.default_generator.get_state()
+        draws, flops = torch.default_generator.get_state(), self.flops()
         name = name_of(func)
         if name not in CONTEXT_CALLS and self.contexts != _contexts():
             self.seen.lost = self.seen.lost or "its forward changes the gradient mode, autocast or what autograd saves"
@@ -213,7 +218,8 @@ class _Watch(TorchFunctionMode):
         metadata = not makes and not writes and not is_read
         uses = [] if metadata else given
         drawn = not torch.equal(draws, torch.default_generator.get_state())
-        self.seen.calls.append(Call(name, uses, makes, writes, drawn, output if is_read else None, is_read))
+        done = self.flops() - flops
+        self.seen.calls.append(Call(name, uses, makes, writes, drawn, output if is_read else None, is_read, done))
         return output
 
 
