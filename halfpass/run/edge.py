@@ -155,7 +155,7 @@ class RemoteLink(_Link):
         self._memory = PeakMemory(edge.arithmetic.device)
         network = setup.build_network(self.config, tuple(joins[0].sample_shape), joins[0].classes)
         samples = sum(join.samples for join in joins)
-        self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps))
+        self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps), {})
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
