@@ -723,9 +723,7 @@ def graphs() -> list[Architecture]:
 
 # --- Brain signals ----------------------------------------------------------------------------------------------------
 
-BRAIN = """ATCNet AttentionBaseNet BIOT CTNet ContraWR Deep4Net EEGConformer EEGITNet EEGInceptionERP EEGInceptionMI EEGMiner
-EEGNeX EEGNet EEGSimpleConv EEGTCNet FBCNet FBLightConvNet FBMSNet IFNet MSVTNet SCCNet SPARCNet ShallowFBCSPNet
-SincShallowNet SyncNet TIDNet TSception TCFormer MEDFormer SSTDPN""".split()
+BRAIN = ["ATCNet", "AttentionBaseNet", "BIOT", "CTNet", "ContraWR", "Deep4Net", "EEGConformer", "EEGITNet", "EEGInceptionERP", "EEGInceptionMI", "EEGMiner", "EEGNeX", "EEGNet", "EEGSimpleConv", "EEGTCNet", "FBCNet", "FBLightConvNet", "FBMSNet", "IFNet", "MSVTNet", "SCCNet", "SPARCNet", "ShallowFBCSPNet", "SincShallowNet", "SyncNet", "TIDNet", "TSception", "TCFormer", "MEDFormer", "SSTDPN"]
 
 
 def brain() -> list[Architecture]:
@@ -899,10 +897,7 @@ def x_transformers() -> list[Architecture]:
 
 # --- More -------------------------------------------------------------------------------------------------------------
 
-PYTORCHCV = """preresnet10 bam_resnet18 cbam_resnet18 igcv3_wd2 menet108_8x1_g3
-peleenet darknet_tiny condensenet74_c4_g4 mobilenet_wd4 fdmobilenet_wd4 proxylessnas_cpu spnasnet sqnxt23_w1
-dicenet_wd5 ntsnet_cub channelnet zfnet nin_cifar10 xdensenet40_2_k24_bc_cifar10 resnet20_cifar10 pyramidnet110_a48_cifar10
-wrn16_10_cifar10 shakeshakeresnet20_2x16d_cifar10 diaresnet20_cifar10 resdropresnet20_cifar10 shakedropresnet20_cifar10 densenet40_k12_cifar10 sepreresnet20_cifar10 rir_cifar10""".split()
+PYTORCHCV = ["preresnet10", "bam_resnet18", "cbam_resnet18", "igcv3_wd2", "menet108_8x1_g3", "peleenet", "darknet_tiny", "condensenet74_c4_g4", "mobilenet_wd4", "fdmobilenet_wd4", "proxylessnas_cpu", "spnasnet", "sqnxt23_w1", "dicenet_wd5", "ntsnet_cub", "channelnet", "zfnet", "nin_cifar10", "xdensenet40_2_k24_bc_cifar10", "resnet20_cifar10", "pyramidnet110_a48_cifar10", "wrn16_10_cifar10", "shakeshakeresnet20_2x16d_cifar10", "diaresnet20_cifar10", "resdropresnet20_cifar10", "shakedropresnet20_cifar10", "densenet40_k12_cifar10", "sepreresnet20_cifar10", "rir_cifar10"]
 
 
 def pytorchcv() -> list[Architecture]:

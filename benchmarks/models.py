@@ -484,7 +484,7 @@ class Sweep:
         self._keep([], job.named | {"last": True})
         mine = [row for row in self.rows if job.named.items() <= row.items()]
         told = " ".join(row["outcome"] for row in mine) or job.skipped or ("built" if job.cuts else why)
-        done = len(self.rows) and len({(row["family"], row["architecture"]) for row in self.rows}) or sum(self.built.values())
+        done = (len(self.rows) and len({(row["family"], row["architecture"]) for row in self.rows})) or sum(self.built.values())
         print(f"[{done + len(self.skipped)}/{total}] {job.architecture.family} {job.architecture.name}: {told}", file=sys.stderr, flush=True)
         for row in mine:
             if row["outcome"] in ("wrong", "crash"):

@@ -156,7 +156,7 @@ class RemoteLink(_Link):
         upper = {"cut": setup.read_plans(joins[0].plan).get("edge_cut")}
         network = setup.build_network(self.config, tuple(joins[0].sample_shape), joins[0].classes, plans=upper)
         samples = sum(join.samples for join in joins)
-        self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps))
+        self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps), {})
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)

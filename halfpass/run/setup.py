@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +34,10 @@ from halfpass.networks.pretrained import freeze, load_weights
 from halfpass.networks.replay import CutPlan, Value, plan_as_dict, plan_from_dict
 from halfpass.networks.split import Halves, check_same, crossing_values, split, split_by, split_twice
 from halfpass.networks.transformer import BYTES
+from halfpass.run.children import IS_CHILD
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
-from halfpass.tree import Tree
+from halfpass.tree import Tree, leaves
 from halfpass.wire.codec import CODECS
 from halfpass.wire.store import UploadStore
 
@@ -79,7 +81,9 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     data = data or load_data(config.data)
     shards = make_shards(config, data)
     if config.method == "centralized":
-        batch_count(len(data.train), config.train.batch_size)  # refuses a batch that is larger than the data
+        if len(data.train) < config.train.batch_size:
+            expected = f"1 to {len(data.train)}, because there are {len(data.train)} samples"
+            raise InputError("train.batch_size", expected, str(config.train.batch_size), "take a smaller batch")
         build_whole(config, data.train.sample_shape, data.classes)
         return Prepared(data, [], None)
     check_rounds(config, steps_per_epoch(config, shards))
@@ -100,35 +104,46 @@ def check_index(config: Config, index: int) -> None:
 
 
 def load_data(config: DataConfig) -> Dataset:
-    return load(
-        config.name, config.path, limit=config.limit, download=config.download, image_size=config.image_size,
-        crop_padding=config.crop_padding, validation=config.validation,
-    )  # fmt: skip
+    """The data set; what is to be said of it goes to standard error, once for a command."""
+    data = load(**dataclasses.asdict(config))
+    if not IS_CHILD:
+        for note in data.notes:
+            print(f"halfpass: {note}", file=sys.stderr, flush=True)
+    return data
 
 
 def make_shards(config: Config, data: Dataset) -> list[Samples]:
-    """Each client's training samples; raises InputError where a batch is larger than a shard, or the network cannot
-    take the samples' values."""
+    """Each client's training samples; raises InputError where no client can fill a batch, one has not even two samples
+    for its one, or the network cannot take the samples' values."""
     if config.model.name == "transformer" and (largest := _largest(data)) >= BYTES:
         expected, remedy = f"tokens from 0 to {BYTES - 1} for the transformer", "give a network of your own"
         raise InputError(f"data.name {config.data.name!r}", expected, str(largest), remedy)
     settings = config.clients
-    parts = partition(
-        settings.partition, data.train.labels, settings.count, alpha=settings.alpha, seed=config.train.seed
-    )
+    # Only Dirichlet's partition asks for more than how many there are.
+    skewed = settings.partition == "dirichlet"
+    labels = data.train.labels if skewed else torch.zeros(len(data.train), dtype=torch.int64)
+    parts = partition(settings.partition, labels, settings.count, alpha=settings.alpha, seed=config.train.seed)
     own = settings.partition == "own"  # each has all of it, and none a copy
     shards = [data.train if own else data.train.take(indices) for indices in parts]
-    smallest = min(range(len(shards)), key=lambda k: len(shards[k]))
-    if config.method != "centralized" and len(shards[smallest]) < config.train.batch_size:
+    largest_shard = max(range(len(shards)), key=lambda k: len(shards[k]))
+    if config.method != "centralized" and not own and len(shards[largest_shard]) < config.train.batch_size:
         raise InputError(
-            "train.batch_size", f"at most {len(shards[smallest])}, the samples of client {smallest}",
+            "train.batch_size", f"at most {len(shards[largest_shard])}, the samples of client {largest_shard}",
             str(config.train.batch_size), "choose smaller batches or fewer clients",
         )  # fmt: skip
+    if config.method != "centralized":
+        steps_per_epoch(config, shards)  # refuses a client without a batch
     return shards
 
 
+def agreement(config: Config, data: Dataset) -> dict[str, Any]:
+    """What the clients' data must have alike, as JSON has it."""
+    shared, agreed = config.clients.partition != "own", config.data.normalization == "agreed"
+    return data.agreement(shared=shared, normalization=agreed)
+
+
 def _largest(data: Dataset) -> int:
-    return max(int(samples.inputs.max()) for samples in (data.train, data.test))
+    return max(int(leaf.max()) for samples in (data.train, data.test) for leaf in leaves(samples.inputs))
 
 
 def check_rounds(config: Config, steps: Sequence[int]) -> None:
