@@ -20,6 +20,7 @@ import yaml
 from halfpass.config import Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError, near_miss, reason
 from halfpass.files import alone_in
+from halfpass.report import tables
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.records import CHECKPOINT, RunFolder, difference, read_config, read_result
@@ -171,7 +172,7 @@ def _train(members: Sequence[Member], waiting: Sequence[Member], jobs: int, writ
     began = time.monotonic()
     for done, (member, error) in enumerate(_run(waiting, jobs), 1):
         if error is None:
-            said = f"{100 * read_result(member.folder)['test_accuracy']:.2f} %"
+            said = tables.said(read_result(member.folder))
         else:
             failed.append(member.name)
             said = str(error)

@@ -30,7 +30,7 @@ class Samples:
     """Inputs and their labels, in memory. Raises InputError where shapes or dtypes are others."""
 
     inputs: Tensor  # (N, C, H, W) uint8, fastest in channels-last memory; (N, T) int64 tokens; (N, ...) floating point
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, or the task's targets (N, ...)
 
     def __post_init__(self) -> None:
         inputs, labels = self.inputs, self.labels
@@ -40,13 +40,17 @@ class Samples:
             expected = "uint8 (N, C, H, W), int64 (N, T) or floating point (N, ...)"
             found = f"{inputs.dtype} {tuple(inputs.shape)}"
             raise InputError("inputs", expected, found, "convert them, samples first")
-        if labels.dtype != torch.int64 or labels.shape != inputs.shape[:1]:
+        if labels.shape[:1] != inputs.shape[:1] or (labels.ndim == 1 and labels.dtype in (torch.int32, torch.uint8)):
             raise InputError(
                 "labels", f"int64 ({len(inputs)},)", f"{labels.dtype} {tuple(labels.shape)}", "give a class per sample"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def targets(self) -> Tensor:
+        return self.labels
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -93,7 +97,7 @@ def _check_samples(place: str, samples: Samples, classes: int) -> None:
     if len(samples) == 0:
         raise InputError(place, "at least one sample", "none", "give samples to both splits")
     outside = (samples.labels < 0) | (samples.labels >= classes)
-    if outside.any():
+    if samples.labels.dtype == torch.int64 and samples.labels.ndim == 1 and outside.any():
         i = int(outside.nonzero()[0])
         raise InputError(
             f"{place}, label {i}", f"a class in 0..{classes - 1}", f"{int(samples.labels[i])}",
@@ -236,7 +240,7 @@ def _function(source: Source) -> Dataset:
         raise InputError(place, "(train, test)", type(splits).__name__, "return two data sets")
     train, test = (_decoded(f"{place}, {part}", split) for part, split in zip(("train", "test"), splits, strict=True))
     named = getattr(splits[0], "classes", None)  # torchvision's data sets list their classes; else the labels tell
-    seen = 1 + max(int(part.labels.max()) if len(part) else 0 for part in (train, test))
+    seen = 1 + max(int(part.labels.nan_to_num().max()) if len(part) else 0 for part in (train, test))
     return _with_statistics(source.name, train, test, len(named) if isinstance(named, (list, tuple)) else seen)
 
 

@@ -4,19 +4,18 @@ the arguments is found here, before anything is written."""
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from halfpass.algorithm.client import Client, unreached_parameters
 from halfpass.algorithm.edge import EdgeHalf
+from halfpass.algorithm.learning import Loss
 from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.arithmetic.optimizers import build_optimizer
@@ -32,6 +31,9 @@ from halfpass.networks.split import Halves, check_same, cut_shapes, split, split
 from halfpass.networks.transformer import BYTES
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
+from halfpass.tasks.table import build_task, check_name, count_outputs
+from halfpass.tasks.task import CLASS_NUMBERS, Options, Spec, Task, spec_of
+from halfpass.tree import leaves
 from halfpass.wire.codec import CODECS
 from halfpass.wire.store import UploadStore
 
@@ -45,7 +47,7 @@ class Network:
     cut: str
     cut_shapes: tuple[tuple[int, ...], ...]  # per sample, of each value that crosses
     sample_shape: tuple[int, ...]
-    classes: int
+    task: Task
     parameters: int  # of the whole network, head not included
     fingerprint: str  # of names and shapes of weights, buffers and cut
 
@@ -67,10 +69,10 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     shards = make_shards(config, data)
     if config.method == "centralized":
         batch_count(len(data.train), config.train.batch_size)  # refuses a batch that is larger than the data
-        build_whole(config, data.train.sample_shape, data.classes)
+        build_whole(config, data.train.sample_shape, task_of(config, data))
         return Prepared(data, [], None)
     check_rounds(config, steps_per_epoch(config, shards))
-    network = build_network(config, data.train.sample_shape, data.classes)
+    network = build_network(config, data.train.sample_shape, task_of(config, data))
     if config.server.store is not None and Path(config.server.store).exists():
         with open_store(config, network, old=old):  # refuses another network's
             pass
@@ -93,16 +95,41 @@ def load_data(config: DataConfig) -> Dataset:
     )  # fmt: skip
 
 
+def task_of(config: Config, data: Dataset) -> Task:
+    """The task on that data set; raises InputError where its targets are not the task's."""
+    names = tuple(getattr(data, "names", ()))
+    options = _options(config, names)
+    known = options.outputs or len(names) or (data.classes if config.task.name == "classification" else 0)
+    counted = dataclasses.replace(options, outputs=known or None) if config.task.name == "classification" else options
+    place = f"data {data.name}, targets for task {config.task.name}"
+    outputs = count_outputs(config.task.name, counted, data.train.targets, data.test.targets, place=place)
+    return build_task(config.task.name, outputs, spec_of(data.train.targets), options)
+
+
+def agreed_task(config: Config, outputs: int, targets: Spec, names: Sequence[str] = ()) -> Task:
+    """The task where the data are elsewhere, and so many outputs and such targets were agreed on."""
+    return build_task(config.task.name, outputs, targets, _options(config, names))
+
+
+def _options(config: Config, names: Sequence[str]) -> Options:
+    given = config.task
+    return Options(
+        given.outputs, given.loss, given.class_weights, given.positive_weights, given.ignore_index, given.metric,
+        config.train.label_smoothing, tuple(names),
+    )  # fmt: skip
+
+
 def make_shards(config: Config, data: Dataset) -> list[Samples]:
     """Each client's training samples; raises InputError where a batch is larger than a shard, or the network cannot
     take the samples' values."""
     if config.model.name == "transformer" and (largest := _largest(data)) >= BYTES:
         expected, remedy = f"tokens from 0 to {BYTES - 1} for the transformer", "give a network of your own"
         raise InputError(f"data.name {config.data.name!r}", expected, str(largest), remedy)
-    settings = config.clients
-    parts = partition(
-        settings.partition, data.train.labels, settings.count, alpha=settings.alpha, seed=config.train.seed
-    )
+    settings, labels = config.clients, leaves(data.train.targets)[0]
+    if settings.partition == "dirichlet" and (labels.dtype != torch.int64 or labels.ndim != 1):
+        expected, found = "class numbers to deal the samples out by", f"targets {tuple(labels.shape)} of {labels.dtype}"
+        raise InputError("clients.partition dirichlet", expected, found, "choose iid or own")
+    parts = partition(settings.partition, labels, settings.count, alpha=settings.alpha, seed=config.train.seed)
     own = settings.partition == "own"  # each has all of it, and none a copy
     shards = [data.train if own else data.train.take(indices) for indices in parts]
     smallest = min(range(len(shards)), key=lambda k: len(shards[k]))
@@ -125,43 +152,45 @@ def check_rounds(config: Config, steps: Sequence[int]) -> None:
         raise InputError("clients.rounds", expected, str(config.clients.rounds), "choose fewer")
 
 
-def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -> Network:
-    """Builds and cuts the network; the same settings give the same weights in every process."""
+def build_network(config: Config, sample_shape: tuple[int, ...], task: Task | int) -> Network:
+    """Builds and cuts the network; the same settings give the same weights in every process. A number is that of
+    classes."""
     check_names(config)
-    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    task = _as_task(config, task)
+    model = build_model(config.model.name, sample_shape, task.outputs, config.train.seed, task.shape)
     cut = _cut_name(config, model)
     if config.model.edge_cut is None:
         halves = split(model, cut)
         if not isinstance(model, tuple):
             check_same(f"model.cut {cut!r}", model, halves, sample_shape)
     else:
-        halves = _below_edge(config, model, cut, sample_shape, classes)
+        halves = _below_edge(config, model, cut, sample_shape, task)
     shapes = cut_shapes(halves.client, sample_shape)
     head = None
     if config.method == "decoupled":
-        head = build_head(config.model.head, shapes[0], classes, config.train.seed)
+        head = build_head(config.model.head, shapes[0], task.shape, config.train.seed)
         _check_reached(config, halves.client, head, sample_shape)
-    _check_window(config, shapes, classes, halves.client, head)
+    _check_window(config, shapes, task, halves.client, head)
     state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
-    described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, classes])
+    described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, task.outputs])
     parameters = sum(p.numel() for half in (halves.client, halves.server) for p in half.parameters())
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return Network(halves, head, cut, shapes, sample_shape, classes, parameters, fingerprint)
+    return Network(halves, head, cut, shapes, sample_shape, task, parameters, fingerprint)
 
 
 def _below_edge(
-    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], classes: int
+    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], task: Task
 ) -> Halves:
     """The client half, and for a server half the edge's: what is between the cuts, and the head at the upper one."""
     try:
-        above = build_network(above_edge(config), sample_shape, classes)
+        above = build_network(above_edge(config), sample_shape, task)
     except InputError as error:
         place = error.place.replace("model.cut", "model.edge_cut")
         raise InputError(place, error.expected, error.found, error.remedy) from None
     halves, between = split_twice(model, cut, str(config.model.edge_cut))
     assert above.head is not None
-    return Halves(halves.client, EdgeHalf(between, above.head))
+    return Halves(halves.client, EdgeHalf(between, above.head, task.probabilities))
 
 
 def above_edge(config: Config) -> Config:
@@ -201,11 +230,13 @@ def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shap
 
 
 def _check_window(
-    config: Config, shapes: tuple[tuple[int, ...], ...], classes: int, half: nn.Module, head: nn.Module | None
+    config: Config, shapes: tuple[tuple[int, ...], ...], task: Task, half: nn.Module, head: nn.Module | None
 ) -> None:
     """The window is also what bounds a message: a batch must fit into it, and the weights that are handed over."""
-    answers = 0 if head is None else 2 * classes
-    batch_bytes = config.train.at_once * (4 * sum(torch.Size(shape).numel() for shape in shapes) + answers)
+    beside = 0 if head is None or task.probabilities is None else 2 * task.outputs
+    if task.spec != CLASS_NUMBERS:
+        beside += 8 * sum(torch.Size(shape).numel() for _, shape in task.spec.values())
+    batch_bytes = config.train.at_once * (4 * sum(torch.Size(shape).numel() for shape in shapes) + beside)
     if config.wire.window < batch_bytes:
         raise InputError(
             "wire.window", f"at least {batch_bytes} bytes, one batch at this cut", str(config.wire.window),
@@ -231,6 +262,7 @@ def check_between_processes(config: Config) -> None:
 def check_names(config: Config) -> None:
     """What can be checked of settings before anything is said of the data."""
     _arithmetic(config)
+    check_name(config.task.name, _options(config, ()))
     if config.wire.codec not in CODECS:
         raise choice_error("wire.codec", CODECS, config.wire.codec)
     for place, name, table in (("model.name", config.model.name, MODELS), ("model.head", config.model.head, HEADS)):
@@ -254,7 +286,9 @@ def build_client(config: Config, network: Network, index: int) -> Client:
     half = place.place(copy.deepcopy(network.halves.client)).train()
     head = None if network.head is None else place.place(copy.deepcopy(network.head)).train()
     parameters = [*half.parameters(), *(() if head is None else head.parameters())]
-    return Client(half, head, _optimizer(config, parameters), place, index, config.train.seed, _loss(config))
+    task, seed = network.task, config.train.seed
+    optimizer = _optimizer(config, parameters)
+    return Client(half, head, optimizer, place, index, seed, own_loss(task, place), task.probabilities)
 
 
 def build_server(config: Config, network: Network) -> Server:
@@ -266,17 +300,19 @@ def build_server(config: Config, network: Network) -> Server:
     else:
         half = place.place(half)
     half.train()
-    return Server(half, _optimizer(config, list(half.parameters())), place, config.train.seed, _loss(config))
+    optimizer, task, seed = _optimizer(config, list(half.parameters())), network.task, config.train.seed
+    return Server(half, optimizer, place, seed, own_loss(task, place), task.probabilities)
 
 
-def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> Whole:
+def build_whole(config: Config, sample_shape: tuple[int, ...], task: Task | int) -> Whole:
     """The uncut network of the centralized baseline, with the same initial weights."""
-    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    task = _as_task(config, task)
+    model = build_model(config.model.name, sample_shape, task.outputs, config.train.seed, task.shape)
     if isinstance(model, tuple):
         model = Pair(*model)
     place = _arithmetic(config)
     whole = place.place(model).train()
-    return Whole(whole, _optimizer(config, list(whole.parameters())), place, config.train.seed, _loss(config))
+    return Whole(whole, _optimizer(config, list(whole.parameters())), place, config.train.seed, own_loss(task, place))
 
 
 def steps_per_epoch(config: Config, shards: list[Samples]) -> list[int]:
@@ -316,17 +352,34 @@ def identity(network: Network) -> dict[str, Any]:
     """What uploads must have in common to be trained on by one server half."""
     return {
         "cut": network.cut, "sample shape": list(network.sample_shape),
-        "cut shapes": [list(shape) for shape in network.cut_shapes], "classes": network.classes,
+        "cut shapes": [list(shape) for shape in network.cut_shapes], "classes": network.task.outputs,
         "network (fingerprint of names and shapes)": network.fingerprint,
+        **({} if network.task.spec == CLASS_NUMBERS else {"targets": written_spec(network.task.spec)}),
     }  # fmt: skip
+
+
+def written_spec(targets: Spec) -> dict[str, list[Any]]:
+    """What targets are, as JSON has it."""
+    return {name: [dtype, list(shape)] for name, (dtype, shape) in targets.items()}
+
+
+def read_spec(written: dict[str, list[Any]]) -> Spec:
+    """The inverse of `written_spec`."""
+    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in written.items()}
 
 
 def _arithmetic(config: Config) -> Arithmetic:
     return arithmetic(config.train.device, config.train.precision, config.train.compile)
 
 
-def _loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
-    return partial(cross_entropy, label_smoothing=config.train.label_smoothing)
+def own_loss(task: Task, place: Arithmetic) -> Loss:
+    """A side's own copy of the task's loss, what it holds on the side's device."""
+    loss = copy.deepcopy(task.loss)
+    return loss.to(place.device) if isinstance(loss, nn.Module) else loss
+
+
+def _as_task(config: Config, task: Task | int) -> Task:
+    return agreed_task(config, task, CLASS_NUMBERS) if isinstance(task, int) else task
 
 
 def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
