@@ -114,7 +114,7 @@ def _test(config: Config, data: Dataset, task: Task, state: dict[str, Tensor], w
     trained = setup.build_whole(config, data.train.sample_shape, task)
     if config.method != "centralized":
         config = config if config.model.edge_cut is None else setup.above_edge(config)
-        network = setup.build_network(config, data.train.sample_shape, task)
+        network = setup.build_network(config, data.train.sample_shape, task, setup.some_samples(data))
         head = network.head if with_head else None
         joined = whole(network.halves) if head is None else joint(network.halves, head)
         trained.model = trained.arithmetic.place(joined)

@@ -3,7 +3,6 @@
 It needs no data: sample shape and number of classes come with the first client that joins.
 """
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halfpass.algorithm.handover import client_weights
+from halfpass.bounded import parse_json
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
@@ -35,6 +35,16 @@ from halfpass.wire.meter import Meter
 from halfpass.wire.store import UploadStore
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
+MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
+LONGEST = 500  # characters of a value that a message shows
+CLASSES_REMEDY = "name the classes, or their number, in data.classes at every client"
+NORMALIZATION_REMEDY = "normalize alike, or set data.normalization to own where each client's own is meant"
+DATA_REMEDIES = {
+    "class names": "give all clients the same class names in the same order: data.classes",
+    "columns": "give all clients the same columns; data.categorical names the categories, which a client may lack",
+    "gray range": "set data.gray_range to the same at every client",
+    **dict.fromkeys(("mean", "std", "mean and deviation of columns"), NORMALIZATION_REMEDY),
+}
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
 
 
@@ -46,28 +56,42 @@ class Admission:
         self.config, self._of_edge = config, of_edge
         self.joins: dict[int, pb.Join] = {}
         self.network: setup.Network | None = None  # only once a client has been admitted
+        self._data: dict[str, Any] | None = None  # what the first one says of its data
 
     def admit(self, join: pb.Join) -> None:
         """Raises InputError, both values in it, where a client differs from the server or from an earlier client."""
         place = f"client {join.client} at joining"
         _agree(place, "protocol", PROTOCOL, join.protocol)
         theirs, ours = _settings(place, join), setup.agreed_settings(self.config)
+        data = theirs.pop("data", {})  # what the clients' data must have in common; the server has none
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
-        _agree_outputs(place, first.outputs, join.outputs)
+        _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
+        self._agree_on_data(place, data)
         spec, names = _targets(place, join)
         _agree(place, "targets", _targets(place, first)[0], spec)
-        _agree(place, "names of classes or columns", _targets(place, first)[1], names)
         network = self.network
         if network is None:
-            task = setup.agreed_task(self.config, join.outputs, spec, names)
-            network = setup.build_network(self.config, tuple(join.sample_shape), task)
+            task, plans = setup.agreed_task(self.config, join.outputs, spec, names), setup.read_plans(join.plan)
+            network = setup.build_network(self.config, tuple(join.sample_shape), task, plans=plans)
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
+        self._data = data if self._data is None else self._data
+
+    def _agree_on_data(self, place: str, data: object) -> None:
+        if not isinstance(data, dict):
+            raise InputError(place, "what its data hold, by name", type(data).__name__, "use halfpass join")
+        first = data if self._data is None else self._data
+        for key in [*first, *(key for key in data if key not in first)]:
+            ours, theirs = first.get(key), data.get(key)
+            if ours != theirs:
+                expected = f"data, {key}: {_short(ours)} (the first client's)"
+                remedy = DATA_REMEDIES.get(key, "give all clients the same data")
+                raise InputError(place, expected, _short(theirs), remedy)
 
     def check(self, client: int, batch: pb.Batch) -> None:
         """Raises InputError where a batch does not fit the cut."""
@@ -91,7 +115,7 @@ def _targets(place: str, join: pb.Join) -> tuple[Spec, list[str]]:
         return CLASS_NUMBERS, []
     expected = "targets as a JSON object of names, dtypes and shapes"
     try:
-        said = json.loads(join.targets)
+        said = parse_json(join.targets, MOST_SETTINGS_BYTES)
         spec, names = setup.read_spec(said["spec"]), list(map(str, said["names"]))
         sizes = [math.prod(shape) for _, shape in spec.values()]
         known = all(dtype in DTYPES for dtype, _ in spec.values()) and all(n >= 0 for _, s in spec.values() for n in s)
@@ -102,16 +126,10 @@ def _targets(place: str, join: pb.Join) -> tuple[Spec, list[str]]:
     return spec, names
 
 
-def _agree_outputs(place: str, expected: int, found: int) -> None:
-    if expected != found:
-        remedy = "name the classes alike at every site, or say how many there are: task.outputs"
-        raise InputError(place, f"{expected} classes or columns (the first client's)", f"{found}", remedy)
-
-
 def _settings(place: str, join: pb.Join) -> dict[str, Any]:
     try:
-        settings = json.loads(join.settings)
-    except json.JSONDecodeError:
+        settings = parse_json(join.settings, MOST_SETTINGS_BYTES)
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise InputError(place, "settings as a JSON object", repr(join.settings[:40]), "use halfpass join")
@@ -137,11 +155,17 @@ def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> N
         raise InputError(place, f"{expected} steps per epoch for {join.samples} samples", found, remedy)
 
 
-def _agree(place: str, what: str, expected: object, found: object) -> None:
+def _agree(
+    place: str, what: str, expected: object, found: object, remedy: str = "start both sides with the same configuration"
+) -> None:
     if expected != found:
-        raise InputError(
-            place, f"{what} {expected!r} (the server's)", f"{found!r}", "start both sides with the same configuration"
-        )
+        raise InputError(place, f"{what} {expected!r} (the server's)", f"{found!r}", remedy)
+
+
+def _short(value: object) -> str:
+    """For a message of one line; what a client sends has no bound of its own."""
+    text = ascii(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 class ServerRun:

@@ -75,7 +75,7 @@ def count_outputs(
     count = _count_own if ":" in name else TASKS[name].count
     found = count(place, splits, options)
     if options.outputs is not None and found != options.outputs:
-        raise InputError("task.outputs", f"{found}, as the targets have", str(options.outputs), "leave it out")
+        raise InputError("data.classes", f"{found}, as the targets have", str(options.outputs), "leave it out")
     return found
 
 

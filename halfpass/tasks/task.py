@@ -138,7 +138,7 @@ def count_classes(
     for part, split in zip(("train", "test"), splits, strict=False):
         check_classes(f"{place}, {part}", split, outputs, ignore_index)
     if outputs < 1:
-        raise InputError(place, "at least one class", "none", "label some samples, or set task.outputs")
+        raise InputError(place, "at least one class", "none", "label some samples, or set data.classes")
     return outputs
 
 
