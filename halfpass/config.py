@@ -60,7 +60,9 @@ def _at_home(settings: Any, group: str, *names: str) -> None:
             object.__setattr__(settings, name, at_home(group + name, path))
 
 
-_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_KINDS: dict[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", list[float]: "a list of numbers",
+}  # fmt: skip
 
 
 def _typed(key: str, hint: Any, value: Any) -> Any:
@@ -70,6 +72,8 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
             raise InputError(key, f"a {cast(type, hint).__name__}", _shown(value), "correct it")
         return value
     kinds = [str] if get_origin(hint) is Literal else list(get_args(hint) or (hint,))
+    if list[float] in kinds and isinstance(value, list | tuple):
+        return [_typed(key, float, part) for part in value]
     value = plain = _plain(value)
     if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
@@ -166,6 +170,34 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """What is learned: the targets, the loss, the metrics."""
+
+    name: str = "classification"
+    """classification (a class per sample), multilabel (0, 1 or unknown for each of several labels), regression
+    (numbers), segmentation (a class per pixel), tokens (a class per token), or module:function returning a Task, or
+    (loss, metrics)."""
+    loss: str | None = None
+    """Of regression: mse, mae or huber. Default: mse."""
+    class_weights: list[float] | None = None
+    """Weight of each class, label or target column in the loss. Default: all alike."""
+    positive_weights: list[float] | None = None
+    """Of multilabel: weight of what is there, for each label, where it is rare."""
+    ignore_index: int | None = None
+    """The class number that says that a sample, pixel or token is not labelled: it has no part in loss and metrics.
+    Default: 255 in segmentation, -100 in tokens, none in classification."""
+    metric: str | None = None
+    """The metric that tables, curves and reports lead with. Default: accuracy, auroc_macro, r2, mean_iou, accuracy."""
+
+    def __post_init__(self) -> None:
+        _settle(self, "task.")
+        for name in ("class_weights", "positive_weights"):
+            weights = getattr(self, name)
+            if weights is not None and not all(weight >= 0 for weight in weights):
+                raise InputError(f"task.{name}", "numbers of at least 0", f"{weights}", "change them")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The network, where it is cut, and the auxiliary head at the cut."""
 
@@ -205,8 +237,8 @@ class ClientsConfig:
     round. independent: every client keeps its own half."""
     partition: Partition = "iid"
     """How the training set is dealt out: iid, dirichlet (label skew), or own: every client trains on the whole data
-    set that it was given. The test set is the first client's; in a relay the last one's; of independent clients
-    each tests on its own."""
+    set that it was given, and tests on its own test set, for a score of each and of all together. Else one client
+    brings the test set; independent ones each."""
     alpha: float = 0.5
     """Concentration of the Dirichlet partition; small is skewed."""
     rounds: int = 1
@@ -257,7 +289,7 @@ class TrainConfig:
     """The server of a decoupled run returns the gradient of every k-th batch of a client, whose half learns from that
     instead of the auxiliary head: 1 learns, and waits, as conventional does. Default: never."""
     label_smoothing: float = 0.0
-    """Share of a label that is spread evenly over all classes, in every loss that is trained by."""
+    """Share of a label that is spread evenly over all classes, in every loss that is trained by. Not of regression."""
     seed: int = 0
     """Fixes initial weights, partition, batch order, augmentation and dropout."""
     precision: Precision = "fp32"
@@ -356,6 +388,8 @@ class Config:
     """local: everything in this process. processes: a server process and one process per client, over gRPC."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data set."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What is learned."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Network, cut and head."""
     clients: ClientsConfig = field(default_factory=ClientsConfig)
@@ -423,9 +457,9 @@ SPLIT = {  # what results and their tables call a split training's settings → 
     "feedback_every": "train.feedback_every",
 }  # fmt: skip
 RECORDED = {  # and any training's
-    "method": "method", "dataset": "data.name", "validation": "data.validation", "model": "model.name",
-    "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision", "device": "train.device",
-    "compile": "train.compile", **SPLIT,
+    "method": "method", "dataset": "data.name", "validation": "data.validation", "task": "task.name",
+    "model": "model.name", "epochs": "train.epochs", "seed": "train.seed", "precision": "train.precision",
+    "device": "train.device", "compile": "train.compile", **SPLIT,
 }  # fmt: skip
 
 
@@ -446,8 +480,8 @@ def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -
 
 
 _GROUPS: dict[str, Any] = {
-    "data": DataConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig, "wire": WireConfig,
-    "server": ServerConfig,
+    "data": DataConfig, "task": TaskConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig,
+    "wire": WireConfig, "server": ServerConfig,
 }  # fmt: skip
 
 

@@ -59,6 +59,20 @@ def unflatten(named: Mapping[str, Any]) -> Any:
     return {key: unflatten(group) for key, group in groups.items()}
 
 
+def prediction(output: Any) -> Any:
+    """What a network predicts, of all that it returns: a tensor itself, the first of a tuple, or `logits` or `out`,
+    which transformers and torchvision call it, of a dict or an object."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "out"):
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    if isinstance(output, Mapping):
+        return next(iter(output.values()), output)
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
 def call(module: nn.Module | Callable[..., Any], inputs: Tree) -> Any:
     """`module(x)`, `module(*inputs)` of a tuple, `module(**inputs)` of a dict."""
     if isinstance(inputs, dict):

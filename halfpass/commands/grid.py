@@ -19,6 +19,7 @@ from halfpass.bounded import MOST_YAML_BYTES, parse_yaml, read_text
 from halfpass.config import Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError, near_miss
 from halfpass.files import alone_in
+from halfpass.report import tables
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.records import CHECKPOINT, RunFolder, difference, read_config, read_result
@@ -170,7 +171,7 @@ def _train(members: Sequence[Member], waiting: Sequence[Member], jobs: int, writ
     began = time.monotonic()
     for done, (member, error) in enumerate(_run(waiting, jobs), 1):
         if error is None:
-            said = f"{100 * read_result(member.folder)['test_accuracy']:.2f} %"
+            said = tables.said(read_result(member.folder))
         else:
             failed.append(member.name)
             said = str(error)
