@@ -421,6 +421,26 @@ def from_dict(settings: dict[str, Any]) -> Config:
     return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(given).items()})
 
 
+def number_keys() -> list[str]:
+    """The settings that are numbers, by their dotted names."""
+    groups = {"": Config, **_GROUPS}
+    return [
+        f"{group}.{name}".lstrip(".")
+        for group, made in groups.items()
+        for name, hint in get_type_hints(made).items()
+        if {int, float} & {hint, *get_args(hint)}
+    ]
+
+
+def named_code(config: Config) -> dict[str, str]:
+    """The settings that name code to import and call, as module:function."""
+    texts = {key: value for key, value in flatten(as_dict(config)).items() if isinstance(value, str)}
+    return {key: value for key, value in texts.items() if ":" in value and key not in _NO_CODE}
+
+
+_NO_CODE = {"data.path", "server.store", "out", "train.device"}  # whose colons have another meaning
+
+
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"train": {"lr": 1}}` → `{"train.lr": 1}`, as the command line names them."""
     flat: dict[str, Any] = {}
