@@ -24,6 +24,8 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Precision = Literal["fp32", "bf16"]
 Order = Literal["round-robin", "arrival"]
+Loading = Literal["auto", "memory", "stream"]
+Normalization = Literal["agreed", "own"]
 
 
 MOST_WINDOW = 2**31 - 1 - 2**20  # bytes: a message of gRPC takes no more, and has something beside a batch in it
@@ -108,10 +110,11 @@ class DataConfig:
     """The data set."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, imagefolder, listops (generated texts), or module:function returning a (train, test)
-    pair of torch datasets."""
+    """digits, cifar10, cifar100, imagefolder, imagetable (a CSV of picture files and target columns), csv (a table),
+    listops (generated texts), or module:function returning a (train, test) pair of torch datasets."""
     path: str | None = None
-    """Folder (or official archive) that holds the data set; digits needs none."""
+    """Folder (or official archive, or table) that holds the data set; digits and listops have none. A module:function
+    gets it as path=."""
     limit: int | None = None
     """Use at most this many training samples, and as many test samples."""
     download: bool = False
@@ -124,11 +127,42 @@ class DataConfig:
     validation: int | None = None
     """Hold out so many training samples, always the same ones, and test on them: settings are to be chosen by these and
     not by the test set, which is left alone then."""
+    target: str | None = None
+    """Target column of csv and imagetable, or several separated by commas: one of text is a class, several are labels
+    or numbers."""
+    ignore: str | None = None
+    """Columns of csv that are no inputs, such as identifiers, separated by commas."""
+    categorical: str | None = None
+    """Columns of csv that hold categories although they look like numbers, separated by commas; COLUMN=A|B|C names a
+    column's categories too, so that sites that lack some have the same."""
+    picture: str | None = None
+    """Column of imagetable with the paths of the pictures. Default: its first."""
+    separator: str = ","
+    """What separates the columns of csv and imagetable."""
+    test_share: float | None = None
+    """Share of the rows of csv and imagetable that is tested on, always the same ones, where data.path is one file."""
+    classes: str | None = None
+    """Names of the classes in their order, separated by commas, or their number: for sites that lack some of them.
+    Default: what the data set says or holds."""
+    gray_range: str | None = None
+    """LOW,HIGH: the values of 16-bit pictures that become black and white. Default: the lowest and highest."""
+    normalization: Normalization = "agreed"
+    """agreed: clients that normalize their own inputs by other numbers are refused. own: each by its own training
+    samples' mean and deviation, which is then meant."""
+    loading: Loading = "auto"
+    """memory: all samples are read once. stream: those of a batch when it is due, and anew in every epoch. auto: stream
+    where training samples are drawn at random, as augmenting sets do, or do not fit into memory."""
+    workers: int = 0
+    """Processes of each client that draw the samples of a stream ahead. Default: none; the training process does."""
 
     def __post_init__(self) -> None:
-        _settle(self, "data.", limit=1, image_size=1, crop_padding=0, validation=1)
+        _settle(self, "data.", limit=1, image_size=1, crop_padding=0, validation=1, workers=0)
         _at_most(self, "data.", image_size=2**14, crop_padding=2**14)
         _at_home(self, "data.", "path")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise InputError("data.test_share", "more than 0 and less than 1", f"{self.test_share}", "0.2 is usual")
+        if self.classes is not None and self.classes.isdigit() and int(self.classes) < 1:
+            raise InputError("data.classes", "at least 1 class", self.classes, "leave it out")
 
 
 @dataclass(frozen=True)
@@ -136,14 +170,22 @@ class ModelConfig:
     """The network, where it is cut, and the auxiliary head at the cut."""
 
     name: str = "digits-cnn"
-    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts), or module:function
-    returning an nn.Module, or a pair of them: client half and server half."""
+    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts); timm:NAME,
+    torchvision:NAME or hf:FOLDER, of those libraries where they are installed; or module:function returning an
+    nn.Module, or a pair of them: client half and server half."""
     cut: str | None = None
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
     """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3,
     or module:function."""
+    weights: str | None = None
+    """File of initial weights by name (safetensors, or PyTorch's of tensors alone). Each side loads what is its own;
+    what does not match is said."""
+    pretrained: bool = False
+    """Take the published weights of a network of timm, torchvision or hf."""
+    freeze: str | None = None
+    """Parameters that are not trained, as patterns separated by commas: stem.*, stage_1.*"""
     edge_cut: str | None = None
     """A second, later cut of decoupled training: what is between the two runs on an edge server, which learns from an
     auxiliary head of its own and uploads in its turn. Default: none; client and server."""
@@ -178,6 +220,9 @@ class ClientsConfig:
     def __post_init__(self) -> None:
         _settle(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0)
         _at_most(self, "clients.", count=2**16, alpha=1e9)
+        if self.alpha != 0.5 and self.partition != "dirichlet":
+            remedy = "leave it out, or set clients.partition to dirichlet"
+            raise InputError("clients.alpha", f"its default in partition {self.partition}", str(self.alpha), remedy)
         if self.rounds > 1 and self.topology != "splitfed":
             raise InputError("clients.rounds", f"1 in topology {self.topology}", str(self.rounds), "leave it out")
 
@@ -460,14 +505,18 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What may differ between a server and its clients: each one's own machine and folders, and the whole group `server`.
-_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads", "train.compile"}
+_PRIVATE = {
+    "runtime", "out", "data.path", "data.download", "data.loading", "data.workers", "model.weights", "train.device",
+    "train.threads", "train.compile",
+}  # fmt: skip
+_OWN = {"data.name", "data.limit", "data.picture", "data.separator", "data.test_share"}  # of clients with own data
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
     """The settings, by dotted name, in which a server and its clients must agree.
 
-    Clients that bring their own data (`clients.partition own`) need not agree on its name or limit.
+    Clients that bring their own data (`clients.partition own`) need not agree on how it is called and read.
     """
-    private = _PRIVATE | ({"data.name", "data.limit"} if config.clients.partition == "own" else set())
+    private = _PRIVATE | (_OWN if config.clients.partition == "own" else set())
     settings = flatten(as_dict(config))
     return {key: value for key, value in settings.items() if key not in private and not key.startswith("server.")}
