@@ -265,7 +265,8 @@ class TrainConfig:
     device: str = "cpu"
     """Device of this process, e.g. cpu or cuda:0."""
     threads: int | None = None
-    """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
+    """CPU threads per process. Default: OMP_NUM_THREADS where that is set, else all cores, shared evenly between the
+    processes that one command starts."""
     compile: bool = False
     """Takes less time for a step. On a GPU of NVIDIA, steps are recorded as CUDA graphs and replayed, which took a
     ResNet-110 of batches of 128 in bf16 from 49 to 14 ms on an H100; a network that looks at its values on the way

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.arithmetic.optimizers import build_optimizer
 from halfpass.arithmetic.precision import Arithmetic, arithmetic
-from halfpass.config import ClientsConfig, Config, DataConfig, shared_settings
+from halfpass.config import MOST_THREADS, ClientsConfig, Config, DataConfig, shared_settings
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches
 from halfpass.data.datasets import Dataset, Samples, load
@@ -382,7 +383,12 @@ def settle_process(config: Config, processes: int = 1) -> None:
 
 
 def threads_each(config: Config, processes: int) -> int:
-    return config.train.threads or max(1, available_cores() // processes)
+    if config.train.threads is not None:
+        return config.train.threads
+    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if chosen.isdecimal() and 1 <= int(chosen) <= MOST_THREADS:
+        return int(chosen)
+    return max(1, available_cores() // processes)
 
 
 def build_client(config: Config, network: Network, index: int) -> Client:
