@@ -297,7 +297,8 @@ class TrainConfig:
     device: str = "cpu"
     """Device of this process, e.g. cpu or cuda:0."""
     threads: int | None = None
-    """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
+    """CPU threads per process. Default: OMP_NUM_THREADS where that is set, else all cores, shared evenly between the
+    processes that one command starts."""
     compile: bool = False
     """Takes less time for a step. On a GPU of NVIDIA, steps are recorded as CUDA graphs and replayed, which took a
     ResNet-110 of batches of 128 in bf16 from 49 to 14 ms on an H100; a network that looks at its values on the way
@@ -498,6 +499,26 @@ def from_dict(settings: dict[str, Any]) -> Config:
         if key not in known:
             raise InputError("configuration", "a known key", repr(key), near_miss(key, known, "remove it"))
     return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(given).items()})
+
+
+def number_keys() -> list[str]:
+    """The settings that are numbers, by their dotted names."""
+    groups = {"": Config, **_GROUPS}
+    return [
+        f"{group}.{name}".lstrip(".")
+        for group, made in groups.items()
+        for name, hint in get_type_hints(made).items()
+        if {int, float} & {hint, *get_args(hint)}
+    ]
+
+
+def named_code(config: Config) -> dict[str, str]:
+    """The settings that name code to import and call, as module:function."""
+    texts = {key: value for key, value in flatten(as_dict(config)).items() if isinstance(value, str)}
+    return {key: value for key, value in texts.items() if ":" in value and key not in _NO_CODE}
+
+
+_NO_CODE = {"data.path", "server.store", "out", "train.device"}  # whose colons have another meaning
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
