@@ -363,9 +363,11 @@ def with_statistics(
     name: str, train: Samples, test: Samples, classes: int, names: tuple[str, ...] = (), **more: Any
 ) -> Dataset:
     """A data set whose uint8 inputs are normalized by the training samples' own mean and deviation, per channel."""
-    inputs = train.inputs
+    some = train
     if isinstance(train, Stream):
-        inputs = train.take(torch.linspace(0, len(train) - 1, min(1024, len(train))).long()).inputs
+        pictures = any(map(is_pictures, leaves(train.take(torch.arange(1)).inputs))) if len(train) else False
+        some = train.take(torch.linspace(0, len(train) - 1, min(1024, len(train)) if pictures else 1).long())
+    inputs = some.inputs
     statistics = [pair for leaf in leaves(inputs) if is_pictures(leaf) for pair in channel_statistics(leaf)]
     mean, std = tuple(mean for mean, _ in statistics), tuple(std for _, std in statistics)
     return Dataset(name, train, test, classes, mean, std, names=names, **more)

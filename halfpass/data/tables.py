@@ -54,8 +54,9 @@ def read_table(source: Source) -> Dataset:
     parts, columns, scales, notes = [], [], [], []
     for column in (name for name in train.columns if name not in left_out):
         if column in categories or not _is_numeric(train, test, column):
-            choices = categories.get(column) or _choices(train, column)
-            parts.append([_one_hot(rows, column, choices, strict=column in categories) for rows in (train, test)])
+            given = categories.get(column)
+            choices = given or _choices(train, column)
+            parts.append([_one_hot(rows, column, choices, strict=bool(given)) for rows in (train, test)])
             columns.append([column, list(choices)])
             notes += _unseen(source.name, test, column, choices)
         else:
