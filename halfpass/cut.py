@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfpass.errors import InputError
+from halfpass.tree import flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -14,44 +16,46 @@ class CutBatch:
     """One batch at the cut, or a micro-batch of it.
 
     `tensors` are all values that are alive across the cut, each `(B, ...)` and floating point, the named layer's
-    output first. They carry no graph: whoever makes a CutBatch detaches them. `labels` is `(B,)`, int64.
+    output first. They carry no graph: whoever makes a CutBatch detaches them. `targets` is a tree of tensors, samples
+    first: class numbers `(B,)`, int64, or whatever the task has.
     `client`, `epoch` and `step` count from 0; `step` counts within the client's epoch. The micro-batches of a step
-    cross in their order, and both halves learn from them in one optimizer step. In a test `answers` are the class
-    probabilities that the auxiliary head gives, where there is one.
+    cross in their order, and both halves learn from them in one optimizer step. In a test `answers` are the
+    probabilities that the auxiliary head gives, where there is one and the task has any.
     """
 
     client: int
     epoch: int
     step: int
     tensors: tuple[Tensor, ...]  # each (B, ...)
-    labels: Tensor  # (B,) int64
+    targets: Any  # a tree of (B, ...)
     before: int = 0  # samples of the step's batch in the micro-batches before this one
     after: int = 0  # and in those after it
-    answers: Tensor | None = None  # (B, classes) float
+    answers: Tensor | None = None  # (B, outputs) float
 
     def __post_init__(self) -> None:
         place = f"cut batch of client {self.client}, epoch {self.epoch}, step {self.step}"
-        if self.labels.dtype != torch.int64 or self.labels.ndim != 1 or len(self.labels) == 0:
-            raise InputError(
-                place, "labels (B,) of int64 with B > 0", f"{tuple(self.labels.shape)} of {self.labels.dtype}",
-                "send class numbers, one per sample",
-            )
         if not self.tensors:
             raise InputError(place, "at least one tensor", "none", "cut where a value goes on to the server half")
+        samples = len(self.tensors[0]) if self.tensors[0].ndim else 0
+        for name, target in flatten(self.targets).items():
+            if target.ndim < 1 or len(target) != samples or samples == 0:
+                found = f"{tuple(target.shape)} of {target.dtype}"
+                where = f"{place}, targets {name}".rstrip()
+                raise InputError(where, f"those of {samples} samples, at least one", found, "send one per sample")
         for i, tensor in enumerate(self.tensors):
-            if tensor.ndim < 1 or tensor.shape[0] != len(self.labels) or not tensor.is_floating_point():
+            if tensor.ndim < 1 or tensor.shape[0] != samples or not tensor.is_floating_point():
                 raise InputError(
-                    f"{place}, tensor {i}", f"floating point values of {len(self.labels)} samples",
+                    f"{place}, tensor {i}", f"floating point values of {samples} samples",
                     f"{tuple(tensor.shape)} of {tensor.dtype}", "keep the batch as the first dimension",
                 )
             if tensor.requires_grad:
                 raise InputError(f"{place}, tensor {i}", "a detached tensor", "one with a graph", "detach() it first")
-        if self.answers is not None and (self.answers.ndim != 2 or len(self.answers) != len(self.labels)):
+        if self.answers is not None and (self.answers.ndim != 2 or len(self.answers) != samples):
             found = f"{tuple(self.answers.shape)}"
-            raise InputError(f"{place}, answers", f"({len(self.labels)}, classes)", found, "give one row per sample")
+            raise InputError(f"{place}, answers", f"({samples}, outputs)", found, "give one row per sample")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.tensors[0])
 
     @property
     def last(self) -> bool:
@@ -75,5 +79,6 @@ def merge(batches: Sequence[CutBatch]) -> CutBatch:
     if len(batches) == 1:
         return first
     tensors = tuple(torch.cat(parts) for parts in zip(*(batch.tensors for batch in batches), strict=True))
-    labels = torch.cat([batch.labels for batch in batches])
-    return CutBatch(first.client, first.epoch, first.step, tensors, labels)
+    named = [flatten(batch.targets) for batch in batches]
+    targets = unflatten({name: torch.cat([each[name] for each in named]) for name in named[0]})
+    return CutBatch(first.client, first.epoch, first.step, tensors, targets)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from halfpass.errors import InputError
 
-Tree: TypeAlias = "Tensor | tuple[Tree, ...] | dict[str, Tree]"
+Tree: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]  # of trees again
 
 
 def leaves(tree: Tree) -> list[Tensor]:
@@ -57,6 +57,20 @@ def unflatten(named: Mapping[str, Any]) -> Any:
     if list(groups) == [f"#{i}" for i in range(len(groups))]:
         return tuple(map(unflatten, groups.values()))
     return {key: unflatten(group) for key, group in groups.items()}
+
+
+def prediction(output: Any) -> Any:
+    """What a network predicts, of all that it returns: a tensor itself, the first of a tuple, or `logits` or `out`,
+    which transformers and torchvision call it, of a dict or an object."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "out"):
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    if isinstance(output, Mapping):
+        return next(iter(output.values()), output)
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 def call(module: nn.Module | Callable[..., Any], inputs: Tree) -> Any:

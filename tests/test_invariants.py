@@ -88,10 +88,10 @@ def test_server_and_head_answer_together(data):
     with torch.no_grad():
         crossing = client.half.eval()(x)
         both = server(*crossing).softmax(1) + client.head.eval()(crossing[0]).softmax(1).half()
-    assert score.right_together == int((both.argmax(1) == y).sum())
-    assert score.right == int((server(*crossing).argmax(1) == y).sum())
+    assert score.joint_values()["accuracy"] == int((both.argmax(1) == y).sum()) / 32
+    assert score.values()["accuracy"] == int((server(*crossing).argmax(1) == y).sum()) / 32
     assert not torch.equal(both.argmax(1), server(*crossing).argmax(1))
-    assert run(config("conventional"), data).test(1)[0].joint_accuracy is None
+    assert run(config("conventional"), data).test(1)[0].joint_values() is None
 
 
 def test_the_methods_differ_from_each_other(data):
@@ -406,16 +406,16 @@ def test_dropout_is_drawn_anew_in_every_step_and_alike_in_the_same_one(data):
 def test_evaluation_changes_nothing(data):
     local = run(config(), data)
     before = snapshot(local.clients[0].half, local.clients[0].head, local.server.half)
-    accuracy = local.test(0)
+    values = local.test(0)[0].values()
     assert changed(before, local.clients[0].half, local.clients[0].head, local.server.half) == [False] * 3
-    assert local.test(0) == accuracy
+    assert local.test(0)[0].values() == values
     assert local.clients[0].half.training
     assert local.server.half.training
 
 
 def test_evaluation_passes_through_the_codec(data, monkeypatch):
-    seen = []
-    monkeypatch.setattr(replay, "evaluate", lambda server, batch: (seen.append(batch.tensors[0]), (0, 0))[1])
+    seen, evaluate = [], replay.evaluate
+    monkeypatch.setattr(replay, "evaluate", lambda server, batch: (seen.append(batch.tensors[0]), evaluate(server, batch))[1])
     run(config(), data)
     assert not torch.equal(seen[0], seen[0].bfloat16().float())
     seen.clear()

@@ -195,11 +195,11 @@ def test_rows_of_a_benchmark() -> None:
 
 def test_a_run_is_read_whole(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a", example_result(), example_metrics()))
-    assert run.result == example_result()
+    assert run.result == example_result() | {"task": None}  # which it did not have yet
     assert (len(run.metrics), run.notes) == (6, [])
     assert run.settings["train.lr"] == 0.05
-    assert by_epoch(run, "server", "test_accuracy") == {1: 0.61, 2: 0.9731}
-    assert by_epoch(run, "client", "aux_test_accuracy") == {1: pytest.approx(0.45), 2: pytest.approx(0.45)}
+    assert by_epoch(run, "server", "test") == {1: 0.61, 2: 0.9731}
+    assert by_epoch(run, "client", "aux_test") == {1: pytest.approx(0.45), 2: pytest.approx(0.45)}
 
 
 def test_unfinished_and_cut_off(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_seeds_make_one_curve_and_other_settings_do_not(tmp_path: Path) -> None:
     assert (two.label, len(two.runs)) == ("decoupled · train.lr 0.3", 1)
     table = tables.rich_table([*one.results, *two.results])
     assert [str(cell) for cell in table.columns[0].cells] == ["decoupled\ntrain.lr 0.05", "decoupled\ntrain.lr 0.3"]
-    first, last = mean_curve(one.runs, "server", "test_accuracy")
+    first, last = mean_curve(one.runs, "server", "test")
     assert first == (1, pytest.approx(0.6), pytest.approx(0.1))
     assert last == (2, pytest.approx(0.93), pytest.approx(0.0360555))
 

@@ -14,7 +14,8 @@ from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in, replacing
-from halfpass.run import centralized, epoch, local, records
+from halfpass.run import local, records
+from halfpass.run.epoch import Tally
 from halfpass.run.records import RunFolder
 from halfpass.run.train import resume, train
 from halfpass.wire.store import UploadStore
@@ -49,17 +50,16 @@ RUNS = {
 def break_off(monkeypatch, config, calls):
     """Ctrl-C in the middle of an epoch, at so many-th loss."""
     seen = []
-    check = epoch.check_finite
+    add = Tally.add
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **named):
         seen.append(arguments)
         if len(seen) == calls:
             raise KeyboardInterrupt
-        check(*arguments)
+        add(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(epoch, "check_finite", interrupted)
-        patch.setattr(centralized, "check_finite", interrupted)
+        patch.setattr(Tally, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config)
 
@@ -80,10 +80,9 @@ def told(folder):
 def test_a_training_broken_off_ends_as_one_that_was_not(tmp_path, monkeypatch, name):
     whole, broken = (dataclasses.replace(RUNS[name], out=str(tmp_path / out)) for out in ("whole", "broken"))
     losses = []
-    check = epoch.check_finite
+    add = Tally.add
     with monkeypatch.context() as patch:
-        patch.setattr(epoch, "check_finite", lambda *a: (losses.append(a), check(*a)))
-        patch.setattr(centralized, "check_finite", lambda *a: (losses.append(a), check(*a)))
+        patch.setattr(Tally, "add", lambda *a, **named: (losses.append(a), add(*a, **named))[1])
         train(whole)
     break_off(monkeypatch, broken, round(0.6 * len(losses)))
     kept = len({row["epoch"] for row in rows_of(tmp_path / "broken")})

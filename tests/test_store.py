@@ -83,7 +83,7 @@ def test_what_comes_back_is_what_came_also_after_a_restart(tmp_path, codec):
             back = read_batch(*store.read(key))
             expected = read_batch(write_batch(batch, codec).batch)
             assert all(map(torch.equal, back.tensors, expected.tensors))
-            assert torch.equal(back.labels, batch.labels)
+            assert torch.equal(back.targets, batch.targets)
 
 
 def test_of_a_test_that_does_not_fit_nothing_stays(tmp_path):

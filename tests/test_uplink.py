@@ -205,7 +205,7 @@ def test_a_merged_step_is_the_step_on_the_samples_of_all_its_uploads(data, monke
     uploads, real = [], replay.server_step
 
     def spy(config, server, batch, *rest):
-        uploads.append((batch.client, batch.tensors[0].clone(), batch.labels))
+        uploads.append((batch.client, batch.tensors[0].clone(), batch.targets))
         return real(config, server, batch, *rest)
 
     with monkeypatch.context() as patch:

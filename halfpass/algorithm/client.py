@@ -1,24 +1,28 @@
 """The client's step. With `server.py` this is the whole algorithm.
 
+Inputs and targets are trees: one tensor, or tuples and dicts of them (`halfpass/tree.py`).
+
 Decoupled (Zihad et al., arXiv 2601.19261): the client learns from an auxiliary head at the cut, sends activations and
-labels, and is done with the batch. Conventional (Gupta & Raskar, arXiv 1810.06060): it sends, keeps its graph, waits
+targets, and is done with the batch. Conventional (Gupta & Raskar, arXiv 1810.06060): it sends, keeps its graph, waits
 for the gradient of the activations, and learns from that.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.algorithm.learning import Loss, check_outputs, check_step, check_targets, mean_loss, probabilities
 from halfpass.arithmetic.graphs import Backward
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch, share_of_batch
 from halfpass.errors import InputError
 from halfpass.seed import derive_seed
+from halfpass.tree import Tree, call, prediction, sample_count
 
 
 @dataclass
@@ -29,22 +33,18 @@ class Client:
     """
 
     half: nn.Module  # (B, ...) → tuple of (B, ...): the values that are alive across the cut
-    head: nn.Module | None  # (B, *cut) → (B, classes); None when conventional
+    head: nn.Module | None  # (B, *cut) → outputs (B, ...); None when conventional
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     index: int = 0
     seed: int = 0
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
+    loss: Loss = cross_entropy  # of outputs and targets: their mean, or a value per sample
+    probabilities: Callable[[Tensor], Tensor] | None = probabilities  # of the head's outputs, sent in tests; None: not
+    _checked: bool = field(default=False, init=False, repr=False)
 
 
 def decoupled_step(
-    client: Client,
-    x: Float[Tensor, "b ..."],
-    labels: Int64[Tensor, " b"],
-    epoch: int,
-    step: int,
-    before: int = 0,
-    after: int = 0,
+    client: Client, x: Any, targets: Any, epoch: int, step: int, before: int = 0, after: int = 0
 ) -> tuple[CutBatch, float]:
     """Trains client half and head on one batch by the local loss; returns what crosses the cut, and that loss.
 
@@ -54,28 +54,30 @@ def decoupled_step(
     """
     if client.head is None:
         raise InputError("client.head", "an auxiliary head to learn from", "none", "build one with build_head")
+    _check(client, x, targets)
     _seed_step(client, epoch, step, before)
     if before == 0:
         client.optimizer.zero_grad(set_to_none=True)
-    inputs = client.arithmetic.move(x), client.arithmetic.move(labels)
-    share = share_of_batch(before, len(labels), after)
+    inputs = client.arithmetic.move(x), client.arithmetic.move(targets)
+    share = share_of_batch(before, sample_count(targets), after)
     if share == 1:
         (loss, *tensors), _ = client.arithmetic.run(_learn, client, *inputs)
     else:
         loss, *tensors = _learn(client, *inputs, share=share)
-    batch = _cut_batch(client, tensors, labels, epoch, step, before, after)
+    batch = _cut_batch(client, tensors, targets, epoch, step, before, after)
+    found = check_step(_side(client), epoch, step, loss, tensors, client.optimizer if batch.last else None)
     if batch.last:
         client.optimizer.step()
-    return batch, loss.item()
+    return batch, found
 
 
-def _learn(client: Client, x: Tensor, labels: Tensor, share: float = 1.0) -> tuple[Tensor, ...]:
+def _learn(client: Client, x: Any, targets: Any, share: float = 1.0) -> tuple[Tensor, ...]:
     """Adds up the gradients of the local loss, a batch's `share` of it; returns that loss and what crosses the cut."""
     assert client.head is not None
     with client.arithmetic.autocast():
         tensors = _crossing(client, x)
-        logits = client.head(tensors[0])  # (B, classes)
-    loss = client.loss(logits.float(), labels)
+        outputs = client.head(tensors[0])
+    loss = mean_loss(client.loss, outputs, targets)
     (loss * share).backward()
     return loss.detach(), *(tensor.detach() for tensor in tensors)
 
@@ -89,29 +91,30 @@ class Pending:
     local_loss: float  # NaN without a head
 
 
-def conventional_forward(
-    client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
-) -> Pending:
+def conventional_forward(client: Client, x: Any, targets: Any, epoch: int, step: int) -> Pending:
     """The first half of a conventional step: what crosses the cut, and the graph behind it.
 
     A decoupled client that gets a gradient back now and then (λ > 0 in the paper) has a head: that learns from the
     local loss as ever, but the client half from the server's loss alone.
     """
+    _check(client, x, targets)
     _seed_step(client, epoch, step)
     client.optimizer.zero_grad(set_to_none=True)
-    inputs = client.arithmetic.move(x), client.arithmetic.move(labels)
+    inputs = client.arithmetic.move(x), client.arithmetic.move(targets)
     (loss, *tensors), backward = client.arithmetic.run(_forward, client, *inputs)
-    return Pending(_cut_batch(client, tensors, labels, epoch, step), backward, loss.item())
+    batch = _cut_batch(client, tensors, targets, epoch, step)
+    found = check_step(_side(client), epoch, step, None if client.head is None else loss, tensors)
+    return Pending(batch, backward, found)
 
 
-def _forward(client: Client, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+def _forward(client: Client, x: Any, targets: Any) -> tuple[Tensor, ...]:
     """The loss of the head, which learns, NaN without one; and what crosses the cut, with its graph."""
     with client.arithmetic.autocast():
         tensors = _crossing(client, x)
         if client.head is None:
-            return labels.new_full((), math.nan, dtype=torch.float32), *tensors
-        logits = client.head(tensors[0].detach())
-    loss = client.loss(logits.float(), labels)
+            return tensors[0].new_full((), math.nan, dtype=torch.float32), *tensors
+        outputs = client.head(tensors[0].detach())
+    loss = mean_loss(client.loss, outputs, targets)
     loss.backward()
     return loss.detach(), *tensors
 
@@ -119,24 +122,23 @@ def _forward(client: Client, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
     """The second half: trains the client half by the gradients of its tensors, each of that tensor's shape."""
     pending.backward([None, *(client.arithmetic.move(gradient) for gradient in gradients)])
+    check_step(_side(client), pending.batch.epoch, pending.batch.step, None, (), client.optimizer)
     client.optimizer.step()
 
 
 @torch.no_grad()
-def evaluate(
-    client: Client, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int
-) -> tuple[CutBatch, int]:
-    """The cut batch of test samples, the auxiliary head's answers with it, and how many of them that gets right (None
-    and 0 without a head).
+def evaluate(client: Client, x: Any, targets: Any, epoch: int, step: int) -> tuple[CutBatch, Tensor | None]:
+    """The cut batch of test samples, the auxiliary head's answers with it where the task has any, and that head's
+    outputs (None without a head). Raises RunError where something is not finite.
 
     The modules must be in evaluation mode.
     """
     with client.arithmetic.autocast():
         tensors = _crossing(client, client.arithmetic.move(x))
-        logits = None if client.head is None else client.head(tensors[0])
-    correct = 0 if logits is None else int((logits.argmax(1) == client.arithmetic.move(labels)).sum())
-    answers = None if logits is None else logits.float().softmax(1)
-    return replace(_cut_batch(client, tensors, labels, epoch, step), answers=answers), correct
+        outputs = None if client.head is None else prediction(client.head(tensors[0])).float()
+    check_outputs(f"client {client.index}", epoch, step, tensors[0], outputs)
+    answers = None if outputs is None or client.probabilities is None else client.probabilities(outputs)
+    return replace(_cut_batch(client, tensors, targets, epoch, step), answers=answers), outputs
 
 
 def set_training(client: Client, training: bool) -> None:
@@ -145,18 +147,43 @@ def set_training(client: Client, training: bool) -> None:
         client.head.train(training)
 
 
-def unreached_parameters(half: nn.Module, head: nn.Module, x: Float[Tensor, "b ..."]) -> list[str]:
+def unreached_parameters(half: nn.Module, head: nn.Module, x: Tree) -> list[str]:
     """Names of the parameters of half and head that the local loss gives no gradient: they would never move. Those that
     are frozen are meant not to."""
     named = list(half.named_parameters()) + [(f"head.{name}", p) for name, p in head.named_parameters()]
     named = [(name, p) for name, p in named if p.requires_grad]
-    total = head(half(x)[0]).float().sum()
+    total = head(call(half, x)[0]).float().sum()
+    if not total.requires_grad:
+        return [name for name, _ in named]
     gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
 
 
-def _crossing(client: Client, x: Tensor) -> tuple[Tensor, ...]:
-    tensors = client.half(x)
+def _side(client: Client) -> str:
+    return f"client {client.index}" + ("" if client.head is None else ", auxiliary loss")
+
+
+def _check(client: Client, x: Any, targets: Any) -> None:
+    """Raises InputError where a loop of one's own gives what cannot be learned from. Looks at the optimizer once."""
+    check_targets(x, targets)
+    for place, module in (("client.half", client.half), ("client.head", client.head)):
+        if module is not None and not module.training:
+            raise InputError(place, "training mode", "evaluation mode", "call client_steps.set_training(client, True)")
+    if not client._checked:
+        held = {id(parameter) for group in client.optimizer.param_groups for parameter in group["params"]}
+        for place, module in (("half", client.half), ("head", client.head)):
+            named = [] if module is None else module.named_parameters()
+            missing = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in held]
+            if missing:
+                raise InputError(
+                    "client.optimizer", "every parameter of client half and head",
+                    f"none of {', '.join(missing[:3])} of the {place}", "make it of both modules' parameters",
+                )  # fmt: skip
+        client._checked = True
+
+
+def _crossing(client: Client, x: Any) -> tuple[Tensor, ...]:
+    tensors = call(client.half, x)
     if isinstance(tensors, Tensor):  # its samples would be taken for the values that cross
         raise InputError("client.half", "a tuple of the tensors that cross", "one tensor", "return it as (tensor,)")
     return tuple(tensors)
@@ -168,6 +195,6 @@ def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:
 
 
 def _cut_batch(
-    client: Client, tensors: Sequence[Tensor], labels: Tensor, epoch: int, step: int, before: int = 0, after: int = 0
+    client: Client, tensors: Sequence[Tensor], targets: Any, epoch: int, step: int, before: int = 0, after: int = 0
 ) -> CutBatch:
-    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), labels, before, after)
+    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), targets, before, after)

@@ -5,26 +5,36 @@ what crosses the upper cut. Both are decoupled training as ever (`client.py`, `s
 head trains it, and nothing comes back from either side.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+
+from halfpass.algorithm.learning import probabilities
+from halfpass.tree import prediction
 
 
 class EdgeHalf(nn.Module):
-    """tuple of (B, ...) → (B, classes), as a server half; keeps what crosses the upper cut on the way."""
+    """tuple of (B, ...) → outputs (B, ...), as a server half; keeps what crosses the upper cut on the way."""
 
-    def __init__(self, between: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self, between: nn.Module, head: nn.Module,
+        answers_of: Callable[[Tensor], Tensor] | None = probabilities,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.between, self.head = between, head
+        self.between, self.head, self._answers_of = between, head, answers_of
         self.crossing: tuple[Tensor, ...] = ()  # of the last forward pass, without graph
-        self.answers: Tensor | None = None  # of its head, in evaluation: class probabilities (B, classes)
+        self.answers: Tensor | None = None  # of its head, in evaluation: probabilities, where the task has any
 
     def forward(self, *tensors: Tensor) -> Tensor:
         crossing = self.between(*tensors)
-        logits: Tensor = self.head(crossing[0])
+        outputs: Tensor = prediction(self.head(crossing[0]))
         inputs = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         # What crosses both cuts is an input, whose memory its giver may use again.
         self.crossing = tuple(
             tensor.detach().clone() if tensor.untyped_storage().data_ptr() in inputs else tensor.detach()
             for tensor in crossing
         )
-        self.answers = None if self.training else logits.detach().float().softmax(1)
-        return logits
+        self.answers = None
+        if not self.training and self._answers_of is not None:
+            self.answers = self._answers_of(outputs.detach().float())
+        return outputs

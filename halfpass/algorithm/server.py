@@ -2,25 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.algorithm.learning import Loss, check_outputs, check_step, mean_loss, probabilities
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch
+from halfpass.errors import InputError
 from halfpass.seed import derive_seed
+from halfpass.tree import prediction
 
 
 @dataclass
 class Server:
     """What the compute owner trains: the server half, by the true loss."""
 
-    half: nn.Module  # forward(*tensors), each (B, ...) → (B, classes)
+    half: nn.Module  # forward(*tensors), each (B, ...) → outputs (B, ...)
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     seed: int = 0
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
+    loss: Loss = cross_entropy  # of outputs and targets: their mean, or a value per sample
+    probabilities: Callable[[Tensor], Tensor] | None = probabilities  # of its outputs, to answer with a head; None: not
 
 
 def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
@@ -30,56 +35,62 @@ def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
     often it has been trained on before.
     """
     _begin(server, batch, use)
-    inputs = server.arithmetic.move(batch.labels), *_tensors(server, batch)
+    inputs = server.arithmetic.move(batch.targets), *_tensors(server, batch)
     if batch.share == 1:
         (loss,), _ = server.arithmetic.run(_learn, server, *inputs)
     else:
         (loss,) = _learn(server, *inputs, share=batch.share)
+    found = check_step(_side(batch), batch.epoch, batch.step, loss, (), server.optimizer if batch.last else None)
     if batch.last:
         server.optimizer.step()
-    return loss.item()
+    return found
 
 
 def conventional_step(server: Server, batch: CutBatch) -> tuple[tuple[Tensor, ...], float]:
     """Trains the server half on one cut batch; returns the loss's gradient by each of its tensors, and the loss."""
     _begin(server, batch)
-    inputs = server.arithmetic.move(batch.labels), *_tensors(server, batch)
+    inputs = server.arithmetic.move(batch.targets), *_tensors(server, batch)
     (loss, *gradients), _ = server.arithmetic.run(_learn_and_return, server, *inputs)
+    found = check_step(_side(batch), batch.epoch, batch.step, loss, (), server.optimizer)
     server.optimizer.step()
-    return tuple(gradients), loss.item()
+    return tuple(gradients), found
 
 
-def _learn(server: Server, labels: Tensor, *tensors: Tensor, share: float = 1.0) -> tuple[Tensor, ...]:
+def _learn(server: Server, targets: Any, *tensors: Tensor, share: float = 1.0) -> tuple[Tensor, ...]:
     """Adds up the gradients of the loss, a batch's `share` of it; returns that loss."""
     with server.arithmetic.autocast():
-        logits = server.half(*tensors)  # (B, classes)
-    loss = server.loss(logits.float(), labels)
+        outputs = server.half(*tensors)
+    loss = mean_loss(server.loss, outputs, targets)
     (loss * share).backward()
     return (loss.detach(),)
 
 
-def _learn_and_return(server: Server, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+def _learn_and_return(server: Server, targets: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The loss, and its gradient by each of the tensors, which are not marked themselves: they may be the sender's."""
     tensors = tuple(tensor.detach().requires_grad_() for tensor in tensors)
-    (loss,) = _learn(server, labels, *tensors)
+    (loss,) = _learn(server, targets, *tensors)
     return loss, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors)
 
 
 @torch.no_grad()
-def evaluate(server: Server, batch: CutBatch) -> tuple[int, int | None]:
-    """How many samples of the batch the server half gets right, and how many by the mean of its own and the client's
-    class probabilities (None where the batch has no answers); the half must be in evaluation mode."""
+def evaluate(server: Server, batch: CutBatch) -> tuple[Tensor, Tensor | None]:
+    """The server half's outputs, and the mean of its own and the head's probabilities (None where the batch has no
+    answers); the half must be in evaluation mode. Raises RunError where an output is not finite."""
     with server.arithmetic.autocast():
-        logits = server.half(*_tensors(server, batch))  # (B, classes)
-    labels = server.arithmetic.move(batch.labels)
-    right = int((logits.argmax(1) == labels).sum())
-    if batch.answers is None:
-        return right, None
-    both = logits.float().softmax(1) + server.arithmetic.move(batch.answers)
-    return right, int((both.argmax(1) == labels).sum())
+        outputs = prediction(server.half(*_tensors(server, batch))).float()
+    check_outputs(_side(batch), batch.epoch, batch.step, outputs)
+    if batch.answers is None or server.probabilities is None:
+        return outputs, None
+    return outputs, (server.probabilities(outputs) + server.arithmetic.move(batch.answers)) / 2
+
+
+def _side(batch: CutBatch) -> str:
+    return f"server, batch of client {batch.client}"
 
 
 def _begin(server: Server, batch: CutBatch, use: int = 0) -> None:
+    if not server.half.training:
+        raise InputError("server.half", "training mode", "evaluation mode", "call server.half.train()")
     torch.manual_seed(derive_seed(server.seed, "server", batch.client, batch.epoch, batch.step, batch.before, use))
     if batch.before == 0:
         server.optimizer.zero_grad(set_to_none=True)

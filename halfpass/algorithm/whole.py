@@ -1,48 +1,52 @@
 """The centralized baseline: the uncut network, trained end to end on all data in one place."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.algorithm.learning import Loss, check_outputs, check_step, check_targets, mean_loss
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.seed import derive_seed
+from halfpass.tree import call, prediction
 
 
 @dataclass
 class Whole:
-    model: nn.Module  # (B, ...) → (B, classes)
+    model: nn.Module  # (B, ...) → outputs (B, ...)
     optimizer: torch.optim.Optimizer
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     seed: int = 0
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # of logits (B, classes) and labels (B,), their mean
+    loss: Loss = cross_entropy  # of outputs and targets: their mean, or a value per sample
 
 
-def whole_step(whole: Whole, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"], epoch: int, step: int) -> float:
+def whole_step(whole: Whole, x: Any, targets: Any, epoch: int, step: int) -> float:
     """One step of plain end-to-end training; returns the loss."""
+    check_targets(x, targets)
     torch.manual_seed(derive_seed(whole.seed, "whole", epoch, step))
     whole.optimizer.zero_grad(set_to_none=True)
-    inputs = whole.arithmetic.move(x), whole.arithmetic.move(labels)
+    inputs = whole.arithmetic.move(x), whole.arithmetic.move(targets)
     (loss,), _ = whole.arithmetic.run(_learn, whole, *inputs)
+    found = check_step("whole network", epoch, step, loss, (), whole.optimizer)
     whole.optimizer.step()
-    return loss.item()
+    return found
 
 
-def _learn(whole: Whole, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+def _learn(whole: Whole, x: Any, targets: Any) -> tuple[Tensor, ...]:
     """Adds up the gradients of the loss; returns that loss."""
     with whole.arithmetic.autocast():
-        logits = whole.model(x)
-    loss = whole.loss(logits.float(), labels)
+        outputs = call(whole.model, x)
+    loss = mean_loss(whole.loss, outputs, targets)
     loss.backward()
     return (loss.detach(),)
 
 
 @torch.no_grad()
-def evaluate(whole: Whole, x: Float[Tensor, "b ..."], labels: Int64[Tensor, " b"]) -> int:
-    """How many samples the network gets right; it must be in evaluation mode."""
+def evaluate(whole: Whole, x: Any, epoch: int = 0, step: int = 0) -> Tensor:
+    """The network's outputs; it must be in evaluation mode. Raises RunError where one is not finite."""
     with whole.arithmetic.autocast():
-        logits = whole.model(whole.arithmetic.move(x))
-    return int((logits.argmax(1) == whole.arithmetic.move(labels)).sum())
+        outputs: Tensor = prediction(call(whole.model, whole.arithmetic.move(x))).float()
+    check_outputs("whole network", epoch, step, outputs)
+    return outputs

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from halfpass.arithmetic.fused import check_compiler, fuse
 from halfpass.arithmetic.graphs import Backward, Graphs, Pass, backward_of
 from halfpass.errors import InputError, reason
+from halfpass.tree import flatten, map_leaves, unflatten
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,33 @@ class Arithmetic:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         return fuse(module) if self.compiled and self.device.type == "cpu" else module
 
-    def move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def move(self, tree: Any) -> Any:
+        """A tree of tensors to the device."""
+        return map_leaves(lambda tensor: tensor.to(self.device, non_blocking=True), tree)
 
-    def run(self, function: Pass, side: Any, *inputs: Tensor) -> tuple[tuple[Tensor, ...], Backward]:
-        """`function(side, *inputs)` of inputs on the device, and what takes a gradient for each of its outputs and goes
-        back through the graph of those that have one; recorded as CUDA graphs where there are any (graphs.py has the
-        conditions)."""
+    def run(self, function: Pass, side: Any, *inputs: Any) -> tuple[tuple[Tensor, ...], Backward]:
+        """`function(side, *inputs)` of trees of tensors on the device, and what takes a gradient for each of its
+        outputs and goes back through the graph of those that have one; recorded as CUDA graphs where there are any
+        (graphs.py has the conditions)."""
         if self.graphs is not None:
-            return self.graphs.run(function, side, inputs)
+            named = [flatten(tree) for tree in inputs]
+            if not all(isinstance(tree, Tensor) for tree in inputs):
+                function = _OfTrees(function, tuple(tuple(names) for names in named))
+            return self.graphs.run(function, side, tuple(tensor for names in named for tensor in names.values()))
         outputs = function(side, *inputs)
         return outputs, backward_of(outputs)
+
+
+@dataclass(frozen=True)
+class _OfTrees:
+    """A pass of trees as one of their tensors, which is what graphs record; equal where function and names are."""
+
+    function: Pass
+    names: tuple[tuple[str, ...], ...]  # of each tree's tensors
+
+    def __call__(self, side: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        left = iter(tensors)
+        return self.function(side, *(unflatten({name: next(left) for name in names}) for names in self.names))
 
 
 def arithmetic(device: str, precision: str, compiled: bool = False) -> Arithmetic:

@@ -7,6 +7,7 @@ adds the traceback.
 import argparse
 import dataclasses
 import itertools
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -275,7 +276,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
     parser, children = _parser()
-    words = _with_run_settings(words)
+    words = [_spelled_out(word) for word in _with_run_settings(words)]
     name = next((word for word in words if word in children), None)
     known = Known(list(COMMANDS), _option_names(children[name]) if name else [])
     for word, following in itertools.pairwise([*words, "-"]):
@@ -303,6 +304,11 @@ def _with_run_settings(words: list[str]) -> list[str]:
     if not settings.is_file():
         raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")
     return [*words[:2], "--config", str(settings), "--out", "null", *words[2:]]  # all but its folder
+
+
+def _spelled_out(word: str) -> str:
+    """`--task multilabel` is `--task.name multilabel`."""
+    return re.sub(r"^--task(?==|$)", "--task.name", word)
 
 
 def _option_names(parser: ArgumentParser) -> list[str]:

@@ -1,9 +1,12 @@
 """Joins the saved halves of a run into one network for inference."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,12 +19,13 @@ from halfpass.networks.split import HEAD, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.centralized import test_whole
 from halfpass.run.records import read_config, read_result
+from halfpass.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Exported:
     file: Path
-    accuracy: float | None  # of the joined network, on the run's test set; None where that is not here
+    accuracy: float | None  # of the joined network, or the metric that leads; None where there is no test set here
     reported: float | None  # by the run; None where it was made before it reported that
     remark: str
 
@@ -47,16 +51,31 @@ def export(
     make_folder("out", file.parent)
     with replacing(file) as partial:
         save_file(state, partial, metadata={"model": config.model.name})
-    reported = read_result(run).get("joint_test_accuracy" if with_head else "test_accuracy")
+    reported = _reported(read_result(run), "joint_test" if with_head else "test")
     try:
         data = setup.load_data(config.data)
     except InputError as error:
         return Exported(file, None, reported, f"not tested, because the test set is not here ({error})")
-    accuracy = _test(config, data, state, with_head)
-    remark = f"test accuracy {100 * accuracy:.2f} %"
+    task = setup.task_of(config, data)
+    if with_head and task.name != "classification":
+        expected = "classification, whose probabilities are averaged"
+        raise InputError("--with_head", expected, f"task {task.name}", "leave --with_head out")
+    value = _test(config, data, task, state, with_head)
+
+    def said(number: float) -> str:
+        return f"{100 * number:.2f} %" if task.unit == "%" else f"{number:.4g}"
+
+    remark = f"test {task.lead} {said(value)}"
     if reported is not None:
-        remark += f", the run reported {100 * reported:.2f} %{_difference(config)}"
-    return Exported(file, accuracy, reported, remark)
+        remark += f", the run reported {said(reported)}{_difference(config)}"
+    return Exported(file, value, reported, remark)
+
+
+def _reported(result: Mapping[str, Any], part: str) -> float | None:
+    """The leading metric's value; of an older result the accuracy."""
+    metric = result.get("metric", "accuracy")
+    found = (result.get(part) or {}).get(metric)
+    return result.get(f"{part}_accuracy") if found is None and metric == "accuracy" else found
 
 
 def _joined_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:
@@ -91,17 +110,19 @@ def _part(file: Path, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
-def _test(config: Config, data: Dataset, state: dict[str, Tensor], with_head: bool) -> float:
-    trained = setup.build_whole(config, data.train.sample_shape, data.classes)
+def _test(config: Config, data: Dataset, task: Task, state: dict[str, Tensor], with_head: bool) -> float:
+    trained = setup.build_whole(config, data.train.sample_shape, task)
     if config.method != "centralized":
         config = config if config.model.edge_cut is None else setup.above_edge(config)
-        network = setup.build_network(config, data.train.sample_shape, data.classes)
+        network = setup.build_network(config, data.train.sample_shape, task, setup.some_samples(data))
         head = network.head if with_head else None
         joined = whole(network.halves) if head is None else joint(network.halves, head)
         trained.model = trained.arithmetic.place(joined)
     trained.model.load_state_dict(state)
     trained.model.eval()
-    return test_whole(config, trained, data)
+    if with_head:  # whose outputs are logarithms of probabilities
+        task = dataclasses.replace(task, probabilities=torch.exp)
+    return test_whole(config, trained, data, task, config.train.epochs - 1)[task.lead]
 
 
 def _difference(config: Config) -> str:

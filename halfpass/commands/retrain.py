@@ -20,6 +20,7 @@ from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import Row, RunFolder, Wires, difference, epoch_rows, read_config, refuse_run, result
 from halfpass.run.replay import in_steps, read_step, shuffled
+from halfpass.tasks.task import CLASS_NUMBERS, Task
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
 
@@ -48,7 +49,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
         if made.model.edge_cut == store.identity["cut"]:  # an edge's uploads, not its clients'
             config = setup.above_edge(config)
-        network = _network(config, store)
+        network = _network(config, made, store)
         passes = _passes(config, store)
         setup.settle_process(config)
         server = setup.build_server(config, network)
@@ -71,14 +72,14 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                         progress.step()
                 tally.peak_memory_bytes = memory.peak_bytes()
                 seconds = time.perf_counter() - began
-                score = _test(server, store) if config.train.tests(epoch) else None
-                new = epoch_rows(epoch, seconds, tally, {}, score, {}, {}, {}, before=rows)[-1]
+                score = _test(server, store, network.task) if config.train.tests(epoch) else None
+                new = epoch_rows(epoch, seconds, network.task, tally, {}, score, {}, {}, {}, before=rows)[-1]
                 rows += folder.add_rows([new])
                 progress.epoch(new)
             folder.save_server(server, config)
             _copy_clients(run, folder, store.identity == setup.identity(network))
             used_once = dataclasses.replace(config, server=dataclasses.replace(config.server, replay=1))
-            outcome = result(used_once, network.cut, rows, Wires([], None), folder.environment)
+            outcome = result(used_once, network.task, network.cut, rows, Wires([], None), folder.environment)
             return folder.finish(outcome | {"retrained_from": str(run)})
 
 
@@ -91,13 +92,18 @@ def _refuse_what_the_uploads_fix(config: Config, made: Config) -> None:
 
 
 def _is_fixed(key: str) -> bool:
-    return key in FIXED or (key.startswith(("data.", "clients.")) and key not in ("data.path", "data.download"))
+    groups = key.startswith(("data.", "clients.", "task."))
+    return key in FIXED or (groups and key not in ("data.path", "data.download"))
 
 
-def _network(config: Config, store: UploadStore) -> setup.Network:
+def _network(config: Config, made: Config, store: UploadStore) -> setup.Network:
     """The network of the configuration, if its server half takes what the store holds."""
     held = store.identity
-    network = setup.build_network(config, tuple(held["sample shape"]), held["classes"])
+    # Without data only another network that can be traced is cut; the run's own is as it was.
+    plans = setup.read_plans(held["plans"]) if "plans" in held and config.model == made.model else None
+    targets = setup.read_spec(held["targets"]) if "targets" in held else CLASS_NUMBERS
+    task = setup.agreed_task(config, held["classes"], targets)
+    network = setup.build_network(config, tuple(held["sample shape"]), task, plans=plans)
     new = setup.identity(network)
     if new["cut shapes"] != held["cut shapes"]:
         raise InputError(
@@ -121,13 +127,13 @@ def _passes(config: Config, store: UploadStore) -> list[list[Key]]:
     return [oldest_first[(i - wanted) % len(oldest_first)] for i in range(wanted)]
 
 
-def _test(server: Server, store: UploadStore) -> Score:
+def _test(server: Server, store: UploadStore, task: Task) -> Score:
     """On the test set's activations."""
     server.half.eval()
-    score = Score()
+    score = Score(task)
     for key in store.keys(test=True):
         for batch in map(read_batch, store.read(key)):
-            score.add(len(batch), *evaluate(server, batch))
+            score.add(batch, *evaluate(server, batch))
     server.half.train()
     return score
 

@@ -1,10 +1,11 @@
-"""Auxiliary heads: the small classifier at the cut from which the client half learns (arXiv 2601.19261).
+"""Auxiliary heads: the small network at the cut from which the client half learns (arXiv 2601.19261).
 
-A new head is a function of (cut shape, classes) in HEADS. Local losses lose accuracy where the head is too weak; the
+A new head is a function of (cut shape, outputs) in HEADS, and where it also answers for each pixel or token, one of
+(cut shape, output shape) in DENSE. Local losses lose accuracy where the head is too weak; the
 choices trade that against the client's work, and `halfpass cuts` prints what each costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, log2, prod
 
@@ -19,23 +20,27 @@ HIDDEN_LIMIT = 512  # hidden width of `mlp` at most, so that a wide cut does not
 TAIL_SIDE = 8  # pixels; where the CIFAR ResNets pool
 
 
-def build_head(name: str, cut_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    """The head of that name: (B, *cut_shape) → (B, classes), the first of the tensors that cross the cut alone.
+def build_head(name: str, cut_shape: tuple[int, ...], outputs: int | tuple[int, ...], seed: int) -> nn.Module:
+    """The head of that name: (B, *cut_shape) → (B, *outputs), the first of the tensors that cross the cut alone.
 
-    `cut_shape` is (features,), (tokens, features) or (channels, height, width), as `split.cut_shapes` measured it.
-    `name` is a key of HEADS or `module:function` for a function of (cut_shape, classes) that returns an nn.Module.
+    `cut_shape` is (features,), (tokens, features) or (channels, height, width), as `split.cut_shapes` measured it;
+    `outputs` a number, or the shape per sample: (outputs,), (outputs, height, width) or (tokens, outputs). `name` is a
+    key of HEADS or `module:function` for a function of (cut_shape, outputs) that returns an nn.Module.
     Weights depend on `seed` alone; the caller's random state is untouched. Raises InputError for an unknown name and
     a head that does not fit.
     """
-    place = f"model.head {name!r}"
+    place, shape = f"model.head {name!r}", (outputs,) if isinstance(outputs, int) else outputs
     with seeded(seed, "head"):
         if ":" in name:
-            head = call_plugin(place, name, cut_shape, classes)
+            head = call_plugin(place, name, cut_shape, shape[0] if len(shape) == 1 else shape)
+        elif len(shape) == 1:
+            head = choose("model.head", name, HEADS)(cut_shape, shape[0])
         else:
-            head = choose("model.head", name, HEADS)(cut_shape, classes)
+            choose("model.head", name, HEADS)
+            head = _dense(place, name, cut_shape, shape)
         if not isinstance(head, nn.Module):
             raise InputError(place, "an nn.Module", type(head).__name__, "return the head itself")
-        check_output(place, head, cut_shape, classes)
+        check_output(place, head, cut_shape, shape)
     return head
 
 
@@ -147,6 +152,81 @@ def _positions(cut_shape: tuple[int, ...]) -> int:
     """Pixels, voxels or tokens of a cut; 1 where there are only features."""
     return cut_shape[0] if len(cut_shape) == 2 else prod(cut_shape[1:])
 
+
+# --- an answer for each pixel or token --------------------------------------------------------------------------------
+
+
+def _dense(place: str, name: str, cut_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+    """(C, h, w) → (outputs, H, W), or (T, D) → (T, outputs)."""
+    build = DENSE.get((name, len(shape)))
+    if build is None:
+        names = [choice for choice, dimensions in DENSE if dimensions == len(shape)]
+        expected = f"a head with outputs {shape} per sample ({', '.join(names) or 'module:function'})"
+        raise InputError(place, expected, "one of a sample as a whole", "take another head")
+    if len(cut_shape) != len(shape) or (len(shape) == 2 and cut_shape[0] != shape[0]):
+        expected = "a cut (channels, height, width)" if len(shape) == 3 else f"a cut ({shape[0]} tokens, features)"
+        raise InputError(place, expected, f"{cut_shape}", "cut elsewhere, or give a head of your own")
+    return build(cut_shape, shape)
+
+
+def _linear_map(cut_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+    """One fully connected layer over each pixel's channels, then as large as the targets."""
+    return nn.Sequential(_zero(nn.Conv2d(cut_shape[0], shape[0], 1)), Resize(shape[1:]))
+
+
+def _mlp_map(cut_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+    channels = cut_shape[0]
+    hidden = min(channels, HIDDEN_LIMIT)
+    layers = nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, shape[0], 1)
+    return nn.Sequential(*layers, Resize(shape[1:]))
+
+
+def _conv_map(cut_shape: tuple[int, ...], shape: tuple[int, ...], blocks: int = 1) -> nn.Module:
+    """Residual blocks at the cut's own size, since nothing is pooled in the end."""
+    channels = cut_shape[0]
+    layers = [BasicBlock(channels, channels) for _ in range(blocks)]
+    head = nn.Sequential(*layers, nn.Conv2d(channels, shape[0], 1), Resize(shape[1:]))
+    init_convolutions(head)
+    return head
+
+
+def _linear_tokens(cut_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+    return _zero(nn.Linear(cut_shape[1], shape[1]))
+
+
+def _mlp_tokens(cut_shape: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+    features = cut_shape[1]
+    hidden = min(features, HIDDEN_LIMIT)
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, shape[1]))
+
+
+def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """It starts at zero, as FlatLinear does."""
+    assert layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Resize(nn.Module):
+    """(B, K, h, w) → (B, K, *size), bilinear."""
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        same = tuple(x.shape[2:]) == self.size
+        return x if same else F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+
+
+DENSE: dict[tuple[str, int], Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]] = {
+    # name of a head, dimensions of a sample's outputs
+    ("linear", 3): _linear_map, ("mlp", 3): _mlp_map, ("linear", 2): _linear_tokens, ("mlp", 2): _mlp_tokens,
+    **{(name, 3): partial(_conv_map, blocks=blocks) for name, blocks in (
+        ("conv", 1), ("conv-2", 2), ("tail", 1), ("tail-2", 2), ("tail-3", 3),
+    )},
+}  # fmt: skip
 
 SHAPES = {1: "(features,)", 2: "(tokens, features)", 3: "(channels, height, width)"}
 

@@ -12,26 +12,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfpass.errors import InputError, choice_error, reason
+from halfpass.networks.pretrained import LIBRARIES, from_library
 from halfpass.networks.transformer import TextTransformer
 from halfpass.plugin import call_plugin
 from halfpass.seed import derive_seed
+from halfpass.tree import prediction
 
 Model = nn.Module | tuple[nn.Module, nn.Module]
 Builder = Callable[[tuple[int, ...], int], nn.Module]  # (shape of a sample, classes) → network
 
 
-def build_model(name: str, sample_shape: tuple[int, ...], classes: int, seed: int) -> Model:
+def build_model(
+    name: str, sample_shape: tuple[int, ...], outputs: int, seed: int, output_shape: tuple[int, ...] | None = None, *,
+    pretrained: bool = False,
+) -> Model:  # fmt: skip
     """The network of that name, with weights that depend on `seed` alone; the caller's random state is untouched.
 
-    `name` is a key of MODELS, or `module:function` for a function of (sample_shape, classes) that returns an
-    nn.Module (B, *sample_shape) → (B, classes), or the pair (client half, server half) of one that cannot be traced.
-    Raises InputError for an unknown name, a sample shape that the network cannot take, and a function that fails.
+    `name` is a key of MODELS, or `module:function` for a function of (sample_shape, outputs) that returns an
+    nn.Module (B, *sample_shape) → (B, *output_shape), or the pair (client half, server half) of it; or a network of
+    another library, `timm:NAME`, `torchvision:NAME` or `hf:FOLDER_OR_ID`, with its published weights where
+    `pretrained`. `output_shape` is (outputs,) unless the task says otherwise. Raises InputError for an unknown name, a
+    sample shape that the network cannot take, and a function that fails.
     """
-    place = f"model.name {name!r}"
+    place, shape = f"model.name {name!r}", output_shape or (outputs,)
     with seeded(seed, "model"):
+        library = name.partition(":")[0] if ":" in name else ""
+        if pretrained and library not in LIBRARIES:
+            expected, remedy = f"a network of {', '.join(LIBRARIES)}", "leave it out, or give a file by model.weights"
+            raise InputError("model.pretrained", expected, repr(name), remedy)
+        if library in LIBRARIES:
+            return from_library(place, name, sample_shape, outputs, pretrained=pretrained)
         if ":" not in name:
-            return choose("model.name", name, MODELS)(sample_shape, classes)
-        return _check_own_model(place, call_plugin(place, name, sample_shape, classes), sample_shape, classes)
+            build = choose("model.name", name, MODELS)
+            if len(shape) > 1:
+                remedy = "give a network of your own as module:function"
+                raise InputError(place, f"a network with outputs {shape} per sample", f"one with ({outputs},)", remedy)
+            return build(sample_shape, outputs)
+        return _check_own_model(place, call_plugin(place, name, sample_shape, outputs), sample_shape, shape)
 
 
 class BasicBlock(nn.Module):
@@ -195,13 +212,15 @@ def choose(place: str, name: str, table: dict[str, Builder]) -> Builder:
     return table[name]
 
 
-def _check_own_model(place: str, model: object, sample_shape: tuple[int, ...], classes: int) -> Model:
+def _check_own_model(
+    place: str, model: object, sample_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> Model:
     expected = "an nn.Module, or a pair of them (client half, server half)"
     if isinstance(model, tuple) and len(model) == 2 and all(isinstance(half, nn.Module) for half in model):
-        check_output(place, Pair(*model), sample_shape, classes)
+        check_output(place, Pair(*model), sample_shape, output_shape)
         return model
     if isinstance(model, nn.Module):
-        check_output(place, model, sample_shape, classes)
+        check_output(place, model, sample_shape, output_shape)
         return model
     raise InputError(place, expected, f"{type(model).__name__}", "return the network itself")
 
@@ -218,13 +237,13 @@ class Pair(nn.Module):
         return self.server(*crossing) if isinstance(crossing, tuple) else self.server(crossing)
 
 
-def check_output(place: str, module: nn.Module, shape: tuple[int, ...], classes: int) -> None:
-    """Refuse a module that does not map (B, *shape) to (B, classes). Its modes and statistics stay as they are."""
+def check_output(place: str, module: nn.Module, shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+    """Refuse a module that does not map (B, *shape) to (B, *output_shape). Its modes and statistics stay as before."""
     modes = {part: part.training for part in module.modules()}
     samples = torch.zeros(2, *shape)
     try:
         with torch.no_grad():
-            out = module.eval()(samples)  # on the module itself: lazy layers get their shapes here
+            out = prediction(module.eval()(samples))  # on the module itself: lazy layers get their shapes here
     except Exception as error:  # whatever the module raises
         raise InputError(
             place, f"a forward pass of (2, {', '.join(map(str, shape))})", reason(error),
@@ -233,6 +252,7 @@ def check_output(place: str, module: nn.Module, shape: tuple[int, ...], classes:
     finally:
         for part, training in modes.items():
             part.training = training
-    found = f"{tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-    if found != f"{(2, classes)}":
-        raise InputError(place, f"an output of {(2, classes)} for 2 samples", found, "end with one value per class")
+    found, expected = f"{tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__, (2, *output_shape)
+    if found != f"{expected}":
+        remedy = "end with one value per class" if len(output_shape) == 1 else "end with outputs of that shape"
+        raise InputError(place, f"an output of {expected} for 2 samples", found, remedy)

@@ -95,16 +95,19 @@ def _values(
     return [(a, b) for a, b in sides if a is not None and b is not None]
 
 
-def _points(key: str) -> Cell:
-    """Percentage points of accuracy under `key` above conventional's: mean and, of several seeds, standard deviation of
-    the differences."""
+def _points(part: str, accuracy: bool) -> Cell:
+    """What the leading metric of `part` is above conventional's, in percentage points where it is from 0 to 1: mean
+    and, of several seeds, standard deviation of the differences. Of accuracy, or of any other metric."""
 
     def cell(pairs: Sequence[Pair]) -> str:
-        values = _values(pairs, lambda result: result.get(key), lambda result: result.get("test_accuracy"))
-        points = [100 * (a - b) for a, b in values]
-        if not points:
+        fitting = [p for p in pairs if (tables.lead(p.decoupled[0]) == "accuracy") == accuracy]
+        values = _values(fitting, lambda result: tables.score(result, part), tables.score)
+        if not values:
             return MISSING
-        return _signed(statistics.fmean(points), 2) + (f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else "")
+        scale, decimals = (100, 2) if tables.unit(fitting[0].decoupled[0]) == "%" else (1, 4)
+        points = [scale * (a - b) for a, b in values]
+        spread = f" ± {statistics.stdev(points):.{decimals}f}" if len(points) > 1 else ""
+        return _signed(statistics.fmean(points), decimals) + spread
 
     return cell
 
@@ -134,7 +137,10 @@ def _sent(result: Result) -> float | None:
     return None if up is None or down is None else up + down
 
 
-ACCURACY = {"accuracy": _points("test_accuracy"), "accuracy with its head": _points("joint_test_accuracy")}
+ACCURACY = {
+    "accuracy": _points("test", True), "accuracy with its head": _points("joint_test", True),
+    "score": _points("test", False), "score with its head": _points("joint_test", False),
+}  # fmt: skip
 BYTES = {"bytes": _change(_sent)}
 MEMORY = {
     "client memory": _peak("client"), "server memory": _peak("server"), "one process memory": _peak("colocated"),

@@ -27,7 +27,7 @@ KIND_STYLES = {
     "client": (BLUE, ""), "server": (ORANGE, "////"), ONE_PROCESS: (GREEN, BACKSLASHES),
     "busy": (BLUE, ""), "waiting": (WHITE, "////"),
 }  # fmt: skip
-ACCURACIES = {"server": "test_accuracy", "client": "aux_test_accuracy"}  # keys of metrics.jsonl by side
+SCORES = {"server": "test", "client": "aux_test"}  # keys of metrics.jsonl by side
 LOSSES = {"server": "loss", "client": "loss"}
 WIDTH_INCHES = 5.2
 STYLE: dict[Any, Any] = {
@@ -74,20 +74,26 @@ def pictures(series: Sequence[Series]) -> list[Picture]:
     means += " Of a chain each link by itself." if any(one.results[0].get("link") for one in series) else ""
     drawn = [
         curves(
-            series, "Test accuracy", "test accuracy (%)", ACCURACIES, "auxiliary head",
-            "Accuracy on the test set after each tested epoch, of the whole network as client and server compute it "
-            "together, through the codec. Dashed: of the auxiliary head at the cut, mean over clients." + band,
-            percent=True,
-        ),
+            [one for one in series if (tables.lead(one.results[0]), tables.unit(one.results[0])) == (metric, unit)],
+            f"Test {metric}", f"test {metric} ({unit})" if unit else f"test {metric}", SCORES, "auxiliary head",
+            f"{metric.capitalize()} on the test set after each tested epoch, of the whole network as client and server "
+            "compute it together, through the codec. Dashed: of the auxiliary head at the cut, mean over clients."
+            + band, percent=unit == "%",
+        )
+        for metric, unit in dict.fromkeys((tables.lead(o.results[0]), tables.unit(o.results[0])) for o in series)
+    ] + [
         curves(
             series, "Training loss", "training loss", LOSSES, "client's auxiliary loss",
             "Training loss at the network's output, the mean over each epoch's steps. Dashed: the auxiliary loss at "
             "the cut, mean over clients." + band, percent=False,
         ),
-        frontier(
-            series, "Accuracy against bytes",
-            "Test accuracy after the last epoch against all bytes of the training, at the socket where there is one. "
-            "Further left is less to send." + means,
+        *(
+            frontier(
+                [one for one in series if tables.lead(one.results[0]) == metric], metric,
+                f"Test {metric} after the last epoch against all bytes of the training, at the socket where there is "
+                "one. Further left is less to send." + means,
+            )
+            for metric in dict.fromkeys(tables.lead(one.results[0]) for one in series)
         ),
         bars(
             "Bytes", "MB", [(one.label, byte_bars(one)) for one in series],
@@ -230,10 +236,11 @@ def _paint_legend(figure: "Figure", entries: Sequence[tuple[str, tuple[str, str]
     figure.legend(handles, names, loc="outside upper left", ncols=columns)
 
 
-def frontier(series: Sequence[Series], title: str, caption: str) -> Picture | None:
+def frontier(series: Sequence[Series], metric: str, caption: str) -> Picture | None:
     """A point per series that sent something, where there are two or more of them."""
-    found = [(one, look, sent_megabytes(one), _accuracy(one)) for one, look in zip(series, looks(series), strict=True)]
-    points = [(one, look, sent, percent) for one, look, sent, percent in found if sent and percent is not None]
+    title, unit = f"{metric.capitalize()} against bytes", tables.unit(series[0].results[0])
+    found = [(one, look, sent_megabytes(one), _score(one)) for one, look in zip(series, looks(series), strict=True)]
+    points = [(one, look, sent, value) for one, look, sent, value in found if sent and value is not None]
     if len(points) < 2:
         return None
     drawn = {look for _, look, *_ in points}
@@ -243,9 +250,9 @@ def frontier(series: Sequence[Series], title: str, caption: str) -> Picture | No
         from matplotlib.ticker import LogLocator, NullLocator
 
         axes = figure.add_subplot()
-        for _, (colour, marker), sent, percent in points:
-            axes.plot([sent], [percent], color=colour, marker=marker, linestyle="", markersize=6)
-        axes.set(xscale="log", xlabel="MB, up and down", ylabel="test accuracy (%)")
+        for _, (colour, marker), sent, value in points:
+            axes.plot([sent], [value], color=colour, marker=marker, linestyle="", markersize=6)
+        axes.set(xscale="log", xlabel="MB, up and down", ylabel=f"test {metric} ({unit})" if unit else f"test {metric}")
         axes.margins(0.15, 0.15)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -253,8 +260,9 @@ def frontier(series: Sequence[Series], title: str, caption: str) -> Picture | No
         axes.grid()
         _paint_legend(figure, entries)
 
-    cells = [[one.label, tables.amount(sent), f"{percent:.2f}"] for one, _, sent, percent in points]
-    headings = ["method", "MB up and down", "test accuracy %"]
+    decimals = 2 if unit == "%" else 4
+    cells = [[one.label, tables.amount(sent), f"{value:.{decimals}f}"] for one, _, sent, value in points]
+    headings = ["method", "MB up and down", f"test {metric} {unit}".rstrip()]
     return Picture(title, draw(title, 2.7 + _legend_inches(entries), paint), caption, headings, cells)
 
 
@@ -266,9 +274,9 @@ def sent_megabytes(one: Series) -> float | None:
     return sum(way or 0.0 for way in directions)
 
 
-def _accuracy(one: Series) -> float | None:
-    mean = tables.mean([tables.value_at(result, "test_accuracy") for result in one.results])
-    return None if mean is None else 100 * mean
+def _score(one: Series) -> float | None:
+    mean = tables.mean([tables.score(result) for result in one.results])
+    return mean if mean is None or tables.unit(one.results[0]) != "%" else 100 * mean
 
 
 # Bars

@@ -54,6 +54,7 @@ def render(runs: Sequence[Run]) -> str:
         pair_columns=columns(pairs),
         paper=PAPER,
         units_note=tables.UNITS_NOTE,
+        said=tables.said,
         several_seeds=any(len(group) > 1 for group in groups),
         pictures=figures.pictures(series),
         runs=[(run, summary(run)) for run in runs],

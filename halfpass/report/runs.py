@@ -3,15 +3,13 @@
 What is wrong in a folder is told with its file and key. A run that was killed is read as far as it got, with a note.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from halfpass.bounded import parse_json
 from halfpass.config import RECORDED, flatten
 from halfpass.errors import InputError
 from halfpass.files import read_mapping
@@ -31,13 +29,16 @@ REQUIRED = (
     "environment.commit", "environment.python", "environment.torch", "environment.hardware", "environment.threads",
 )  # fmt: skip
 NUMBERS = (
-    "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "train_seconds", "bytes", "peak_memory_bytes",
-    "seconds",
+    "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "test", "aux_test", "joint_test", "train_seconds",
+    "bytes", "peak_memory_bytes", "seconds",
 )  # fmt: skip
 ROW_NUMBERS = (
     "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "busy_seconds", "waiting_seconds",
     "peak_memory_bytes", "bytes_up", "bytes_down", "socket_up", "socket_down",
 )  # fmt: skip
+
+
+PARTS = ("test", "aux_test", "joint_test")  # of a row: metrics by name
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ def read_run(path: Path) -> Run:
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise InputError(str(path), "a run folder", "no config.yaml in it", "give a folder written by 'halfpass train'")
-    config, settings = read_mapping(path / "config.yaml", "YAML", yaml.safe_load)
+    config, settings = read_mapping(path / "config.yaml")
     metrics, notes = _read_metrics(path / "metrics.jsonl")
     result = None
     if (path / "result.json").exists():
-        _, found = read_mapping(path / "result.json", "JSON", _json)
+        _, found = read_mapping(path / "result.json")
         configured = flatten(settings)  # tells the settings that halfpass did not have yet when the run was made
         result = {name: configured.get(key) for name, key in RECORDED.items() if name not in REQUIRED} | found
         _check_result(path / "result.json", flatten(result))
@@ -94,13 +95,6 @@ def read_run(path: Path) -> Run:
         last = max((row["epoch"] for row in metrics), default=0)
         notes = [*notes, f"unfinished: there is no result.json; the last epoch in metrics.jsonl is {last}"]
     return Run(path, config, flatten(settings), metrics, result, notes)
-
-
-def _json(text: str | bytes) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant}, which is not a JSON number")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def _read_metrics(file: Path) -> tuple[list[Row], list[str]]:
@@ -111,7 +105,7 @@ def _read_metrics(file: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     for number, line in lines:
         try:
-            row = _json(line)
+            row = parse_json(line.decode())
         except ValueError as error:
             if number == lines[-1][0]:
                 return rows, [f"line {number} of metrics.jsonl is cut off and was left out"]
@@ -126,6 +120,11 @@ def _check_row(row: Any, place: str) -> None:
         raise InputError(place, "'epoch' (a whole number) and 'process' (a name)", repr(row)[:80], "remove the line")
     for key in ROW_NUMBERS:
         _check_number(row.get(key), f"{place}: {key}")
+    for part in PARTS:
+        if row.get(part) is not None and not isinstance(row[part], dict):
+            raise InputError(f"{place}: {part}", "metrics and their values", repr(row[part])[:80], "remove the line")
+        for metric, value in (row.get(part) or {}).items():
+            _check_number(value, f"{place}: {part} {metric}")
 
 
 def _check_result(file: Path, flat: Mapping[str, Any]) -> None:
@@ -155,9 +154,7 @@ def summary(run: Run) -> dict[str, Any]:
     it is that of one `link`, which is named."""
     known = run.result or {
         **{name: run.settings.get(key) for name, key in RECORDED.items()},
-        "test_accuracy": _last(by_epoch(run, "server", "test_accuracy")),
-        "aux_test_accuracy": _last(by_epoch(run, "client", "aux_test_accuracy")),
-        "joint_test_accuracy": _last(by_epoch(run, "server", "joint_test_accuracy")),
+        **_last_scores(run),
         "unfinished": True,
     }
     told = set(RECORDED.values())
@@ -169,17 +166,30 @@ def summary(run: Run) -> dict[str, Any]:
     return {**known, "settings": further}
 
 
+def _last_scores(run: Run) -> dict[str, Any]:
+    """As far as an unfinished run got, as its result would have it."""
+    rows = [row for row in run.metrics if row.get("metric")]
+    known: dict[str, Any] = {"metric": rows[-1]["metric"], "metric_unit": rows[-1].get("metric_unit")} if rows else {}
+    for side, part in (("server", "test"), ("client", "aux_test"), ("server", "joint_test")):
+        value = _last(by_epoch(run, side, part))
+        known[f"{part}_accuracy"] = value if tables.lead(known) == "accuracy" else None
+        known[part] = None if value is None else {tables.lead(known): value}
+    return known
+
+
 def _last(values: Mapping[int, float]) -> float | None:
     return values[max(values)] if values else None
 
 
 def by_epoch(run: Run, side: str, key: str) -> dict[int, float]:
-    """`key` after each epoch: of the "server" (the whole, when centralized), or the mean over every "client"."""
+    """`key` after each epoch, of PARTS the leading metric: of the "server" (the whole, when centralized), or the mean
+    over every "client"."""
     names = ("server", "whole") if side == "server" else ("client",)
     found: dict[int, list[float]] = {}
     for row in run.metrics:
-        if row["process"].startswith(names) and row.get(key) is not None:
-            found.setdefault(row["epoch"], []).append(row[key])
+        value = tables.score(row, key) if key in PARTS else row.get(key)
+        if row["process"].startswith(names) and value is not None:
+            found.setdefault(row["epoch"], []).append(value)
     return {epoch: statistics.fmean(found[epoch]) for epoch in sorted(found)}
 
 

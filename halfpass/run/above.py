@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfpass.cut import CutBatch
-from halfpass.run.epoch import Tally
+from halfpass.run.epoch import Score, Tally
 
 
 class Above:
@@ -32,8 +32,8 @@ class Above:
     def test(self, batch: CutBatch) -> None:
         """The edge has answered this test batch."""
 
-    def end_test(self, epoch: int, right: int, samples: int) -> None:
-        """So many of the test's samples the edge's head got right."""
+    def end_test(self, epoch: int, score: Score) -> None:
+        """How the edge's head did."""
 
     def skip_test(self, epoch: int) -> None:
         """There is no test after this epoch."""

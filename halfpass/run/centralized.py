@@ -11,16 +11,19 @@ from halfpass.config import Config
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset
 from halfpass.run import setup
-from halfpass.run.epoch import Tally, check_finite
+from halfpass.run.epoch import Tally, Test, Values
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import RunFolder, Wires, peak_so_far, result, row
+from halfpass.run.records import RunFolder, Wires, peak_so_far, result, row, scores
+from halfpass.tasks.task import Task
+from halfpass.tree import sample_count
 
 
 def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
     """Writes the run folder; returns what `result.json` holds. Where the folder has kept the state of such a run, goes
     on with that."""
-    whole = setup.build_whole(config, data.train.sample_shape, data.classes)
+    task = setup.task_of(config, data)
+    whole = setup.build_whole(config, data.train.sample_shape, task)
     recipe, device = config.train, whole.arithmetic.device
     data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
     memory = PeakMemory(device)
@@ -35,28 +38,28 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
             began, tally = time.perf_counter(), Tally(device)
             batches = train_batches(data, data.train, recipe.batch_size, seed=recipe.seed, client=0, epoch=epoch)
             with tally.busy():
-                for step, (x, labels) in enumerate(batches):
+                for step, (x, targets) in enumerate(batches):
                     lr = learning_rate(recipe.schedule, recipe.lr, epoch * steps + step, recipe.epochs * steps)
                     set_learning_rate(whole.optimizer, lr)
-                    loss = whole_side.whole_step(whole, x, labels, epoch, step)
-                    check_finite(loss, "whole network", epoch, step)
-                    tally.add(loss, len(labels), lr)
+                    loss = whole_side.whole_step(whole, x, targets, epoch, step)
+                    tally.add(loss, sample_count(targets), lr)
                     progress.step()
             seconds = time.perf_counter() - began
             tally.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows, "whole"))
-            accuracy = test_whole(config, whole, data) if recipe.tests(epoch) else None
-            new = row(epoch, "whole", tally, seconds, test_accuracy=accuracy)
+            values = test_whole(config, whole, data, task, epoch) if recipe.tests(epoch) else None
+            new = row(epoch, "whole", tally, seconds, **scores(task, test=values))
             rows += folder.add_rows([new])
             folder.save_checkpoint(config, epoch + 1, training_state(whole.optimizer, whole.model))
             progress.epoch(new)
     folder.save_whole(whole, config)
-    return folder.finish(result(config, None, rows, Wires([], None), folder.environment))
+    return folder.finish(result(config, task, None, rows, Wires([], None), folder.environment))
 
 
-def test_whole(config: Config, whole: whole_side.Whole, data: Dataset) -> float:
-    """Accuracy of an uncut network on the test set."""
+def test_whole(config: Config, whole: whole_side.Whole, data: Dataset, task: Task, epoch: int) -> Values:
+    """The task's metrics of an uncut network on the test set."""
     whole.model.eval()
-    batches = test_batches(data, data.test, config.train.batch_size)
-    correct = sum(whole_side.evaluate(whole, x, labels) for x, labels in batches)
+    test = Test(task)
+    for step, (x, targets) in enumerate(test_batches(data, data.test, config.train.batch_size)):
+        test.add(whole_side.evaluate(whole, x, epoch, step), targets)
     whole.model.train()
-    return correct / len(data.test)
+    return test.values()

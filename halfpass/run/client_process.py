@@ -16,10 +16,11 @@ from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
 from halfpass.run import setup
 from halfpass.run.children import for_peer
-from halfpass.run.epoch import ClientEpoch, Tally, handed_over, take_over, test_epoch
+from halfpass.run.epoch import ClientEpoch, Tally, Test, Values, handed_over, take_over, test_epoch
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import RunFolder
 from halfpass.run.uplink import Uplink
+from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
@@ -31,9 +32,9 @@ class ClientRun:
     """The client's side of a run; the same steps as `local.LocalRun` takes for one of its clients."""
 
     def __init__(
-        self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples
+        self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples, task: Task
     ) -> None:
-        self.config, self.connection, self.client, self.data = config, connection, client, data
+        self.config, self.connection, self.client, self.data, self.task = config, connection, client, data, task
         device = client.arithmetic.device
         self.shard, self.test_samples = shard.to(device), data.test.to(device)
         self.has_trained = False
@@ -90,14 +91,18 @@ class ClientRun:
     def _test(self, test: pb.Test) -> None:
         take_over(self.config, self.client, read_weights(test.weights))
         batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
-        correct = 0
-        for batch, right in test_epoch(self.client, batches, test.epoch):
+        of_head: Test | None = None
+        for batch, of_head in test_epoch(self.client, batches, test.epoch, self.task):  # noqa: B007
             self.connection.send_in_turn(partial(encoded, batch, self.config.wire.codec, test=True))
-            correct += right
-        end = pb.TestEnd(
-            epoch=test.epoch, aux_correct=correct, samples=len(self.test_samples), has_head=self.client.head is not None
-        )
+        values = {} if of_head is None else of_head.values()
+        end = end_of_test(test.epoch, len(self.test_samples), values, has_head=self.client.head is not None)
         self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
+
+
+def end_of_test(epoch: int, samples: int, values: Values, *, has_head: bool) -> pb.TestEnd:
+    """What a client, or an edge, says at the end of a test: its head's scores."""
+    scores = [pb.Score(metric=metric, value=value) for metric, value in values.items()]
+    return pb.TestEnd(epoch=epoch, samples=samples, has_head=has_head, scores=scores)
 
 
 def encoded(batch: CutBatch, codec: str, *, test: bool) -> list[pb.ClientMessage]:
@@ -113,14 +118,15 @@ def join(config: Config, address: str, index: int) -> Path:
     setup.check_between_processes(config)
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]
-    network = setup.build_network(config, data.train.sample_shape, data.classes)
+    task = setup.task_of(config, data)
+    network = setup.build_network(config, data.train.sample_shape, task, setup.some_samples(data))
     client = setup.build_client(config, network, index)
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
         batch_count(len(shard), config.train.batch_size), setup.agreement(config, data),
     )  # fmt: skip
     try:
-        run = ClientRun(config, connection, client, data, shard)
+        run = ClientRun(config, connection, client, data, shard, network.task)
         try:
             run.follow()
         finally:  # what was trained is kept, whatever happened
@@ -141,8 +147,10 @@ def connect(
     training samples and steps per epoch; `agreement` is what its data must have in common with other clients'."""
     join = pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | {DATA: agreement}),
-        sample_shape=network.sample_shape, classes=network.classes, samples=samples, steps=steps,
+        sample_shape=network.sample_shape, outputs=network.task.outputs, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
+        targets=json.dumps({"spec": setup.written_spec(network.task.spec), "names": network.task.names}),
+        plan=setup.write_plans(network.plans),
     )  # fmt: skip
     connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
     try:

@@ -18,12 +18,13 @@ from halfpass.cut import CutBatch
 from halfpass.errors import RunError
 from halfpass.run import setup
 from halfpass.run.above import Above
-from halfpass.run.client_process import connect, encoded
-from halfpass.run.epoch import Score, Tally
+from halfpass.run.client_process import connect, encoded, end_of_test
+from halfpass.run.epoch import Score, Tally, Values
 from halfpass.run.memory import PeakMemory
 from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, peak_so_far, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import place_in_epoch, schedule_position
+from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
 from halfpass.wire.messages import write_batch
@@ -62,7 +63,7 @@ class _Link(Above):
 
     def _crossing(self, batch: CutBatch) -> CutBatch:
         return CutBatch(
-            0, batch.epoch, self._step, self._half.crossing, batch.labels, batch.before, batch.after
+            0, batch.epoch, self._step, self._half.crossing, batch.targets, batch.before, batch.after
         )
 
     def _send(self, batch: CutBatch, *, test: bool) -> None:
@@ -78,6 +79,7 @@ class LocalLink(_Link):
     ) -> None:  # fmt: skip
         super().__init__(config, edge, steps)
         self.server = setup.build_server(self.config, network)
+        self.task = network.task
         self._cut, self._folder, self._wire = network.cut, folder, Loopback(self.config.wire.codec)
         self._lessons = Lessons(self.config, self.server, [sum(steps)], store, Above())
         self._memory = PeakMemory(self.server.arithmetic.device)
@@ -112,19 +114,19 @@ class LocalLink(_Link):
     def begin_test(self, epoch: int) -> None:
         super().begin_test(epoch)
         self._wire.down(pb.ServerMessage(test=pb.Test(epoch=epoch)))
-        self._score = Score()
+        self._score = Score(self.task)
         self.server.half.eval()
 
-    def end_test(self, epoch: int, right: int, samples: int) -> None:
+    def end_test(self, epoch: int, score: Score) -> None:
         self.server.half.train()
-        self._add_rows(epoch, self._score, {0: right / samples})
+        self._add_rows(epoch, self._score, {0: score.values()})
 
     def skip_test(self, epoch: int) -> None:
         self._add_rows(epoch, None, {})
 
-    def _add_rows(self, epoch: int, score: Score | None, auxiliary: dict[int, float]) -> None:
+    def _add_rows(self, epoch: int, score: Score | None, auxiliary: dict[int, Values]) -> None:
         self._rows += self._folder.add_rows(epoch_rows(
-            epoch, self._seconds, self._served, {0: self._edge}, score, auxiliary,
+            epoch, self._seconds, self.task, self._served, {0: self._edge}, score, auxiliary,
             {0: self._wire.meter}, {0: None}, before=self._rows,
         ))  # fmt: skip
 
@@ -143,17 +145,18 @@ class LocalLink(_Link):
         """What `result.json` of the run holds."""
         self._wire.down(pb.ServerMessage(finish=pb.Finish()))
         wires = Wires([self._wire.meter], None)
-        outcome = result(self.config, self._cut, self._rows, wires, self._folder.environment)
+        outcome = result(self.config, self.task, self._cut, self._rows, wires, self._folder.environment)
         return self._folder.finish(outcome)
 
 
 class RemoteLink(_Link):
     """The server above, at the other end of a connection: a client's side of `wire/service.py`."""
 
-    def __init__(self, config: Config, edge: Server, joins: Sequence[pb.Join], address: str) -> None:
+    def __init__(self, config: Config, edge: Server, joins: Sequence[pb.Join], task: Task, address: str) -> None:
         super().__init__(config, edge, [join.steps for join in joins])
         self._memory = PeakMemory(edge.arithmetic.device)
-        network = setup.build_network(self.config, tuple(joins[0].sample_shape), joins[0].classes)
+        upper = {"cut": setup.read_plans(joins[0].plan).get("edge_cut")}
+        network = setup.build_network(self.config, tuple(joins[0].sample_shape), task, plans=upper)
         samples = sum(join.samples for join in joins)
         self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps), {})
 
@@ -173,8 +176,8 @@ class RemoteLink(_Link):
         super().begin_test(epoch)
         self._expect(epoch, self.connection.receive("test").test.epoch)
 
-    def end_test(self, epoch: int, right: int, samples: int) -> None:
-        end = pb.TestEnd(epoch=epoch, aux_correct=right, samples=samples, has_head=True)
+    def end_test(self, epoch: int, score: Score) -> None:
+        end = end_of_test(epoch, score.samples, score.values(), has_head=True)
         self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""One epoch of either side, step by step: learning rate, step, check, tally.
+"""One epoch of either side, step by step: learning rate, step, tally.
 
 `local.py` advances all clients in one thread, `client_process.py` one of them against a connection, so both runtimes
 run these very steps.
@@ -6,9 +6,10 @@ run these very steps.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,32 +24,71 @@ from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import micro_batches
 from halfpass.errors import RunError
+from halfpass.tasks.task import Task
+from halfpass.tree import map_leaves, sample_count
+
+Values = dict[str, float]  # metrics by name; NaN where one is not defined on the test set
 
 
-@dataclass
+class Test:
+    """A module's outputs on a test set, measured by the task's metrics."""
+
+    __test__ = False  # pytest would collect it for its name
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._collection = task, task.metrics()
+        self.samples = 0
+
+    def add(self, outputs: Tensor, targets: Any) -> None:
+        """A batch's outputs."""
+        self._add(self._task.add, outputs, targets)
+
+    def add_answers(self, answers: Tensor, targets: Any) -> None:
+        """A batch's probabilities, where they are no one's outputs."""
+        self._add(self._task.add_answers, answers, targets)
+
+    def _add(self, add: Callable[[Any, Tensor, Any], None], answers: Tensor, targets: Any) -> None:
+        if self.samples == 0:
+            self._collection.to(answers.device)
+        add(self._collection, answers, map_leaves(lambda leaf: leaf.to(answers.device), targets))
+        self.samples += len(answers)
+
+    def values(self) -> Values:
+        """All metrics; raises RunError without a sample."""
+        if self.samples == 0:
+            raise RunError("test", "a test set", "none", "look at what the clients did")
+        return self._task.values(self._collection)
+
+
 class Score:
-    """A test of a server half, alone and together with the auxiliary heads below it."""
+    """A test of a server half: alone, and together with the auxiliary heads below it, by the mean of both answers.
+    Where several clients test, of each by itself too."""
 
-    samples: int = 0
-    right: int = 0
-    right_together: int | None = None  # by the mean of both class probabilities; None without heads
+    def __init__(self, task: Task, clients: Collection[int] = ()) -> None:
+        self.task = task
+        self.alone, self._together = Test(task), Test(task)
+        self.sites = {k: Score(task) for k in clients} if len(clients) > 1 else {}
 
-    def add(self, samples: int, right: int, right_together: int | None) -> None:
-        self.samples += samples
-        self.right += right
-        if right_together is not None:
-            self.right_together = (self.right_together or 0) + right_together
+    def add(self, batch: CutBatch, outputs: Tensor, together: Tensor | None) -> None:
+        self.alone.add(outputs, batch.targets)
+        if together is not None:
+            self._together.add_answers(together, batch.targets)
+        if batch.client in self.sites:
+            self.sites[batch.client].add(batch, outputs, together)
 
     @property
-    def accuracy(self) -> float:
-        return self.right / self.samples
+    def samples(self) -> int:
+        return self.alone.samples
 
-    @property
-    def joint_accuracy(self) -> float | None:
-        return None if self.right_together is None else self.right_together / self.samples
+    def values(self) -> Values:
+        return self.alone.values()
+
+    def joint_values(self) -> Values | None:
+        """None without heads, or where the task has no answers that could be averaged."""
+        return self._together.values() if self._together.samples else None
 
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Any, Any]]
 
 
 @dataclass
@@ -113,21 +153,19 @@ class ClientEpoch:
             part = next(self._parts, None)
             if part is None:
                 return None
-            x, labels, before, after = part
+            x, targets, before, after = part
             step = self.tally.steps
             recipe = self._config.train
             lr = learning_rate(recipe.schedule, recipe.lr, self._first_step + step, self._total_steps)
             lr *= self._config.clients.lr_scale
             set_learning_rate(self._client.optimizer, lr)
             if self._config.returns_gradient(step):
-                self._pending = client_side.conventional_forward(self._client, x, labels, self.epoch, step)
+                self._pending = client_side.conventional_forward(self._client, x, targets, self.epoch, step)
                 batch, loss = self._pending.batch, self._pending.local_loss
             else:
                 batch, loss = client_side.decoupled_step(
-                    self._client, x, labels, self.epoch, step, before, after
+                    self._client, x, targets, self.epoch, step, before, after
                 )
-            if self._client.head is not None:
-                check_finite(loss, f"client {self._client.index}, auxiliary loss", self.epoch, step)
             self.tally.add(loss, len(batch), lr, last=batch.last)
             return batch
 
@@ -139,18 +177,29 @@ class ClientEpoch:
             self._pending = None
 
 
-def _micro_batches(batches: Batches, size: int | None) -> Iterator[tuple[Tensor, Tensor, int, int]]:
-    """(x, labels, samples of the batch before these, samples after them)"""
-    for x, labels in batches:
-        for part in micro_batches(len(labels), size):
-            yield x[part], labels[part], part.start, len(labels) - part.stop
+def _micro_batches(batches: Batches, size: int | None) -> Iterator[tuple[Any, Any, int, int]]:
+    """(x, targets, samples of the batch before these, samples after them)"""
+    for x, targets in batches:
+        samples = sample_count(targets)
+        for part in micro_batches(samples, size):
+            whole = part.stop - part.start == samples
+            parts = (x, targets) if whole else (_part(x, part), _part(targets, part))
+            yield *parts, part.start, samples - part.stop
 
 
-def test_epoch(client: Client, batches: Batches, epoch: int) -> Iterator[tuple[CutBatch, int]]:
-    """The cut batches of the test set, each with the number of samples that the auxiliary head gets right."""
+def _part(tree: Any, part: slice) -> Any:
+    return map_leaves(lambda leaf: leaf[part], tree)
+
+
+def test_epoch(client: Client, batches: Batches, epoch: int, task: Task) -> Iterator[tuple[CutBatch, Test | None]]:
+    """The cut batches of the test set, each with what the auxiliary head answered so far (None without a head)."""
     client_side.set_training(client, False)
-    for step, (x, labels) in enumerate(batches):
-        yield client_side.evaluate(client, x, labels, epoch, step)
+    test = None if client.head is None else Test(task)
+    for step, (x, targets) in enumerate(batches):
+        batch, outputs = client_side.evaluate(client, x, targets, epoch, step)
+        if test is not None and outputs is not None:
+            test.add(outputs, targets)
+        yield batch, test
     client_side.set_training(client, True)
 
 
@@ -167,15 +216,8 @@ def server_step(
             gradients, loss = server_side.conventional_step(server, batch)
         else:
             loss = server_side.decoupled_step(server, batch, use)
-        check_finite(loss, f"server, batch of client {batch.client}", batch.epoch, batch.step)
         tally.add(loss, len(batch), lr, last=batch.last)
     return gradients
-
-
-def check_finite(loss: float, side: str, epoch: int, step: int) -> None:
-    """Raises RunError that names side, epoch and step (both counted from 1, as the progress shows them)."""
-    if not math.isfinite(loss):
-        raise RunError(f"{side}, epoch {epoch + 1}, step {step + 1}", "a finite loss", f"{loss}", "lower train.lr")
 
 
 def handed_over(config: Config, client: Client) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 from halfpass.algorithm.server import Server
 from halfpass.config import Config
 from halfpass.run.above import Above
-from halfpass.run.epoch import Score, Tally
+from halfpass.run.epoch import Score, Tally, Values
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import Row, RunFolder, epoch_rows, peak_so_far
+from halfpass.tasks.task import Task
 from halfpass.wire.meter import Meter
 
 
@@ -18,14 +19,15 @@ class SplitRun(Protocol):
     """`local.LocalRun` or `server_process.ServerRun`."""
 
     server: Server
+    task: Task
     steps: list[int]  # per epoch, by client
     above: Above
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         """Trains one epoch of every client; returns the clients' tallies and the server's."""
 
-    def test(self, epoch: int) -> tuple[Score, dict[int, float]]:
-        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included."""
+    def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
+        """(the test's score, the auxiliary head's by client), by the same way as training, codec included."""
 
     def state(self) -> dict[str, Any] | None:
         """All that the coming epochs depend on; None where the run cannot be gone on with."""
@@ -56,13 +58,13 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
             seconds = time.perf_counter() - began
             server.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows, "server"))
             score: Score | None = None
-            auxiliary: dict[int, float] = {}
+            auxiliary: dict[int, Values] = {}
             if config.train.tests(epoch):
                 score, auxiliary = run.test(epoch)
             else:
                 run.above.skip_test(epoch)
             new = epoch_rows(
-                epoch, seconds, server, clients, score, auxiliary, run.meters(), run.sockets(), before=rows
+                epoch, seconds, run.task, server, clients, score, auxiliary, run.meters(), run.sockets(), before=rows
             )
             rows += folder.add_rows(new)
             if (state := run.state()) is not None:

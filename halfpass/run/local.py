@@ -17,7 +17,7 @@ from halfpass.data.datasets import Dataset, Samples
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.edge import LocalLink
-from halfpass.run.epoch import ClientEpoch, Score, Tally, handed_over, take_over, test_epoch
+from halfpass.run.epoch import ClientEpoch, Score, Tally, Test, Values, handed_over, take_over, test_epoch
 from halfpass.run.epochs import run_epochs
 from halfpass.run.records import RunFolder, Wires, result
 from halfpass.run.replay import Lessons
@@ -38,7 +38,7 @@ class LocalRun:
         store: UploadStore | None = None, link: Callable[[Server, list[int]], Above] | None = None,
     ) -> None:  # fmt: skip
         """`link` makes what is above the server, where that is an edge: of it, and its clients' steps per epoch."""
-        self.config, self.data = config, data
+        self.config, self.data, self.task = config, data, network.task
         self.clients = [setup.build_client(config, network, k) for k in range(config.clients.count)]
         self.server = setup.build_server(config, network)
         device = self.server.arithmetic.device
@@ -108,27 +108,27 @@ class LocalRun:
         end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, weights=weights))
         return read_weights(self.wires[k].up(end).epoch_end.weights)
 
-    def test(self, epoch: int) -> tuple[Score, dict[int, float]]:
-        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included."""
-        score = Score()
-        auxiliary: dict[int, float] = {}
+    def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
+        """(the test's score, the auxiliary head's by client), by the same way as training, codec included."""
+        own_data = self.config.clients.partition == "own"
+        clients = testers(self.config.clients.topology, len(self.clients), own_data=own_data)
+        score, auxiliary = Score(self.task, clients), dict[int, Values]()
         self.above.begin_test(epoch)
         self.server.half.eval()
-        for k in testers(self.config.clients.topology, len(self.clients)):
+        for k in clients:
             test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
             weights = self.wires[k].down(pb.ServerMessage(test=test)).test.weights
             take_over(self.config, self.clients[k], read_weights(weights))
             batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
-            right = 0
-            for batch, aux_correct in test_epoch(self.clients[k], batches, epoch):
+            test_of_head: Test | None = None
+            for batch, test_of_head in test_epoch(self.clients[k], batches, epoch, self.task):  # noqa: B007
                 received, upload = self.wires[k].batch(write_batch(batch, self.config.wire.codec, test=True))
                 self.lessons.test(received, upload, score)
                 self.wires[k].ack(batch)
-                right += aux_correct
-            if self.clients[k].head is not None:
-                auxiliary[k] = right / len(self.test_samples)
+            if test_of_head is not None:
+                auxiliary[k] = test_of_head.values()
         self.server.half.train()
-        self.above.end_test(epoch, score.right, score.samples)
+        self.above.end_test(epoch, score)
         return score, auxiliary
 
     def state(self) -> dict[str, Any]:
@@ -180,7 +180,8 @@ def train_local(
             return _train_link(config, folder, LocalRun(config, data, shards, network, store), network)
     edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
     old, edge_folder = folder.has_checkpoint, folder.part("edge", edge)
-    upper = setup.build_network(top, data.train.sample_shape, data.classes)
+    plans = {"cut": network.plans.get("edge_cut")}
+    upper = setup.build_network(top, data.train.sample_shape, network.task, setup.some_samples(data), plans)
     with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, data, shards, network, store, link)
@@ -204,4 +205,4 @@ def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: setup
                 folder.save_client(client, config)
             folder.save_server(run.server, config)
     wires = Wires(list(run.meters().values()), None)
-    return folder.finish(result(config, network.cut, rows, wires, folder.environment))
+    return folder.finish(result(config, network.task, network.cut, rows, wires, folder.environment))

@@ -40,7 +40,8 @@ class EpochProgress:
     def epoch(self, row: Row) -> None:
         """The epoch of the server's (or the whole network's) row is over."""
         loss = "–" if row["loss"] is None else f"{row['loss']:.4f}"
-        test = "" if row["test_accuracy"] is None else f", test {100 * row['test_accuracy']:.2f} %"
+        value = (row["test"] or {}).get(row["metric"])
+        test = "" if value is None else f", {_said(row['metric'], value, row['metric_unit'])}"
         latest = f"epoch {row['epoch']}/{self._epochs}: loss {loss}{test}"
         self._bars.update(self._task, latest=latest)
         if not self._console.is_terminal:
@@ -50,3 +51,9 @@ class EpochProgress:
     def say(self, line: str) -> None:
         """What the user should know, above the bar."""
         self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def _said(metric: str, value: float, unit: str) -> str:
+    """`test 93.21 %` of accuracy, `test rmse 0.4321` of another metric."""
+    name = "test" if metric == "accuracy" else f"test {metric}"
+    return f"{name} {100 * value:.2f} %" if unit == "%" else f"{name} {value:.4g}"

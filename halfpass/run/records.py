@@ -24,18 +24,21 @@ from torch import Tensor
 from halfpass.algorithm.client import Client
 from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
+from halfpass.bounded import MOST_YAML_BYTES, parse_json, parse_yaml, read_text
 from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError, reason
 from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
-from halfpass.run.epoch import Score, Tally
+from halfpass.run.epoch import Score, Tally, Values
+from halfpass.tasks.task import Task
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
 CHECKPOINT = "unfinished.pt"  # in a run folder, from its first epoch's end to its last's
 
 ROW_KEYS = (
-    "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "steps", "samples",
-    "uploads", "busy_seconds", "waiting_seconds", "learning_rate", "peak_memory_bytes", "bytes_up", "bytes_down",
+    "epoch", "process", "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "metric", "metric_unit",
+    "test", "aux_test", "joint_test", "tested", "steps", "samples", "uploads", "busy_seconds", "waiting_seconds",
+    "learning_rate", "peak_memory_bytes", "bytes_up", "bytes_down",
     "socket_up", "socket_down",
 )  # fmt: skip
 
@@ -54,18 +57,34 @@ def row(epoch: int, process: str, tally: Tally, epoch_seconds: float, **values: 
     return {key: known.get(key) for key in ROW_KEYS}
 
 
+def scores(
+    task: Task, *, test: Values | None = None, aux: Values | None = None, joint: Values | None = None
+) -> dict[str, Any]:
+    """The columns of a row, or of a result, that say how well a test went. Accuracy has columns of its own where it is
+    that of classes, which is what it has always been there."""
+    parts = {"test": test, "aux_test": aux, "joint_test": joint}
+    known: dict[str, Any] = {"metric": task.lead, "metric_unit": task.unit}
+    for part, values in parts.items():
+        known[part] = None if values is None else {name: finite_or_none(value) for name, value in values.items()}
+        accuracy = None if values is None or task.name != "classification" else values["accuracy"]
+        known[f"{part}_accuracy"] = accuracy
+    return known
+
+
 def epoch_rows(
     epoch: int,
     seconds: float,
+    task: Task,
     server: Tally,
     clients: Mapping[int, Tally],
     score: Score | None,
-    auxiliary: Mapping[int, float],
+    auxiliary: Mapping[int, Values],
     meters: Mapping[int, Meter],
     sockets: Mapping[int, tuple[int, int] | None],
     before: Sequence[Row],
 ) -> list[Row]:
-    """The rows of one epoch of a split run: the clients' and, last, the server's.
+    """The rows of one epoch of a split run: the clients' and, last, the server's. Where several clients tested, a
+    client's has the server half's score on its own test set, of so many samples `tested`.
 
     `meters` and `sockets` (up, down) count from the beginning of the run; `before` are the rows of earlier epochs.
     """
@@ -76,9 +95,16 @@ def epoch_rows(
         earlier = [r for r in before if r["process"] == f"client-{k}"]
         new = {key: None if n is None else n - sum(r[key] for r in earlier) for key, n in counted.items()}
         new["uploads"] = tally.uploads
-        rows.append(row(epoch, f"client-{k}", tally, seconds, aux_test_accuracy=auxiliary.get(k), **new))
-    tested = {} if score is None else {"test_accuracy": score.accuracy, "joint_test_accuracy": score.joint_accuracy}
-    return [*rows, row(epoch, "server", server, seconds, **tested)]
+        tested = scores(task, aux=auxiliary.get(k))
+        if score is not None and k in score.sites:
+            site = score.sites[k]
+            own = scores(task, test=site.values(), joint=site.joint_values())
+            tested |= {"test": own["test"], "joint_test": own["joint_test"], "tested": site.samples}
+        rows.append(row(epoch, f"client-{k}", tally, seconds, **tested, **new))
+    of_server = scores(task)
+    if score is not None:
+        of_server = scores(task, test=score.values(), joint=score.joint_values()) | {"tested": score.samples}
+    return [*rows, row(epoch, "server", server, seconds, **of_server)]
 
 
 def peak_so_far(rows: Sequence[Row], side: str) -> int:
@@ -118,13 +144,15 @@ class Wires:
 
 
 def result(
-    config: Config, cut: str | None, rows: Sequence[Row], wires: Wires, environment: dict[str, Any]
+    config: Config, task: Task, cut: str | None, rows: Sequence[Row], wires: Wires, environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """`result.json`, from the rows of all epochs. Accuracy is the last epoch's on the test set, never the best's."""
+    """`result.json`, from the rows of all epochs. Scores are the last epoch's on the test set, never the best's."""
     last = config.train.epochs
     clients = [f"client-{k}" for k in range(config.clients.count)]
     owner = [r for r in rows if r["process"] in ("server", "whole")]
-    auxiliary = [r["aux_test_accuracy"] for r in rows if r["epoch"] == last and r["aux_test_accuracy"] is not None]
+    tested = next(r for r in owner if r["epoch"] == last)
+    of_clients = [r for r in rows if r["epoch"] == last and r["process"] in clients]
+    auxiliary = [r["aux_test_accuracy"] for r in of_clients if r["aux_test_accuracy"] is not None]
     split = config.method != "centralized"
     separate = split and config.runtime == "processes"
     settings = flatten(as_dict(config)) | {"model.cut": cut}
@@ -133,9 +161,17 @@ def result(
     return {
         **{name: settings[key] if split or name not in SPLIT else None for name, key in RECORDED.items()},
         "test_every": config.train.test_every,
-        "test_accuracy": next(r["test_accuracy"] for r in owner if r["epoch"] == last),
-        "joint_test_accuracy": next(r["joint_test_accuracy"] for r in owner if r["epoch"] == last),
+        "test_accuracy": tested["test_accuracy"],
+        "joint_test_accuracy": tested["joint_test_accuracy"],
         "aux_test_accuracy": sum(auxiliary) / len(auxiliary) if auxiliary else None,
+        "metric": task.lead, "higher_is_better": task.higher_is_better, "metric_unit": task.unit,
+        "test": tested["test"], "joint_test": tested["joint_test"],
+        "aux_test": _mean_values([r["aux_test"] for r in of_clients if r["aux_test"] is not None]),
+        "sites": [
+            {"client": int(r["process"].removeprefix("client-")), "samples": r["tested"],
+             **{part: r[part] for part in ("test", "aux_test", "joint_test")}}
+            for r in of_clients if r["tested"] is not None
+        ],
         "train_seconds": sum(r["busy_seconds"] + r["waiting_seconds"] for r in owner),
         "bytes": wires.as_dict(),
         "evaluation_bytes": wires.evaluation(),
@@ -152,6 +188,14 @@ def result(
         },
         "environment": environment,
     }
+
+
+def _mean_values(found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
+    """Of each metric, over those that have it."""
+    if not found:
+        return None
+    known = {name: [v for values in found if (v := values.get(name)) is not None] for name in found[0]}
+    return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 
 def _peak(rows: Sequence[Row], process: str) -> int:
@@ -280,9 +324,9 @@ class RunFolder:
         """Those of the first so many epochs; later ones, of an epoch that was not kept, leave the file. Raises
         InputError where some are missing."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
         try:
-            rows = [loaded for line in lines if line.endswith("\n") and (loaded := json.loads(line))["epoch"] <= epochs]
+            lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+            rows = [loaded for line in lines if line.endswith("\n") and (loaded := parse_json(line))["epoch"] <= epochs]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(str(file), "a row in each line", reason(error), "train anew") from None
         found = len({entry["epoch"] for entry in rows})
@@ -361,11 +405,11 @@ def read_config(path: Path) -> Config:
     """The settings of the run in that folder."""
     file = path / "config.yaml"
     try:
-        settings = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+        settings = flatten(parse_yaml(read_text(file, MOST_YAML_BYTES)))
         if settings.get("method") == "centralized":  # an older one may have what was of no effect
             settings = {key: value for key, value in settings.items() if key not in DECOUPLED}
         return from_dict(nested(settings))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # an InputError is a ValueError
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # an InputError is a ValueError
         found = " ".join(str(error).split())
         raise InputError(str(file), "the settings of a run", found, "restore the file, or run again") from None
 
@@ -375,7 +419,7 @@ def read_result(path: Path) -> dict[str, Any]:
     file = path / "result.json"
     if not file.is_file():
         raise RunError(str(path), "result.json of a finished run", "none", "look at what the run printed")
-    return read_mapping(file, "JSON", json.loads)[1]
+    return read_mapping(file)[1]
 
 
 # In which one training, begun at one time and gone on with or looked for at another, may differ.

@@ -95,7 +95,7 @@ class Lessons:
         room for it, so that a server half can be trained anew, and tested, with no client present."""
         if self._store is not None and upload is not None and batch.epoch + 1 == self._config.train.epochs:
             self._store.add_test(upload)
-        score.add(len(batch), *evaluate(self._server, batch))
+        score.add(batch, *evaluate(self._server, batch))
         self._above.test(batch)
 
     def end_epoch(self, epoch: int, tally: Tally) -> None:

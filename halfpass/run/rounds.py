@@ -40,9 +40,9 @@ def place_in_epoch(topology: str, steps: Sequence[int], rounds: int, client: int
     return sum(min(end, begin + inside + (k < client)) for k, (begin, end) in enumerate(zip(begins, ends, strict=True)))
 
 
-def testers(topology: str, clients: int) -> list[int]:
-    """The clients that bring the test set: one that holds the shared client half, or each where halves differ."""
-    if topology == "independent":
+def testers(topology: str, clients: int, *, own_data: bool) -> list[int]:
+    """The clients that bring a test set: one that holds the shared client half, or each where halves or data differ."""
+    if topology == "independent" or own_data:
         return list(range(clients))
     return [clients - 1] if topology == "relay" else [0]
 

@@ -3,7 +3,6 @@
 It needs no data: sample shape and number of classes come with the first client that joins.
 """
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halfpass.algorithm.handover import client_weights
+from halfpass.bounded import parse_json
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
@@ -22,18 +22,20 @@ from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.edge import RemoteLink
-from halfpass.run.epoch import Score, Tally
+from halfpass.run.epoch import Score, Tally, Values
 from halfpass.run.epochs import run_epochs
 from halfpass.run.records import RunFolder, Wires, refuse_run, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
+from halfpass.tasks.task import CLASS_NUMBERS, Spec
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.hub import Hub, Received
-from halfpass.wire.messages import PROTOCOL, check_batch, read_weights, write_gradients, write_weights
+from halfpass.wire.messages import DTYPES, PROTOCOL, check_batch, read_weights, write_gradients, write_weights
 from halfpass.wire.meter import Meter
 from halfpass.wire.store import UploadStore
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
+MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
 LONGEST = 500  # characters of a value that a message shows
 CLASSES_REMEDY = "name the classes, or their number, in data.classes at every client"
 NORMALIZATION_REMEDY = "normalize alike, or set data.normalization to own where each client's own is meant"
@@ -67,9 +69,14 @@ class Admission:
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
-        _agree(place, "number of classes", first.classes, join.classes, CLASSES_REMEDY)
+        _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
         self._agree_on_data(place, data)
-        network = self.network or setup.build_network(self.config, tuple(join.sample_shape), join.classes)
+        spec, names = _targets(place, join)
+        _agree(place, "targets", _targets(place, first)[0], spec)
+        network = self.network
+        if network is None:
+            task, plans = setup.agreed_task(self.config, join.outputs, spec, names), setup.read_plans(join.plan)
+            network = setup.build_network(self.config, tuple(join.sample_shape), task, plans=plans)
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
@@ -89,17 +96,40 @@ class Admission:
     def check(self, client: int, batch: pb.Batch) -> None:
         """Raises InputError where a batch does not fit the cut."""
         assert self.network is not None
-        classes = self.joins[client].classes
-        check_batch(
-            batch, client, self.network.cut_shapes, classes, self.config.train.batch_size,
-            batch.test and self.config.method == "decoupled",
-        )  # fmt: skip
+        task = self.network.task
+        with_answers = batch.test and self.config.method == "decoupled" and task.probabilities is not None
+        size = self.config.train.batch_size
+        check_batch(batch, client, self.network.cut_shapes, task.outputs, size, with_answers, task.spec)
+
+    def check_values(self, client: int, batch: CutBatch) -> None:
+        """Raises InputError where a batch's targets, once decoded, are out of range."""
+        assert self.network is not None
+        if self.network.task.check is not None:
+            place = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}, targets"
+            self.network.task.check(place, batch.targets)
+
+
+def _targets(place: str, join: pb.Join) -> tuple[Spec, list[str]]:
+    """What a client says of its targets: dtypes and shapes, and the names of classes or columns."""
+    if not join.targets:
+        return CLASS_NUMBERS, []
+    expected = "targets as a JSON object of names, dtypes and shapes"
+    try:
+        said = parse_json(join.targets, MOST_SETTINGS_BYTES)
+        spec, names = setup.read_spec(said["spec"]), list(map(str, said["names"]))
+        sizes = [math.prod(shape) for _, shape in spec.values()]
+        known = all(dtype in DTYPES for dtype, _ in spec.values()) and all(n >= 0 for _, s in spec.values() for n in s)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(place, expected, repr(join.targets[:40]), "use halfpass join") from None
+    if not spec or not known or sum(sizes) > MOST_VALUES:
+        raise InputError(place, f"targets of at most {MOST_VALUES} values", str(spec)[:80], "check the data set")
+    return spec, names
 
 
 def _settings(place: str, join: pb.Join) -> dict[str, Any]:
     try:
-        settings = json.loads(join.settings)
-    except json.JSONDecodeError:
+        settings = parse_json(join.settings, MOST_SETTINGS_BYTES)
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise InputError(place, "settings as a JSON object", repr(join.settings[:40]), "use halfpass join")
@@ -109,10 +139,10 @@ def _settings(place: str, join: pb.Join) -> dict[str, Any]:
 def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> None:
     """What a client says of its data, before anything of that size is built."""
     values = math.prod(join.sample_shape)
-    if not (join.sample_shape and 0 < values <= MOST_VALUES and 0 < join.classes <= MOST_CLASSES):
+    if not (join.sample_shape and 0 < values <= MOST_VALUES and 0 < join.outputs <= MOST_CLASSES):
         raise InputError(
             place, f"samples of 1 to {MOST_VALUES} values in 1 to {MOST_CLASSES} classes",
-            f"shape {tuple(join.sample_shape)} in {join.classes} classes", "check the data set",
+            f"shape {tuple(join.sample_shape)} in {join.outputs} classes", "check the data set",
         )  # fmt: skip
     if join.samples < 1:
         raise InputError(place, "training samples", "none", "check the data set")
@@ -146,10 +176,10 @@ class ServerRun:
     ) -> None:
         """`above` is the address of the server above an edge."""
         assert admission.network is not None
-        self.config, self.hub, self.network = config, hub, admission.network
+        self.config, self.hub, self.network, self.task = config, hub, admission.network, admission.network.task
         self.server = setup.build_server(config, self.network)
         joins = [admission.joins[k] for k in range(config.clients.count)]
-        self.above = Above() if above is None else RemoteLink(config, self.server, joins, above)
+        self.above = Above() if above is None else RemoteLink(config, self.server, joins, self.task, above)
         self.steps = [join.steps for join in joins]
         setup.check_rounds(config, self.steps)
         self.handover = Handover(config.clients.topology, config.clients.count)
@@ -270,25 +300,35 @@ class ServerRun:
             uploads=end.uploads, withheld=end.withheld,
         )  # fmt: skip
 
-    def test(self, epoch: int) -> tuple[Score, dict[int, float]]:
-        """(the test's score, auxiliary test accuracy by client), by the same way as training, codec included."""
-        score = Score()
-        auxiliary: dict[int, float] = {}
+    def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
+        """(the test's score, the auxiliary head's by client), by the same way as training, codec included."""
+        own_data = self.config.clients.partition == "own"
+        clients = testers(self.config.clients.topology, len(self.steps), own_data=own_data)
+        score, auxiliary = Score(self.task, clients), dict[int, Values]()
         self.above.begin_test(epoch)
         self.server.half.eval()
-        for k in testers(self.config.clients.topology, len(self.steps)):
+        for k in clients:
             before = self.hub.socket_traffic(k)
             weights = write_weights(self.handover.give(k))
             self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch, weights=weights)))
             count, end = self._test_client(k, epoch, score)
-            if (end.samples, end.epoch) != (count, epoch) or end.aux_correct > count:
+            if (end.samples, end.epoch) != (count, epoch):
                 raise RunError(f"client {k}", f"the end of a test of {count} samples", str(end.samples), "see there")
             if end.has_head:
-                auxiliary[k] = end.aux_correct / end.samples
+                auxiliary[k] = self._auxiliary(k, end, score)
             self._leave_out(k, before, sum(tensor.ByteSize() for tensor in weights))
         self.server.half.train()
-        self.above.end_test(epoch, score.right, score.samples)
+        self.above.end_test(epoch, score)
         return score, auxiliary
+
+    def _auxiliary(self, k: int, end: pb.TestEnd, score: Score) -> Values:
+        """What the client says of its head: the metrics that the server half has, and no infinity."""
+        values = {said.metric: said.value for said in end.scores}
+        expected = score.values().keys()
+        if values.keys() != expected or len(end.scores) != len(values) or any(map(math.isinf, values.values())):
+            found = ", ".join(sorted(values))[:200] or "none"
+            raise RunError(f"client {k}", f"scores of its head ({', '.join(expected)})", found, "see there")
+        return values
 
     def _test_client(self, k: int, epoch: int, score: Score) -> tuple[int, pb.TestEnd]:
         """Adds the client's test to the score; (its samples, what it says at the end)."""
@@ -378,7 +418,8 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
     admission = Admission(config, of_edge=of_edge)
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
-        admit=admission.admit, check=admission.check, keep_uploads=setup.keeps_uploads(config),
+        admit=admission.admit, check=admission.check,
+        check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config),
     )  # fmt: skip
     try:
         announce(hub.port)
@@ -405,4 +446,4 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     finally:  # what was trained is kept, whatever happened
         if run.has_trained:
             folder.save_server(run.server, config)
-    return folder.finish(result(config, run.network.cut, rows, wires, folder.environment))
+    return folder.finish(result(config, run.task, run.network.cut, rows, wires, folder.environment))

@@ -4,39 +4,46 @@ the arguments is found here, before anything is written."""
 import copy
 import dataclasses
 import hashlib
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from halfpass.algorithm.client import Client, unreached_parameters
 from halfpass.algorithm.edge import EdgeHalf
+from halfpass.algorithm.learning import Loss
 from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.arithmetic.optimizers import build_optimizer
 from halfpass.arithmetic.precision import Arithmetic, arithmetic
 from halfpass.config import ClientsConfig, Config, DataConfig, shared_settings
-from halfpass.data.batches import batch_count
+from halfpass.data.batches import batch_count, test_batches
 from halfpass.data.datasets import Dataset, Samples, load
 from halfpass.data.partition import partition
-from halfpass.errors import InputError, choice_error
+from halfpass.data.samples import Stream
+from halfpass.errors import InputError, choice_error, reason
 from halfpass.networks.heads import HEADS, build_head
 from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
-from halfpass.networks.split import Halves, check_same, cut_shapes, split, split_twice
+from halfpass.networks.pretrained import freeze, load_weights
+from halfpass.networks.replay import CutPlan, Value, plan_as_dict, plan_from_dict
+from halfpass.networks.split import Halves, check_same, crossing_values, split, split_by, split_twice
 from halfpass.networks.transformer import BYTES
 from halfpass.run.children import IS_CHILD
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
-from halfpass.tree import leaves
+from halfpass.tasks.table import build_task, check_name, count_outputs
+from halfpass.tasks.task import CLASS_NUMBERS, Options, Spec, Task, spec_of
+from halfpass.tree import Tree, leaves
 from halfpass.wire.codec import CODECS
 from halfpass.wire.store import UploadStore
+
+Plans = dict[str, CutPlan | None]  # by "cut" and "edge_cut"; None where a graph is cut
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,18 @@ class Network:
     halves: Halves
     head: nn.Module | None  # decoupled only
     cut: str
-    cut_shapes: tuple[tuple[int, ...], ...]  # per sample, of each value that crosses
+    values: tuple[Value, ...]  # that cross; those of whole batches last
     sample_shape: tuple[int, ...]
-    classes: int
+    task: Task
     parameters: int  # of the whole network, head not included
-    fingerprint: str  # of names and shapes of weights, buffers and cut
+    fingerprint: str  # of names and shapes of weights, buffers and cut, and of how it is cut
+    plans: Plans
+    notes: tuple[str, ...] = ()  # what the user should hear
+
+    @property
+    def cut_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Per sample, of each value that crosses."""
+        return tuple(value.shape for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -72,10 +86,10 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
         if len(data.train) < config.train.batch_size:
             expected = f"1 to {len(data.train)}, because there are {len(data.train)} samples"
             raise InputError("train.batch_size", expected, str(config.train.batch_size), "take a smaller batch")
-        build_whole(config, data.train.sample_shape, data.classes)
+        build_whole(config, data.train.sample_shape, task_of(config, data))
         return Prepared(data, [], None)
     check_rounds(config, steps_per_epoch(config, shards))
-    network = build_network(config, data.train.sample_shape, data.classes)
+    network = build_network(config, data.train.sample_shape, task_of(config, data), some_samples(data))
     if config.server.store is not None and Path(config.server.store).exists():
         with open_store(config, network, old=old):  # refuses another network's
             pass
@@ -98,6 +112,37 @@ def load_data(config: DataConfig) -> Dataset:
         for note in data.notes:
             print(f"halfpass: {note}", file=sys.stderr, flush=True)
     return data
+
+
+def task_of(config: Config, data: Dataset) -> Task:
+    """The task on that data set; raises InputError where its targets are not the task's."""
+    said = config.data.classes or ""
+    known = data.classes if config.task.name == "classification" else int(said) if said.isdigit() else None
+    options = dataclasses.replace(_options(config, data.names), outputs=known)
+    place = f"data {data.name}, targets for task {config.task.name}"
+    train, test = (_targets(split, config.task.name) for split in (data.train, data.test))
+    outputs = count_outputs(config.task.name, options, train, test, place=place)
+    return build_task(config.task.name, outputs, spec_of(train), options)
+
+
+def _targets(samples: Samples, task: str) -> Tree:
+    """All targets; of samples that are drawn when they are due, some, where that is enough."""
+    if isinstance(samples, Stream) and task == "classification":
+        samples = samples.take(torch.arange(min(TRIED_SAMPLES, len(samples))))
+    return samples.targets
+
+
+def agreed_task(config: Config, outputs: int, targets: Spec, names: Sequence[str] = ()) -> Task:
+    """The task where the data are elsewhere, and so many outputs and such targets were agreed on."""
+    return build_task(config.task.name, outputs, targets, _options(config, names))
+
+
+def _options(config: Config, names: Sequence[str]) -> Options:
+    given = config.task
+    return Options(
+        None, given.loss, given.class_weights, given.positive_weights, given.ignore_index, given.metric,
+        config.train.label_smoothing, tuple(names),
+    )  # fmt: skip
 
 
 def make_shards(config: Config, data: Dataset) -> list[Samples]:
@@ -141,43 +186,124 @@ def check_rounds(config: Config, steps: Sequence[int]) -> None:
         raise InputError("clients.rounds", expected, str(config.clients.rounds), "choose fewer")
 
 
-def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -> Network:
-    """Builds and cuts the network; the same settings give the same weights in every process."""
+def build_network(
+    config: Config, sample_shape: tuple[int, ...], task: Task | int, samples: Any = None, plans: Plans | None = None
+) -> Network:
+    """Builds and cuts the network; the same settings give the same weights in every process. A number instead of a
+    task is that of classes.
+
+    How it is cut is found by running it on `samples`, where data are; `plans` are what was found so elsewhere. With
+    neither, only what torch.fx can trace is cut.
+    """
     check_names(config)
-    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    task = _as_task(config, task)
+    model = build_model(
+        config.model.name, sample_shape, task.outputs, config.train.seed, task.shape,
+        pretrained=config.model.pretrained,
+    )  # fmt: skip
+    notes = _set_up_weights(config, model)
     cut = _cut_name(config, model)
     if config.model.edge_cut is None:
-        halves = split(model, cut)
-        if not isinstance(model, tuple):
-            check_same(f"model.cut {cut!r}", model, halves, sample_shape)
+        halves = _cut(model, cut, sample_shape, samples, plans)
+        found: Plans = {"cut": halves.plan}
     else:
-        halves = _below_edge(config, model, cut, sample_shape, classes)
-    shapes = cut_shapes(halves.client, sample_shape)
+        halves, found = _below_edge(config, model, cut, sample_shape, task, samples, plans)
+    values = crossing_values(halves, sample_shape, samples)
     head = None
     if config.method == "decoupled":
-        head = build_head(config.model.head, shapes[0], classes, config.train.seed)
-        _check_reached(config, halves.client, head, sample_shape)
-    _check_window(config, shapes, classes, halves.client, head)
+        head = build_head(config.model.head, values[0].shape, task.shape, config.train.seed)
+        if halves.plan is None or samples is not None:
+            some = torch.zeros(2, *sample_shape) if samples is None else samples
+            _check_reached(config, halves.client, head, some)
+    _refuse_parts(config, halves.plan)
+    shapes = tuple(value.shape for value in values)
+    _check_window(config, shapes, task, halves.client, head)
     state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
-    described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, classes])
+    described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, task.outputs])
+    if any(plan is not None for plan in found.values()):
+        described += write_plans(found)
     parameters = sum(p.numel() for half in (halves.client, halves.server) for p in half.parameters())
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return Network(halves, head, cut, shapes, sample_shape, classes, parameters, fingerprint)
+    return Network(halves, head, cut, values, sample_shape, task, parameters, fingerprint, found, tuple(notes))
+
+
+def write_plans(plans: Plans) -> str:
+    """JSON, for the server."""
+    return json.dumps({key: None if plan is None else plan_as_dict(plan) for key, plan in plans.items()})
+
+
+def read_plans(text: str) -> Plans:
+    """The inverse of `write_plans`; raises InputError where it is none."""
+    try:
+        plans = json.loads(text or "{}")
+        return {str(key): None if plan is None else plan_from_dict(plan) for key, plan in plans.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        remedy = "both sides must run the same halfpass"
+        raise InputError("the plan of the cut", "JSON as halfpass writes it", reason(error), remedy) from None
+
+
+def some_samples(data: Dataset) -> Tree:
+    """A few training samples as networks get them, to run the network on before the training."""
+    few = data.train.take(torch.arange(TRIED_SAMPLES) % len(data.train))
+    inputs, _ = next(iter(test_batches(data, few, TRIED_SAMPLES)))
+    return inputs
+
+
+TRIED_SAMPLES = 4
+
+
+def _cut(
+    model: Model, cut: str, sample_shape: tuple[int, ...], samples: Tree | None, plans: Plans | None
+) -> Halves:
+    if isinstance(model, nn.Module) and plans and (plan := plans.get("cut")) is not None:
+        return split_by(model, plan)
+    if samples is not None and plans is None:
+        return split(model, cut, samples)
+    halves = split(model, cut)
+    if isinstance(model, nn.Module):
+        check_same(f"model.cut {cut!r}", model, halves, sample_shape)
+    return halves
+
+
+def _set_up_weights(config: Config, model: Model) -> list[str]:
+    """Loads initial weights and freezes what is to be frozen; returns what there is to say of it."""
+    settings = config.model
+    whole = Pair(*model) if isinstance(model, tuple) else model
+    notes = [] if settings.weights is None else load_weights("model.weights", whole, settings.weights)
+    if settings.freeze is not None:
+        freeze("model.freeze", whole, settings.freeze)
+    return notes
+
+
+def _refuse_parts(config: Config, plan: CutPlan | None) -> None:
+    """Raises InputError where a batch would be merged or cut in parts, and something crosses that is of all of it."""
+    for name, value, usual in (
+        ("train.micro_batch", config.train.micro_batch, None), ("server.merge", config.server.merge, 1),
+    ):  # fmt: skip
+        if plan is not None and plan.whole and value != usual:
+            found = f"{value}, and {plan.whole} values cross that are of the batch as a whole"
+            raise InputError(name, f"its default at model.cut {plan.layer}", found, "leave it out, or cut elsewhere")
 
 
 def _below_edge(
-    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], classes: int
-) -> Halves:
+    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], task: Task, samples: Tree | None,
+    plans: Plans | None,
+) -> tuple[Halves, Plans]:
     """The client half, and for a server half the edge's: what is between the cuts, and the head at the upper one."""
+    edge_cut = str(config.model.edge_cut)
+    given = None
+    if plans and plans.get("cut") is not None and plans.get("edge_cut") is not None:
+        given = plans["cut"], plans["edge_cut"]
+    halves, between, upper = split_twice(model, cut, edge_cut, samples if plans is None else None, given)  # type: ignore[arg-type]
     try:
-        above = build_network(above_edge(config), sample_shape, classes)
+        above = build_network(above_edge(config), sample_shape, task, samples, {"cut": upper})
     except InputError as error:
         place = error.place.replace("model.cut", "model.edge_cut")
         raise InputError(place, error.expected, error.found, error.remedy) from None
-    halves, between = split_twice(model, cut, str(config.model.edge_cut))
     assert above.head is not None
-    return Halves(halves.client, EdgeHalf(between, above.head))
+    edge = EdgeHalf(between, above.head, task.probabilities)
+    return Halves(halves.client, edge, halves.plan), {"cut": halves.plan, "edge_cut": upper}
 
 
 def above_edge(config: Config) -> Config:
@@ -204,10 +330,8 @@ def _cut_name(config: Config, model: Model) -> str:
     return MIDDLE_CUTS[config.model.name]
 
 
-def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shape: tuple[int, ...]) -> None:
-    unreached = unreached_parameters(
-        copy.deepcopy(half).eval(), copy.deepcopy(head).eval(), torch.zeros(2, *sample_shape)
-    )
+def _check_reached(config: Config, half: nn.Module, head: nn.Module, samples: Tree) -> None:
+    unreached = unreached_parameters(copy.deepcopy(half).eval(), copy.deepcopy(head).eval(), samples)
     if unreached:
         raise InputError(
             f"model.cut {config.model.cut!r}", "a client half whose every parameter the auxiliary head's loss reaches",
@@ -217,11 +341,13 @@ def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shap
 
 
 def _check_window(
-    config: Config, shapes: tuple[tuple[int, ...], ...], classes: int, half: nn.Module, head: nn.Module | None
+    config: Config, shapes: tuple[tuple[int, ...], ...], task: Task, half: nn.Module, head: nn.Module | None
 ) -> None:
     """The window is also what bounds a message: a batch must fit into it, and the weights that are handed over."""
-    answers = 0 if head is None else 2 * classes
-    batch_bytes = config.train.at_once * (4 * sum(torch.Size(shape).numel() for shape in shapes) + answers)
+    beside = 0 if head is None or task.probabilities is None else 2 * task.outputs
+    if task.spec != CLASS_NUMBERS:
+        beside += 8 * sum(torch.Size(shape).numel() for _, shape in task.spec.values())
+    batch_bytes = config.train.at_once * (4 * sum(torch.Size(shape).numel() for shape in shapes) + beside)
     if config.wire.window < batch_bytes:
         raise InputError(
             "wire.window", f"at least {batch_bytes} bytes, one batch at this cut", str(config.wire.window),
@@ -247,6 +373,7 @@ def check_between_processes(config: Config) -> None:
 def check_names(config: Config) -> None:
     """What can be checked of settings before anything is said of the data."""
     _arithmetic(config)
+    check_name(config.task.name, _options(config, ()))
     if config.wire.codec not in CODECS:
         raise choice_error("wire.codec", CODECS, config.wire.codec)
     for place, name, table in (("model.name", config.model.name, MODELS), ("model.head", config.model.head, HEADS)):
@@ -270,7 +397,9 @@ def build_client(config: Config, network: Network, index: int) -> Client:
     half = place.place(copy.deepcopy(network.halves.client)).train()
     head = None if network.head is None else place.place(copy.deepcopy(network.head)).train()
     parameters = [*half.parameters(), *(() if head is None else head.parameters())]
-    return Client(half, head, _optimizer(config, parameters), place, index, config.train.seed, _loss(config))
+    task, seed = network.task, config.train.seed
+    optimizer = _optimizer(config, parameters)
+    return Client(half, head, optimizer, place, index, seed, own_loss(task, place), task.probabilities)
 
 
 def build_server(config: Config, network: Network) -> Server:
@@ -282,17 +411,23 @@ def build_server(config: Config, network: Network) -> Server:
     else:
         half = place.place(half)
     half.train()
-    return Server(half, _optimizer(config, list(half.parameters())), place, config.train.seed, _loss(config))
+    optimizer, task, seed = _optimizer(config, list(half.parameters())), network.task, config.train.seed
+    return Server(half, optimizer, place, seed, own_loss(task, place), task.probabilities)
 
 
-def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> Whole:
+def build_whole(config: Config, sample_shape: tuple[int, ...], task: Task | int) -> Whole:
     """The uncut network of the centralized baseline, with the same initial weights."""
-    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    task = _as_task(config, task)
+    model = build_model(
+        config.model.name, sample_shape, task.outputs, config.train.seed, task.shape,
+        pretrained=config.model.pretrained,
+    )  # fmt: skip
+    _set_up_weights(config, model)
     if isinstance(model, tuple):
         model = Pair(*model)
     place = _arithmetic(config)
     whole = place.place(model).train()
-    return Whole(whole, _optimizer(config, list(whole.parameters())), place, config.train.seed, _loss(config))
+    return Whole(whole, _optimizer(config, list(whole.parameters())), place, config.train.seed, own_loss(task, place))
 
 
 def steps_per_epoch(config: Config, shards: list[Samples]) -> list[int]:
@@ -332,17 +467,34 @@ def identity(network: Network) -> dict[str, Any]:
     """What uploads must have in common to be trained on by one server half."""
     return {
         "cut": network.cut, "sample shape": list(network.sample_shape),
-        "cut shapes": [list(shape) for shape in network.cut_shapes], "classes": network.classes,
-        "network (fingerprint of names and shapes)": network.fingerprint,
+        "cut shapes": [list(shape) for shape in network.cut_shapes], "classes": network.task.outputs,
+        "network (fingerprint of names and shapes)": network.fingerprint, "plans": write_plans(network.plans),
+        **({} if network.task.spec == CLASS_NUMBERS else {"targets": written_spec(network.task.spec)}),
     }  # fmt: skip
+
+
+def written_spec(targets: Spec) -> dict[str, list[Any]]:
+    """What targets are, as JSON has it."""
+    return {name: [dtype, list(shape)] for name, (dtype, shape) in targets.items()}
+
+
+def read_spec(written: dict[str, list[Any]]) -> Spec:
+    """The inverse of `written_spec`."""
+    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in written.items()}
 
 
 def _arithmetic(config: Config) -> Arithmetic:
     return arithmetic(config.train.device, config.train.precision, config.train.compile)
 
 
-def _loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
-    return partial(cross_entropy, label_smoothing=config.train.label_smoothing)
+def own_loss(task: Task, place: Arithmetic) -> Loss:
+    """A side's own copy of the task's loss, what it holds on the side's device."""
+    loss = copy.deepcopy(task.loss)
+    return loss.to(place.device) if isinstance(loss, nn.Module) else loss
+
+
+def _as_task(config: Config, task: Task | int) -> Task:
+    return agreed_task(config, task, CLASS_NUMBERS) if isinstance(task, int) else task
 
 
 def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

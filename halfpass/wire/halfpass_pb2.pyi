@@ -23,29 +23,33 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: _Optional[bool] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "client", "settings", "sample_shape", "classes", "samples", "steps", "parameters", "fingerprint")
+    __slots__ = ("protocol", "client", "settings", "sample_shape", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
-    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: int
     settings: str
     sample_shape: _containers.RepeatedScalarFieldContainer[int]
-    classes: int
+    outputs: int
     samples: int
     steps: int
     parameters: int
     fingerprint: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    targets: str
+    plan: str
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., outputs: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers")
+    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers", "targets", "whole")
     TEST_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +59,8 @@ class Batch(_message.Message):
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     test: bool
     client: int
     epoch: int
@@ -64,7 +70,9 @@ class Batch(_message.Message):
     before: int
     after: int
     answers: Tensor
-    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., answers: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    targets: _containers.RepeatedCompositeFieldContainer[Tensor]
+    whole: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., answers: _Optional[_Union[Tensor, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whole: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Upload(_message.Message):
     __slots__ = ("batches",)
@@ -95,16 +103,24 @@ class EpochEnd(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., loss: _Optional[float] = ..., busy_seconds: _Optional[float] = ..., samples: _Optional[int] = ..., learning_rate: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., uploads: _Optional[int] = ..., withheld: _Optional[int] = ...) -> None: ...
 
 class TestEnd(_message.Message):
-    __slots__ = ("epoch", "aux_correct", "samples", "has_head")
+    __slots__ = ("epoch", "samples", "has_head", "scores")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
-    AUX_CORRECT_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     HAS_HEAD_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    aux_correct: int
     samples: int
     has_head: bool
-    def __init__(self, epoch: _Optional[int] = ..., aux_correct: _Optional[int] = ..., samples: _Optional[int] = ..., has_head: _Optional[bool] = ...) -> None: ...
+    scores: _containers.RepeatedCompositeFieldContainer[Score]
+    def __init__(self, epoch: _Optional[int] = ..., samples: _Optional[int] = ..., has_head: _Optional[bool] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("metric", "value")
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    metric: str
+    value: float
+    def __init__(self, metric: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ()

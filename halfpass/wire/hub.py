@@ -63,7 +63,8 @@ class Hub:
     """All clients' streams, at the server.
 
     `keep_uploads` hands batches on as they came, too, for a store. `admit(join)` raises the reason for refusing a
-    newcomer; it runs on the newcomer's thread. `check(client, batch)` raises the reason for rejecting a batch.
+    newcomer; it runs on the newcomer's thread. `check(client, batch)` raises the reason for rejecting a batch before it
+    is decoded, `check_values(client, batch)` afterwards.
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class Hub:
         timeout: float,
         admit: Callable[[pb.Join], None],
         check: Callable[[int, pb.Batch], None],
+        check_values: Callable[[int, CutBatch], None] = lambda client, batch: None,
         keep_uploads: bool = False,
     ) -> None:
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
-        self._admit, self._check, self._keep_uploads = admit, check, keep_uploads
+        self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
         self._streams: dict[int, _Stream] = {}
         self._changed = threading.Condition()
         self._turn = 0
@@ -308,6 +310,7 @@ class Hub:
             return Received(kind, len(data), message)
         self._check(stream.client, message.batch)
         batch = messages.read_batch(message.batch, stream.buffers)
+        self._check_values(stream.client, batch)
         upload = message.batch if self._keep_uploads else None
         return Received(kind, len(data), batch=batch, test=message.batch.test, upload=upload)
 

@@ -3,16 +3,21 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError
+from halfpass.tree import flatten, unflatten
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 6
+PROTOCOL = 7
+
+Targets = Mapping[str, tuple[str, tuple[int, ...]]]  # by name: dtype, shape per sample
+CLASS_NUMBERS: Targets = {"": ("int64", ())}
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -96,12 +101,22 @@ def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.Client
     written = message.batch
     written.test, written.client, written.epoch, written.step = test, batch.client, batch.epoch, batch.step
     written.before, written.after = batch.before, batch.after
-    written.labels.extend(batch.labels.tolist())
+    _write_targets(batch.targets, written)
     for tensor in batch.tensors:
         write_tensor(tensor, codec, into=written.tensors.add())
     if batch.answers is not None:
         write_tensor(batch.answers.to(ANSWERS), into=written.answers)
     return message
+
+
+def _write_targets(targets: Any, into: pb.Batch) -> None:
+    """Class numbers in a few bytes each, all else as exact tensors."""
+    numbers = isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1
+    if numbers and int(targets.min()) >= 0 and int(targets.max()) < 2**32:
+        into.labels.extend(targets.tolist())
+        return
+    for name, tensor in flatten(targets).items():
+        write_tensor(tensor, name=name, into=into.targets.add())
 
 
 class Buffers:
@@ -129,40 +144,61 @@ class Buffers:
 
 
 def read_batch(message: pb.Batch, buffers: Buffers | None = None) -> CutBatch:
-    """Message → batch, in tensors of `buffers` where it has some of these shapes."""
+    """Message → batch, in tensors of `buffers` where it has some of these shapes. Raises InputError where it is
+    damaged, or an activation is not finite: it would spoil the half that learns from it."""
     place = f"batch of client {message.client}, epoch {message.epoch}, step {message.step}"
     tensors = tuple(
         read_tensor(tensor, f"{place}, tensor {i}", None if buffers is None else buffers.take(tensor))
         for i, tensor in enumerate(message.tensors)
     )
-    labels = torch.tensor(list(message.labels), dtype=torch.int64)
+    for i, tensor in enumerate(tensors):
+        _refuse_nan(f"{place}, tensor {i}", tensor, infinity_too=i == 0)
+    targets = read_targets(message, place)
     answers = _read_answers(message.answers, place) if message.HasField("answers") else None
     return CutBatch(
-        message.client, message.epoch, message.step, tensors, labels, message.before, message.after, answers
+        message.client, message.epoch, message.step, tensors, targets, message.before, message.after, answers
     )
+
+
+def _refuse_nan(place: str, tensor: Tensor, *, infinity_too: bool) -> None:
+    """The first value that crosses must be finite, and below 10¹⁹; others may be masks of infinities."""
+    if not tensor.is_floating_point():
+        return
+    size = torch.linalg.vector_norm(tensor, dtype=torch.float32 if tensor.element_size() < 4 else None)
+    broken = not math.isfinite(size) if infinity_too else math.isnan(size)
+    if broken:
+        raise InputError(place, "finite values", "NaN or infinity", "lower train.lr, or look at that client's data")
+
+
+def read_targets(message: pb.Batch, place: str) -> Any:
+    """The targets of a batch: class numbers, or a tree of tensors."""
+    if message.labels or not message.targets:
+        return torch.tensor(list(message.labels), dtype=torch.int64)
+    return unflatten({
+        target.name: read_tensor(target, f"{place}, targets {target.name}".rstrip()) for target in message.targets
+    })  # fmt: skip
 
 
 def _read_answers(message: pb.Tensor, place: str) -> Tensor:
     """Raises InputError where they are no probabilities."""
     answers = read_tensor(message, f"{place}, answers")
-    sums = answers.float().sum(-1)
-    if not ((answers >= 0).all() and ((sums - 1).abs() < 0.01).all()):  # NaN is neither
-        found = f"values from {answers.min().item():g} and sums up to {sums.max().item():g}"
+    if not ((answers >= 0).all() and (answers <= 1).all()):  # NaN is neither
+        found = f"values from {answers.min().item():g} to {answers.max().item():g}"
         remedy = "lower train.lr, or check the head"
-        raise InputError(f"{place}, answers", "probabilities, whose sum is 1", found, remedy)
+        raise InputError(f"{place}, answers", "probabilities, from 0 to 1", found, remedy)
     return answers
 
 
 def check_batch(
-    batch: pb.Batch, client: int, cut_shapes: Sequence[Sequence[int]], classes: int, batch_size: int,
-    with_answers: bool = False,
+    batch: pb.Batch, client: int, cut_shapes: Sequence[Sequence[int]], outputs: int, batch_size: int,
+    with_answers: bool = False, targets: Targets = CLASS_NUMBERS,
 ) -> None:  # fmt: skip
-    """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and classes, and has
-    the head's answers where they are wanted, and only there.
+    """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and the `targets`
+    that were agreed on, and has the head's answers, (B, outputs), where they are wanted, and only there.
 
     To be asked before anything is decoded: a few bytes may state a large shape.
     """
-    place, samples = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}", len(batch.labels)
+    place, samples = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}", samples_of(batch)
     if batch.client != client:
         raise InputError(place, f"client {client}", f"client {batch.client}", "send with the number you joined with")
     whole = batch.before + samples + batch.after
@@ -179,13 +215,32 @@ def check_batch(
     if batch.HasField("answers") != with_answers:
         said = ("no answers", "the head's answers")
         raise InputError(place, said[with_answers], said[not with_answers], "both sides must run the same halfpass")
-    if with_answers and (*answers.shape, answers.dtype, answers.codec) != (samples, classes, "float16", "none"):
+    if with_answers and (*answers.shape, answers.dtype, answers.codec) != (samples, outputs, "float16", "none"):
         stated = f"{tuple(answers.shape)} of {answers.dtype} in {answers.codec}"
-        raise InputError(place, f"answers of {(samples, classes)} of float16", stated, "send the head's probabilities")
-    if max(batch.labels) >= classes:
-        raise InputError(
-            place, f"labels from 0 to {classes - 1}", str(max(batch.labels)), "check the labels of the data set"
-        )
+        raise InputError(place, f"answers of {(samples, outputs)} of float16", stated, "send the head's probabilities")
+    _check_targets(place, batch, samples, outputs, targets)
+
+
+def samples_of(batch: pb.Batch) -> int:
+    """How many samples a batch's targets say that it has."""
+    if batch.labels or not batch.targets:
+        return len(batch.labels)
+    return batch.targets[0].shape[0] if batch.targets[0].shape else 0
+
+
+def _check_targets(place: str, batch: pb.Batch, samples: int, outputs: int, targets: Targets) -> None:
+    if batch.labels:
+        if batch.targets or dict(targets) != CLASS_NUMBERS:
+            raise InputError(place, f"targets {sorted(targets)}", "labels", "both sides must run the same task")
+        if max(batch.labels) >= outputs:
+            raise InputError(
+                place, f"labels from 0 to {outputs - 1}", str(max(batch.labels)), "check the labels of the data set"
+            )
+        return
+    found = {t.name: (t.dtype, tuple(t.shape), t.codec) for t in batch.targets}
+    expected = {name: (dtype, (samples, *shape), "none") for name, (dtype, shape) in targets.items()}
+    if found != expected or len(found) != len(batch.targets):
+        raise InputError(place, f"targets {expected}", f"{found}", "both sides must run the same task")
 
 
 def write_gradients(batch: CutBatch, gradients: Sequence[Tensor], codec: str) -> pb.ServerMessage:

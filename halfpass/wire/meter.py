@@ -12,9 +12,9 @@ from halfpass.wire import halfpass_pb2 as pb
 class Meter:
     """Bytes of serialized messages, framing not included.
 
-    `up` has activations, labels, weights and other, `down` has gradients, weights and other; a tensor counts with its
-    shape and dtype, some 30 bytes. Evaluation's messages are kept apart, so that what is reported is the cost of
-    training.
+    `up` has activations, labels (targets of any kind), weights and other, `down` has gradients, weights and other; a
+    tensor counts with its shape and dtype, some 30 bytes. Evaluation's messages are kept apart, so that what is
+    reported is the cost of training.
     """
 
     up: Counter[str] = field(default_factory=Counter)
@@ -41,7 +41,7 @@ class Meter:
             return
         parts = {
             "activations": _size(message.batch.tensors) if kind == "batch" else 0,
-            "labels": pb.Batch(labels=message.batch.labels).ByteSize() if kind == "batch" else 0,
+            "labels": _labels_size(message.batch) if kind == "batch" else 0,
             "weights": _size(message.epoch_end.weights) if kind == "epoch_end" else 0,
         }
         self.up.update(parts | {"other": size - sum(parts.values())})
@@ -60,6 +60,11 @@ class Meter:
             "weights": sum(_size(m.weights) for m in (message.begin, message.finish)) if kind != "gradients" else 0,
         }
         self.down.update(parts | {"other": size - sum(parts.values())})
+
+
+def _labels_size(batch: pb.Batch) -> int:
+    """Class numbers, or whatever targets there are."""
+    return pb.Batch(labels=batch.labels).ByteSize() + _size(batch.targets)
 
 
 def _size(tensors: Iterable[pb.Tensor]) -> int:
