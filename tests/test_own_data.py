@@ -571,12 +571,22 @@ def test_a_table_is_standardized_by_its_training_rows_and_categories_become_colu
     assert (named.classes, named.train.labels.tolist()) == (3, [2, 0, 2])
 
 
-@pytest.mark.parametrize(("target", "kind", "names"), [
-    ("age", "int64 ()", ()), ("height", "float32 ()", ()), ("height,age", "float32 (2,)", ("height", "age")),
+@pytest.mark.parametrize(("settings", "kind", "classes", "names"), [
+    ({"target": "age"}, "float32 ()", 1, ()),
+    ({"target": "age", "target_kind": "classes"}, "int64 ()", 4, ("20", "30", "40", "50")),
+    ({"target": "height,age"}, "float32 (2,)", 2, ("height", "age")),
+    ({"target": "grade"}, "int64 ()", 3, ()),  # 0, 1 and 2
+    ({"target": "grade", "target_kind": "numbers"}, "float32 ()", 1, ()),
+    ({"target": "grade", "classes": "5"}, "int64 ()", 5, ()),
+    ({"target": "id", "classes": "9"}, "int64 ()", 9, ()),
 ])  # fmt: skip
-def test_target_columns_of_numbers(table, target, kind, names):
-    data = load("csv", str(table), target=target, ignore="id,ward,label" if target != "height,age" else "ward,label")
-    assert (data.train.kinds()[1], data.names) == (kind, names)
+def test_target_columns_of_numbers(table, settings, kind, classes, names):
+    for name, text, grades in (("train", TRAIN, [0, 1, 2]), ("test", TEST, [2, 0])):
+        header, *rows = text.splitlines()
+        added = [f"{header},grade", *(f"{row},{grade}" for row, grade in zip(rows, grades, strict=True))]
+        (table / f"{name}.csv").write_text("\n".join(added))
+    data = load("csv", str(table), ignore="ward,label", **settings)
+    assert (data.train.kinds()[1], data.classes, data.names) == (kind, classes, names)
 
 
 def test_missing_targets_of_several_columns_are_nan(table):

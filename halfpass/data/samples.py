@@ -127,16 +127,16 @@ class Stream(Samples):
     """
 
     def __init__(
-        self, items: Items, indices: Int64[Tensor, " N"], workers: int = 0, known: Int64[Tensor, " M"] | None = None
+        self, items: Items, indices: Int64[Tensor, " N"], workers: int = 0, known: Tree | None = None
     ) -> None:
-        """`indices` of `items`, in that order; `workers` processes draw them. `known` are all items' labels, where they
-        are known without drawing."""
+        """`indices` of `items`, in that order; `workers` processes draw them. `known` are all items' targets, where
+        they are known without drawing."""
         for name, value in (("items", items), ("indices", indices), ("workers", workers), ("known", known)):
             object.__setattr__(self, name, value)
         self.items: Items
         self.indices: Tensor
         self.workers: int
-        self.known: Tensor | None
+        self.known: Tree | None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -151,11 +151,9 @@ class Stream(Samples):
 
     @property
     def targets(self) -> Tree:  # type: ignore[override]
-        return self._targets()
-
-    @property
-    def labels(self) -> Int64[Tensor, " N"]:
-        return self.known[self.indices] if self.known is not None else class_numbers(self._targets())
+        if self.known is not None:
+            return map_leaves(lambda leaf: leaf[self.indices], self.known)
+        return stack([draw(self.items, index)[1] for index in self.indices.tolist()])
 
     @property
     def sample_shape(self) -> Any:
@@ -173,9 +171,6 @@ class Stream(Samples):
     def in_memory(self) -> Samples:
         """All of them, in memory, each drawn as for a test."""
         return stacked([draw(self.items, index) for index in self.indices.tolist()])
-
-    def _targets(self) -> Tree:
-        return stack([draw(self.items, index)[1] for index in self.indices.tolist()])
 
 
 def draw(items: Items, index: int, *stream: int | str) -> tuple[Tree, Tree]:
@@ -297,10 +292,11 @@ def _check_samples(place: str, samples: Samples, classes: int) -> None:
 
 
 def check_classes(place: str, targets: Tree, classes: int) -> None:
-    """Raises InputError for a class number out of range, where targets are class numbers."""
+    """Raises InputError for a class number that is too large, where targets are class numbers. Below 0 is what marks
+    samples without a label, where the task has such."""
     if not (isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1):
         return
-    outside = (targets < 0) | (targets >= classes)
+    outside = targets >= classes
     if outside.any():
         i = int(outside.nonzero()[0])
         raise InputError(
@@ -391,8 +387,6 @@ def outputs(train: Samples, test: Samples, names: tuple[str, ...]) -> int:
 def _outputs(samples: Samples) -> int:
     if len(samples) == 0:
         return 0
-    if isinstance(samples, Stream) and samples.known is not None:
-        return int(samples.known.max()) + 1
     target = leaves(samples.targets)[0]
     if target.dtype == torch.int64:
         return max(int(target.max()) + 1, 1)
