@@ -212,8 +212,8 @@ class ModelConfig:
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
-    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3,
-    or module:function."""
+    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3, or
+    module:function; none where all below the cut is frozen."""
     weights: str | None = None
     """File of initial weights by name (safetensors, or PyTorch's of tensors alone). Each side loads what is its own;
     what does not match is said."""

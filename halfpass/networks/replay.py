@@ -36,6 +36,7 @@ class Value:
     shape: tuple[int, ...]  # per sample, as on the wire; of a `whole` one of all
     dtype: str
     written: bool = False  # changed in place above the cut, so that the server half works on a copy
+    exact: bool = False  # floating point values that no codec may change, for they are a mask's
     order: tuple[int, ...] | None = None  # of its dimensions in memory, where that is not the usual one
     whole: bool = False  # of the batch as a whole, not of each sample
     dim: int = 0
@@ -98,7 +99,12 @@ class CutPlan:
     @property
     def whole(self) -> int:
         """How many tensors at the end of what crosses are of the batch as a whole: such values, and what was read."""
-        return sum(value.whole for value in self.values) + (self.train.reads or self.evaluation.reads)
+        return sum(value.whole for value in self.values) + self.reads
+
+    @property
+    def reads(self) -> bool:
+        """Whether values that Python reads of data below the cut cross, in either mode."""
+        return self.train.reads or self.evaluation.reads
 
     def of(self, training: bool) -> Pass:
         return self.train if training else self.evaluation
@@ -144,6 +150,7 @@ class Part(nn.Module):
         super().__init__()
         self.network, self.own, self.start, self.end = network, frozenset(own), start, end
         self.whole = 0 if end is None else end.whole  # tensors at the end of what it returns that are of no sample
+        self.exact = frozenset() if end is None else frozenset(i for i, v in enumerate(end.values) if v.exact)
         self._memory = _Memory()
         _shrink(network, self.own)
 
@@ -349,7 +356,7 @@ class _Run(TorchFunctionMode):
         if self.start is not None:
             assert part.start is not None
             self.memory = part._memory
-            self.reads = part.start.train.reads or part.start.evaluation.reads
+            self.reads = part.start.reads
             self.device = next(iter(args)).device
             self._receive(args)
             self.again = frozenset(self.start.again)
@@ -503,7 +510,7 @@ class _Run(TorchFunctionMode):
                 raise RunError(place, expected, "another order of calls", "cut at another layer")
             found.append(value.samples_first(self._real(tensor) if self.start else tensor))
         assert self.part.end is not None
-        if self.part.end.train.reads or self.part.end.evaluation.reads:  # in either mode, so that all batches are alike
+        if self.part.end.reads:  # in either mode, so that all batches are alike
             found.append(torch.tensor(self.sent_reads, dtype=torch.float64).view(torch.int64))  # its bits: no gradient
         return tuple(found)
 

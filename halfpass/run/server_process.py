@@ -97,9 +97,12 @@ class Admission:
         """Raises InputError where a batch does not fit the cut."""
         assert self.network is not None
         task = self.network.task
-        with_answers = batch.test and self.config.method == "decoupled" and task.probabilities is not None
+        with_answers = batch.test and self.network.head is not None and task.probabilities is not None
         size = self.config.train.batch_size
-        check_batch(batch, client, self.network.cut_shapes, task.outputs, size, with_answers, task.spec)
+        network = self.network
+        check_batch(
+            batch, client, network.crossing, task.outputs, size, with_answers, task.spec, network.whole, network.reads
+        )
 
     def check_values(self, client: int, batch: CutBatch) -> None:
         """Raises InputError where a batch's targets, once decoded, are out of range."""

@@ -62,6 +62,22 @@ class Network:
     notes: tuple[str, ...] = ()  # what the user should hear
 
     @property
+    def crossing(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape per sample and dtype of what crosses of each sample."""
+        return [(value.shape, value.dtype) for value in self.values if not value.whole]
+
+    @property
+    def whole(self) -> list[tuple[tuple[int, ...], str]]:
+        """And of what crosses of a batch as a whole."""
+        return [(value.shape, value.dtype) for value in self.values if value.whole]
+
+    @property
+    def reads(self) -> bool:
+        """Whether what Python read of data below the cut crosses too."""
+        plan = self.plans.get("cut")
+        return plan is not None and plan.reads
+
+    @property
     def cut_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Per sample, of each value that crosses."""
         return tuple(value.shape for value in self.values)
@@ -210,7 +226,12 @@ def build_network(
         halves, found = _below_edge(config, model, cut, sample_shape, task, samples, plans)
     values = crossing_values(halves, sample_shape, samples)
     head = None
-    if config.method == "decoupled":
+    frozen = not any(parameter.requires_grad for parameter in halves.client.parameters())
+    if config.method == "decoupled" and config.model.head == NO_HEAD:
+        if not frozen:
+            expected, remedy = "a head that the client half learns from", "choose one, or freeze all below the cut"
+            raise InputError("model.head", expected, NO_HEAD, remedy)
+    elif config.method == "decoupled":
         head = build_head(config.model.head, values[0].shape, task.shape, config.train.seed)
         if halves.plan is None or samples is not None:
             some = torch.zeros(2, *sample_shape) if samples is None else samples
@@ -251,6 +272,7 @@ def some_samples(data: Dataset) -> Tree:
 
 
 TRIED_SAMPLES = 4
+NO_HEAD = "none"
 
 
 def _cut(
@@ -378,6 +400,8 @@ def check_names(config: Config) -> None:
         raise choice_error("wire.codec", CODECS, config.wire.codec)
     for place, name, table in (("model.name", config.model.name, MODELS), ("model.head", config.model.head, HEADS)):
         if ":" not in name and name not in table:
+            if name == NO_HEAD and table is HEADS:
+                continue
             raise choice_error(place, [*table, "module:function"], name)
 
 
