@@ -1,5 +1,6 @@
 """Data that people bring: functions, folders, tables; drawn when due; agreed on between sites."""
 
+import dataclasses
 import json
 import random
 import sys
@@ -386,7 +387,7 @@ def joining(config, data, client=0):
     settings = setup.agreed_settings(config) | {"data": setup.agreement(config, data)}
     return pb.Join(
         protocol=PROTOCOL, client=client, settings=json.dumps(settings), sample_shape=data.train.sample_shape,
-        classes=data.classes, samples=len(data.train), steps=batch_count(len(data.train), config.train.batch_size),
+        outputs=data.classes, samples=len(data.train), steps=batch_count(len(data.train), config.train.batch_size),
         parameters=network.parameters, fingerprint=network.fingerprint,
     )  # fmt: skip
 
@@ -412,8 +413,18 @@ def test_sites_whose_classes_differ_are_refused_and_both_lists_shown():
         "client 1 at joining: expected data, class names: ['cat', 'dog'] (the first client's), found ['bird', 'cat']; "
         "give all clients the same class names in the same order: data.classes"
     )
-    assert "data.classes at every client" in message(lambda: admission.admit(joining(config, pictures_of(["cat"]), 1)))
+    assert "class names: ['cat', 'dog'] (the first client's), found ['cat'];" in message(
+        lambda: admission.admit(joining(config, pictures_of(["cat"]), 1))
+    )
     admission.admit(joining(config, pictures_of(["cat", "dog"], labels=torch.zeros(4).long()), 1))  # has no dog
+    unnamed = Admission(config)
+    unnamed.admit(joining(config, dataclasses.replace(pictures_of(["cat", "dog"]), names=())))
+    assert message(
+        lambda: unnamed.admit(joining(config, dataclasses.replace(pictures_of(["a", "b", "c"]), names=()), 1))
+    ) == (
+        "client 1 at joining: expected number of classes 2 (the server's), found 3; "
+        "name the classes, or their number, in data.classes at every client"
+    )
 
 
 def test_sites_normalize_alike_or_say_that_they_mean_it():
