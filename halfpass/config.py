@@ -26,6 +26,7 @@ Precision = Literal["fp32", "bf16"]
 Order = Literal["round-robin", "arrival"]
 Loading = Literal["auto", "memory", "stream"]
 Normalization = Literal["agreed", "own"]
+TargetKind = Literal["auto", "classes", "numbers"]
 
 
 MOST_WINDOW = 2**31 - 1 - 2**20  # bytes: a message of gRPC takes no more, and has something beside a batch in it
@@ -134,6 +135,8 @@ class DataConfig:
     target: str | None = None
     """Target column of csv and imagetable, or several separated by commas: one of text is a class, several are labels
     or numbers."""
+    target_kind: TargetKind = "auto"
+    """What one target column holds. auto: classes where it is text, or numbers that are 0, 1, 2 and so on."""
     ignore: str | None = None
     """Columns of csv that are no inputs, such as identifiers, separated by commas."""
     categorical: str | None = None

@@ -69,8 +69,8 @@ class Admission:
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
-        _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
         self._agree_on_data(place, data)
+        _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
         spec, names = _targets(place, join)
         _agree(place, "targets", _targets(place, first)[0], spec)
         network = self.network
