@@ -81,11 +81,14 @@ class Watching:
         self.model, self.inputs = model, inputs
         _settle_attention(model)
         fewer = map_leaves(lambda leaf: leaf[: samples - 1], inputs)
-        self.train, self.evaluation = (
-            [Watched(observe(model, batch, training=mode)) for batch in (inputs, fewer)] for mode in (True, False)
-        )
+        networks = {mode: copied(model) for mode in (True, False)}
+
+        def watch(mode: bool, batch: Tree, seed: int = 0) -> Watched:
+            return Watched(observe(networks[mode], batch, training=mode, seed=seed, copy_first=False))
+
+        self.train, self.evaluation = ([watch(mode, batch) for batch in (inputs, fewer)] for mode in (True, False))
         if self.draws:  # it may decide by them
-            self.train += [Watched(observe(model, inputs, training=True, seed=seed)) for seed in MORE_SEEDS]
+            self.train += [watch(True, inputs, seed) for seed in MORE_SEEDS]
 
     @property
     def lost(self) -> str | None:
