@@ -15,6 +15,7 @@ something differs), crash (anything else). Exit status: 1 where one is wrong or 
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import importlib.metadata
@@ -30,7 +31,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -374,6 +374,8 @@ def run_one(architecture: Architecture, only_build: bool, seconds: int, pipe: Co
     try:
         network = build(architecture)
         cuts = choose(layers(network, architecture.inputs(2, 0)))
+        if not cuts:
+            raise ValueError("no layer in it with weights below and above")
     except Exception as error:
         pipe.send(("skipped", reason(error)))
         return
@@ -415,9 +417,11 @@ PREPARED = {
 
 
 def prepare(family: str) -> None:
+    """A package that is missing is said by its networks, each of which then fails to build."""
     name = PREPARED.get(family.split()[0])
     if name:
-        package(name)
+        with contextlib.suppress(ImportError):
+            package(name)
 
 
 @dataclass
@@ -564,6 +568,9 @@ def print_summary(sweep: Sweep) -> None:
     for row in by_family(sweep.rows):
         counts = f"{row['ok']:5} {row['refused']:7} {row['wrong']:5} {row['crash']:5}"
         print(f"{row['family']:32} {row['architectures']:8} {row['cuts']:5} {counts} {row['share']:6.1%}")
+    reasons = Counter(re.sub(r"'[^']*'|\d+", "…", row["reason"]) for row in sweep.rows if row["outcome"] == "refused")
+    for text, count in reasons.most_common(20):
+        print(f"refused {count:4} times: {text}")
     for row in sweep.skipped:
         print(f"skipped: {row['family']} {row['architecture']}: {row['why']}")
 
@@ -622,7 +629,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(row["outcome"] in ("wrong", "crash") for row in sweep.rows) else 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained_stop() -> Iterator[None]:
     """Ctrl-C ends the sweep with what there is."""
     try:
