@@ -348,15 +348,18 @@ def choose(found: list[Layer]) -> dict[str, str]:
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """The network with its random weights, after a step of a copy of it, which must give finite numbers."""
+    """The network with its random weights. Copies of it must give finite numbers, and both the same ones."""
     seed_all(0)
     network = architecture.build().train()
-    trial = copy.deepcopy(network)
-    output = whole_pass(trial, architecture.inputs(2, 0), True)
-    if not all(bool(leaf.isfinite().all()) for leaf in floating(output)):
-        raise ValueError("its output is not finite")
-    with torch.no_grad():
-        tree.call(trial.eval(), architecture.inputs(3, 1))
+    one, other = copy.deepcopy(network), copy.deepcopy(network)
+    for case in CASES[1:3]:
+        samples = architecture.inputs(case.batch, case.seed)
+        seen, again = (observed(whole_pass, copied, [copied], case, samples) for copied in (one, other))
+        if not all(bool(leaf.isfinite().all()) for leaf in floating(list(seen.values()))):
+            raise ValueError("it does not give finite numbers")
+        where = compare({}, seen, again)
+        if where:
+            raise ValueError(f"it does not do the same twice: {where}")
     return network
 
 
