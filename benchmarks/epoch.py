@@ -119,8 +119,9 @@ def plain_halves(network: str, cut: str, classes: int) -> tuple[nn.Module, nn.Mo
 def plain_seconds(config: Config, workers: int) -> float:
     """Seconds per step of the second epoch."""
     data = setup.load_data(config.data)
-    inputs = data.train.inputs.permute(0, 2, 3, 1).numpy()
-    pictures = Pictures(inputs, data.train.labels.tolist(), data.mean, data.std)
+    inputs = data.train.inputs
+    assert isinstance(inputs, torch.Tensor)
+    pictures = Pictures(inputs.permute(0, 2, 3, 1).numpy(), data.train.labels.tolist(), data.mean, data.std)
     device = torch.device(config.train.device)
     loader = DataLoader(
         pictures, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0,

@@ -148,7 +148,7 @@ class Feeder:
     def run(self, address: str, config: Config) -> None:
         """Until the server says Finish; `config` is that of the run, whose epochs may be shorter than this one's."""
         samples, steps = samples_of(config), steps_of(config)
-        connection = connect(config, self.network, address, "feeder", 0, samples, steps)
+        connection = connect(config, self.network, address, "feeder", 0, samples, steps, {})
         try:
             while (message := connection.receive("begin", "test", "finish")).WhichOneof("kind") != "finish":
                 self.send_epoch(connection, message, samples, steps)

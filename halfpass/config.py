@@ -7,12 +7,14 @@ the door: only `halfpass.run`, `commands` and `report` know them, all else takes
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from halfpass.errors import InputError, choice_error, near_miss
+from halfpass.files import at_home
 
 Method = Literal["decoupled", "conventional", "centralized"]
 Runtime = Literal["local", "processes"]
@@ -22,20 +24,85 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "one-cycle"]
 Precision = Literal["fp32", "bf16"]
 Order = Literal["round-robin", "arrival"]
+Loading = Literal["auto", "memory", "stream"]
+Normalization = Literal["agreed", "own"]
 
 
-def _check_choices(settings: Any, group: str) -> None:
+MOST_WINDOW = 2**31 - 1 - 2**20  # bytes: a message of gRPC takes no more, and has something beside a batch in it
+MOST_THREADS = 1024  # far beyond any gain; PyTorch does not survive every number
+_WHOLE = 2**63  # what the libraries below count in
+
+
+def _settle(settings: Any, group: str, **least: float) -> None:
+    """Makes every setting a plain value of its field's type, and refuses what is none, not among the choices, or
+    smaller than its least value. So settings that are given in Python are what those of the command line are: numbers
+    of NumPy and PyTorch, paths and subclasses of text are taken, and what cannot be written down is not."""
     for name, hint in get_type_hints(type(settings)).items():
-        if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
-            raise choice_error(group + name, get_args(hint), getattr(settings, name))
+        value = _typed(group + name, hint, getattr(settings, name))
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise choice_error(group + name, get_args(hint), value)
+        if value is not None and name in least and value < least[name]:
+            raise InputError(group + name, f"a number of at least {least[name]:.12g}", repr(value), "change it")
+        object.__setattr__(settings, name, value)  # they are frozen, which is for all others
 
 
-def _at_least(settings: Any, group: str, **least: float) -> None:
-    """Refuses a number below its least value, and what is no number at all (NaN, infinity)."""
-    for name, minimum in least.items():
+def _at_most(settings: Any, group: str, **most: float) -> None:
+    for name, maximum in most.items():
         value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and value >= minimum):
-            raise InputError(group + name, f"a number of at least {minimum:.12g}", repr(value), "change it")
+        if value is not None and value > maximum:
+            raise InputError(group + name, f"a number of at most {maximum:.12g}", repr(value), "change it")
+
+
+def _at_home(settings: Any, group: str, *names: str) -> None:
+    """Folders and files of these settings may begin with ~."""
+    for name in names:
+        if (path := getattr(settings, name)) is not None:
+            object.__setattr__(settings, name, at_home(group + name, path))
+
+
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _typed(key: str, hint: Any, value: Any) -> Any:
+    """`value` as the field's type hint wants it. A number may be text, such as 1e-3, which YAML takes for that."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, cast(type, hint)):
+            raise InputError(key, f"a {cast(type, hint).__name__}", _shown(value), "correct it")
+        return value
+    kinds = [str] if get_origin(hint) is Literal else list(get_args(hint) or (hint,))
+    value = plain = _plain(value)
+    if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            plain = float(value)
+    if type(plain) not in kinds:
+        expected = " or ".join(_KINDS.get(kind, "null") for kind in kinds)
+        raise InputError(key, expected, _shown(value), "correct it")
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise InputError(key, "a finite number", _shown(value), "correct it")
+    if isinstance(plain, int) and not -_WHOLE <= plain < _WHOLE:
+        raise InputError(key, "a whole number of 64 bits", _shown(value), "correct it")
+    if isinstance(plain, str) and "\0" in plain:
+        raise InputError(key, "text without null bytes", _shown(value), "correct it")
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or PyTorch, a path, or a subclass of text or a number as Python's own."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        with contextlib.suppress(RuntimeError):  # a tensor without data
+            value = value.item()
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    return int.__int__(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 @dataclass(frozen=True)
@@ -43,10 +110,11 @@ class DataConfig:
     """The data set."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, imagefolder, listops (generated texts), or module:function returning a (train, test)
-    pair of torch datasets."""
+    """digits, cifar10, cifar100, imagefolder, imagetable (a CSV of picture files and target columns), csv (a table),
+    listops (generated texts), or module:function returning a (train, test) pair of torch datasets."""
     path: str | None = None
-    """Folder (or official archive) that holds the data set; digits needs none."""
+    """Folder (or official archive, or table) that holds the data set; digits and listops have none. A module:function
+    gets it as path=."""
     limit: int | None = None
     """Use at most this many training samples, and as many test samples."""
     download: bool = False
@@ -59,9 +127,42 @@ class DataConfig:
     validation: int | None = None
     """Hold out so many training samples, always the same ones, and test on them: settings are to be chosen by these and
     not by the test set, which is left alone then."""
+    target: str | None = None
+    """Target column of csv and imagetable, or several separated by commas: one of text is a class, several are labels
+    or numbers."""
+    ignore: str | None = None
+    """Columns of csv that are no inputs, such as identifiers, separated by commas."""
+    categorical: str | None = None
+    """Columns of csv that hold categories although they look like numbers, separated by commas; COLUMN=A|B|C names a
+    column's categories too, so that sites that lack some have the same."""
+    picture: str | None = None
+    """Column of imagetable with the paths of the pictures. Default: its first."""
+    separator: str = ","
+    """What separates the columns of csv and imagetable."""
+    test_share: float | None = None
+    """Share of the rows of csv and imagetable that is tested on, always the same ones, where data.path is one file."""
+    classes: str | None = None
+    """Names of the classes in their order, separated by commas, or their number: for sites that lack some of them.
+    Default: what the data set says or holds."""
+    gray_range: str | None = None
+    """LOW,HIGH: the values of 16-bit pictures that become black and white. Default: the lowest and highest."""
+    normalization: Normalization = "agreed"
+    """agreed: clients that normalize their own inputs by other numbers are refused. own: each by its own training
+    samples' mean and deviation, which is then meant."""
+    loading: Loading = "auto"
+    """memory: all samples are read once. stream: those of a batch when it is due, and anew in every epoch. auto: stream
+    where training samples are drawn at random, as augmenting sets do, or do not fit into memory."""
+    workers: int = 0
+    """Processes of each client that draw the samples of a stream ahead. Default: none; the training process does."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data.", limit=1, image_size=1, crop_padding=0, validation=1)
+        _settle(self, "data.", limit=1, image_size=1, crop_padding=0, validation=1, workers=0)
+        _at_most(self, "data.", image_size=2**14, crop_padding=2**14)
+        _at_home(self, "data.", "path")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise InputError("data.test_share", "more than 0 and less than 1", f"{self.test_share}", "0.2 is usual")
+        if self.classes is not None and self.classes.isdigit() and int(self.classes) < 1:
+            raise InputError("data.classes", "at least 1 class", self.classes, "leave it out")
 
 
 @dataclass(frozen=True)
@@ -69,17 +170,28 @@ class ModelConfig:
     """The network, where it is cut, and the auxiliary head at the cut."""
 
     name: str = "digits-cnn"
-    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts), or module:function
-    returning an nn.Module, or a pair of them: client half and server half."""
+    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts); timm:NAME,
+    torchvision:NAME or hf:FOLDER, of those libraries where they are installed; or module:function returning an
+    nn.Module, or a pair of them: client half and server half."""
     cut: str | None = None
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
     """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3,
     or module:function."""
+    weights: str | None = None
+    """File of initial weights by name (safetensors, or PyTorch's of tensors alone). Each side loads what is its own;
+    what does not match is said."""
+    pretrained: bool = False
+    """Take the published weights of a network of timm, torchvision or hf."""
+    freeze: str | None = None
+    """Parameters that are not trained, as patterns separated by commas: stem.*, stage_1.*"""
     edge_cut: str | None = None
     """A second, later cut of decoupled training: what is between the two runs on an edge server, which learns from an
     auxiliary head of its own and uploads in its turn. Default: none; client and server."""
+
+    def __post_init__(self) -> None:
+        _settle(self, "model.")
 
 
 @dataclass(frozen=True)
@@ -106,13 +218,13 @@ class ClientsConfig:
     with batches N times as large, which takes a larger rate: N times (arXiv 1706.02677), or less if they are many."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "clients.")
-        _at_least(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0)
+        _settle(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0)
+        _at_most(self, "clients.", count=2**16, alpha=1e9)
+        if self.alpha != 0.5 and self.partition != "dirichlet":
+            remedy = "leave it out, or set clients.partition to dirichlet"
+            raise InputError("clients.alpha", f"its default in partition {self.partition}", str(self.alpha), remedy)
         if self.rounds > 1 and self.topology != "splitfed":
             raise InputError("clients.rounds", f"1 in topology {self.topology}", str(self.rounds), "leave it out")
-
-
-MOST_THREADS = 1024  # far beyond any gain; PyTorch does not survive every number
 
 
 @dataclass(frozen=True)
@@ -172,10 +284,10 @@ class TrainConfig:
         return self.batch_size if self.micro_batch is None else min(self.micro_batch, self.batch_size)
 
     def __post_init__(self) -> None:
-        _check_choices(self, "train.")
         # Micro-batches of 2 would leave a single sample of an odd batch, and that BatchNorm cannot normalize.
-        _at_least(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
-                  feedback_every=1, micro_batch=3, test_every=1)  # fmt: skip
+        _settle(self, "train.", epochs=1, batch_size=1, lr=0, momentum=0, weight_decay=0, seed=0, threads=1,
+                feedback_every=1, micro_batch=3, test_every=1)  # fmt: skip
+        _at_most(self, "train.", epochs=2**31 - 1)  # messages number them in 32 bits
         if self.threads is not None and self.threads > MOST_THREADS:
             raise InputError("train.threads", f"at most {MOST_THREADS}", str(self.threads), "one per core is usual")
         if not 0 <= self.label_smoothing < 1:
@@ -206,8 +318,8 @@ class WireConfig:
     """Seconds without a sign of life after which a peer counts as lost; the same on both sides."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "wire.")
-        _at_least(self, "wire.", window=1, timeout=0.1, every=1, budget=1)
+        _settle(self, "wire.", window=1, timeout=0.1, every=1, budget=1)
+        _at_most(self, "wire.", window=MOST_WINDOW, timeout=1e6)
 
 
 @dataclass(frozen=True)
@@ -229,7 +341,8 @@ class ServerConfig:
     server keeps them in memory until they are together."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "server.", replay=1, store_limit=2**24, merge=1)
+        _settle(self, "server.", replay=1, store_limit=2**24, merge=1)
+        _at_home(self, "server.", "store")
 
 
 @dataclass(frozen=True)
@@ -257,7 +370,8 @@ class Config:
     """Run folder to write; it must not hold a run yet. Default: a new folder under runs/."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "")
+        _settle(self, "")
+        _at_home(self, "", "out")
         if self.model.edge_cut is not None and self.train.feedback_every is not None:
             raise InputError("model.edge_cut", "no gradient back", "train.feedback_every", "leave one of them out")
         for name, value in (("model.edge_cut", self.model.edge_cut), ("train.micro_batch", self.train.micro_batch)):
@@ -345,30 +459,11 @@ def as_dict(config: Config) -> dict[str, Any]:
 def from_dict(settings: dict[str, Any]) -> Config:
     """The inverse of `as_dict`; raises InputError for an unknown key, a value of another type, or one that a check
     refuses. Numbers may be written in ways that YAML takes for text, such as 1e-3."""
-    known = flatten(as_dict(Config()))
-    typed = {}
-    for key, value in flatten(settings).items():
+    known, given = flatten(as_dict(Config())), flatten(settings)
+    for key in given:
         if key not in known:
             raise InputError("configuration", "a known key", repr(key), near_miss(key, known, "remove it"))
-        typed[key] = _typed(key, value)
-    return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(typed).items()})
-
-
-_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def _typed(key: str, value: Any) -> Any:
-    """`value` as the field's type hint wants it."""
-    group, _, name = key.rpartition(".")
-    hint = get_type_hints(_GROUPS.get(group, Config))[name]
-    kinds = [str] if get_origin(hint) is Literal else list(get_args(hint) or (hint,))
-    if type(value) in kinds:
-        return value
-    if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    expected = " or ".join(_KINDS.get(kind, "null") for kind in kinds)
-    raise InputError(key, expected, repr(value), "correct it")
+    return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(given).items()})
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -390,14 +485,18 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What may differ between a server and its clients: each one's own machine and folders, and the whole group `server`.
-_PRIVATE = {"runtime", "out", "data.path", "data.download", "train.device", "train.threads", "train.compile"}
+_PRIVATE = {
+    "runtime", "out", "data.path", "data.download", "data.loading", "data.workers", "model.weights", "train.device",
+    "train.threads", "train.compile",
+}  # fmt: skip
+_OWN = {"data.name", "data.limit", "data.picture", "data.separator", "data.test_share"}  # of clients with own data
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
     """The settings, by dotted name, in which a server and its clients must agree.
 
-    Clients that bring their own data (`clients.partition own`) need not agree on its name or limit.
+    Clients that bring their own data (`clients.partition own`) need not agree on how it is called and read.
     """
-    private = _PRIVATE | ({"data.name", "data.limit"} if config.clients.partition == "own" else set())
+    private = _PRIVATE | (_OWN if config.clients.partition == "own" else set())
     settings = flatten(as_dict(config))
     return {key: value for key, value in settings.items() if key not in private and not key.startswith("server.")}

@@ -3,14 +3,14 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 
+from halfpass.bounded import MOST_JSON_BYTES, MOST_YAML_BYTES, parse_json, parse_yaml, read_text
 from halfpass.errors import HalfpassError, InputError, RunError, reason
 
 
@@ -19,6 +19,14 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
     make_folder("results", file.parent)
     with replacing(file) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def at_home(place: str, path: str) -> str:
+    """The path with a home folder where it begins with ~; raises InputError where nobody has that."""
+    full = os.path.expanduser(path)  # noqa: PTH111  # a Path forgets the ./ of ./~
+    if full.startswith("~"):
+        raise InputError(place, "a path, or the home folder of a user", repr(path), "correct it, or write ./~")
+    return full
 
 
 @contextmanager
@@ -95,12 +103,14 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_mapping(file: Path, form: str, parse: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
-    """The file's text and what it holds. Raises InputError where that is no mapping of the form."""
+def read_mapping(file: Path) -> tuple[str, dict[str, Any]]:
+    """The file's text and what it holds. Raises InputError where that is no mapping in JSON or, by its name, YAML."""
+    is_yaml = file.suffix == ".yaml"
+    form = "YAML" if is_yaml else "JSON"
     try:
-        text = file.read_text(encoding="utf-8")
-        content = parse(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = read_text(file, MOST_YAML_BYTES if is_yaml else MOST_JSON_BYTES)
+        content = parse_yaml(text) if is_yaml else parse_json(text)
+    except (OSError, ValueError) as error:
         raise InputError(str(file), form, " ".join(str(error).split()), "restore the file, or run again") from error
     if not isinstance(content, dict):
         raise InputError(str(file), "keys and values", type(content).__name__, "restore the file, or run again")

@@ -8,19 +8,24 @@ from pathlib import Path
 from halfpass.errors import InputError, near_miss, reason
 
 
-def call_plugin(place: str, name: str, *arguments: object) -> object:
+def call_plugin(
+    place: str, name: str, *arguments: object, check: Callable[[Callable[..., object]], dict[str, object]] | None = None
+) -> object:
     """What the function `name`, given as `module:function`, returns; the working directory may hold the module.
 
-    `place` says in errors where the name was given. Raises InputError where the module cannot be imported, has no such
-    function, or the function fails; an InputError of the function's own is passed on.
+    `place` says in errors where the name was given; `check` sees the function first, and gives further arguments by
+    name. Raises InputError where the module cannot be imported, has no such function, or the function fails; an
+    InputError of the function's own is passed on.
     """
     function = _find(place, name)
+    named = {} if check is None else check(function)
     try:
-        return function(*arguments)
+        return function(*arguments, **named)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's function raises
-        expected = f"a function that can be called with ({', '.join(map(str, arguments))})"
+        given = [*map(str, arguments), *(f"{key}={value!r}" for key, value in named.items())]
+        expected = f"a function that can be called with ({', '.join(given)})"
         raise InputError(place, expected, reason(error), "correct the function") from error
 
 

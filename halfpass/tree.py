@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from halfpass.errors import InputError
 
-Tree: TypeAlias = "Tensor | tuple[Tree, ...] | dict[str, Tree]"
+Tree: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]  # of trees again
 
 
 def leaves(tree: Tree) -> list[Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import halfpass
 
 ROOT = Path(halfpass.__file__).parent
-COMMON = {"cut", "errors", "seed", "plugin", "tree"}
+COMMON = {"bounded", "cut", "errors", "seed", "plugin", "tree"}
 ALLOWED = {  # a folder may import the common files, itself, and these
     "algorithm": {"arithmetic"},
     "arithmetic": {"networks"},  # its kernels are made of graphs
@@ -21,7 +21,7 @@ ALLOWED = {  # a folder may import the common files, itself, and these
     "commands": {"algorithm", "arithmetic", "networks", "tasks", "data", "wire", "run", "report", "config", "files"},
 }
 ABOVE = {
-    "cut": {"errors", "tree"}, "errors": set(), "seed": set(), "plugin": {"errors"}, "tree": {"errors"}, "files": {"errors"}, "config": {"errors"},
+    "cut": {"errors", "tree"}, "errors": set(), "bounded": set(), "seed": set(), "plugin": {"errors"}, "tree": {"errors"}, "files": {"bounded", "errors"}, "config": {"errors", "files"},
 }
 
 

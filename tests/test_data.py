@@ -449,13 +449,19 @@ def test_imagefolder_takes_the_middle_square(pictures: Path) -> None:
     torch.testing.assert_close(x[0, :, 8, 5], red)
 
 
-def test_imagefolder_reads_the_upper_8_of_16_bits(pictures: Path) -> None:
+def test_imagefolder_scales_16_bits_by_the_grays_that_there_are(pictures: Path) -> None:
     """As medical pictures have them; Pillow by itself makes all from 256 on white."""
-    file, levels = pictures / "test" / "a" / "0.PNG", np.arange(0, 65536, 1024).reshape(8, 8)
+    file, levels = pictures / "test" / "a" / "0.PNG", np.arange(0, 4096, 64).reshape(8, 8)
     assert file.is_file()
     Image.fromarray(levels.astype(np.uint16)).save(file)
-    read = load("imagefolder", str(pictures), image_size=8).test.inputs[0]
-    assert read.tolist() == 3 * [(levels // 256).tolist()]
+    read = load("imagefolder", str(pictures), image_size=8)
+    assert read.test.inputs[0].tolist() == 3 * [np.rint(levels * 255 / 4032).astype(int).tolist()]
+    assert dict(read.scales) == {"gray range": [0, 4032]}
+    given = load("imagefolder", str(pictures), image_size=8, gray_range="64,4095").test.inputs[0]
+    assert given.tolist() == 3 * [np.rint((levels - 64).clip(0) * 255 / 4031).astype(int).tolist()]
+    assert message(lambda: load("imagefolder", str(pictures), gray_range="9")) == (
+        "data.gray_range: expected LOW,HIGH, two whole numbers, found '9'; for example 0,4095"
+    )
     Image.fromarray(levels.astype(np.float32)).save(file, format="TIFF")
     assert "found an unreadable file (ValueError: 32 bits per pixel, where 8 or 16 can be read)" in message(
         lambda: load("imagefolder", str(pictures), image_size=8)
@@ -474,12 +480,12 @@ def test_imagefolder_says_what_is_wrong(pictures: Path) -> None:
     (pictures / "val" / "b").rename(pictures / "val" / "c")
     assert message(read) == (
         f"{pictures}: expected the same classes in train and test, found 'b' only in train, 'c' only in test; "
-        "give each class to both"
+        "give each class to both, or name all in data.classes"
     )
     (pictures / "val" / "c").rename(pictures / "val" / "b")
     (pictures / "train" / "c").mkdir()
     assert message(read) == (
-        f"{pictures}/train/c: expected pictures (.png, .jpg, .jpeg, .webp, .bmp), found none; "
+        f"{pictures}/train/c: expected pictures (.png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .gif), found none; "
         "add some or remove the folder"
     )
     (pictures / "train" / "c").rmdir()
@@ -515,13 +521,16 @@ def named(): return Items((torch.zeros(3), "cat")), Items()
 def ragged(): return Items((torch.zeros(3), 0), (torch.zeros(4), 0)), Items()
 def unlike(): return Items((torch.zeros(3), 0)), Items((torch.zeros(4), 0))
 def negative(): return Items((torch.zeros(3), 0), (torch.zeros(3), -1)), Items((torch.zeros(3), 0))
-def backwards(): return Items((np.arange(3.0)[::-1], 0)), Items((torch.zeros(3), 0))
+def objects(): return Items((np.array([None]), 0)), Items((torch.zeros(3), 0))
 class Gone(Items):
     def __getitem__(self, i): raise FileNotFoundError("scan.png")
 def gone(): return Gone(1, 2), Items((torch.zeros(3), 0))
 def nan(): return Items((torch.zeros(3), 0)), Items((torch.zeros(3), 0), (torch.tensor([0, float("nan"), 0]), 0))
-def whole(): return TensorDataset(torch.zeros(3, 2).int(), torch.zeros(3).long()), Items((torch.zeros(3), 0))
-def pair(): return TensorDataset(torch.zeros(3, 2), torch.zeros(3)), Items((torch.zeros(3), 0))
+def flat(): return TensorDataset(torch.zeros(3, 2).byte(), torch.zeros(3).long()), Items((torch.zeros(3), 0))
+def pair():
+    pair = TensorDataset(torch.zeros(3, 2), torch.zeros(3).long())
+    pair.tensors = pair.tensors[0], torch.zeros(2).long()
+    return pair, pair
 number = 3
 """
 
@@ -560,17 +569,17 @@ def test_a_function_in_the_working_directory_gives_data() -> None:
         ("own_data:fails", "a function that can be called with (), found OSError: disk gone; correct the function"),
         ("own_data:one", ": expected (train, test), found Items; return two data sets"),
         ("own_data:empty", ", test: expected at least one sample, found none; give samples to both splits"),
-        ("own_data:picture", ", train, sample 0: expected a tensor or array, found str; convert it in the data set"),
-        ("own_data:bare", ", train, sample 0: expected (input, label), found Tensor; convert it in the data set"),
-        ("own_data:named", ", train, sample 0: expected numbers and a class number, found torch.float32 and str;"),
-        ("own_data:ragged", ", train, sample 1: expected torch.float32 (3,) like the first, found torch.float32 (4,);"),
-        ("own_data:unlike", "like the training samples, torch.float32 (3,), found torch.float32 (4,); convert both"),
+        ("own_data:picture", ", train, sample 0, input: expected a tensor, array or number, found str; convert it in the data set"),
+        ("own_data:bare", ", train, sample 0: expected (input, target), or a dict with a key 'labels', found Tensor; convert it in the data set"),
+        ("own_data:named", ", train, sample 0, target: expected a tensor, array or number, found str; convert"),
+        ("own_data:ragged", ", train, sample 1: expected float32 (3,) like the first, found float32 (4,); resize or convert"),
+        ("own_data:unlike", "like the training samples, float32 (3,), found float32 (4,); convert both"),
         ("own_data:negative", ", train, label 1: expected a class in 0..0, found -1; number the classes from 0"),
-        ("own_data:backwards", ", train, sample 0: expected numbers and a class number, found float64 and int;"),
-        ("own_data:gone", ", train, sample 0: expected (input, label), found FileNotFoundError: scan.png; mend the data set"),
+        ("own_data:objects", ", train, sample 0, input: expected numbers, found object; convert it in the data set"),
+        ("own_data:gone", ", train, sample 0: expected (input, target), found FileNotFoundError: scan.png; mend the data set"),
         ("own_data:nan", ", test, input 1: expected finite values, found NaN or infinity; mend or remove it"),
-        ("own_data:whole", ", train, inputs: expected uint8 (N, C, H, W), int64 (N, T) or floating point (N, ...), found"),
-        ("own_data:pair", ", train, labels: expected int64 (3,), found torch.float32 (3,); give a class per sample"),
+        ("own_data:flat", ", train, inputs: expected uint8 (N, C, H, W), int64, bool or floating point (N, ...), found torch.uint8 (3, 2);"),
+        ("own_data:pair", ", train, targets: expected 3 targets, one per input, found 2 and 3; give each sample a target"),
     ],
 )
 def test_a_function_that_gives_something_else_is_refused(name: str, said: str) -> None:
@@ -633,15 +642,19 @@ def test_the_sample_left_out_changes_with_the_epoch() -> None:
     assert len(left_out) > 3
 
 
-@pytest.mark.parametrize("batch_size", [0, 11])
-def test_a_batch_larger_than_the_shard_is_refused_at_the_call(batch_size: int) -> None:
+def test_a_batch_larger_than_the_shard_is_all_of_it() -> None:
+    """So that a small site takes part beside large ones; but never by a single sample, which BatchNorm cannot take."""
     ten = numbered(10)
     train = partial(train_batches, ten, ten.train, seed=0, client=0, epoch=0)
-    assert message(lambda: train(batch_size)) == (
-        f"train.batch_size: expected 1 to 10, because there are 10 samples, found {batch_size}; "
-        "take a smaller batch, or fewer clients so that each has more samples"
+    assert message(lambda: train(0)) == "train.batch_size: expected at least 1, found 0; 128 is usual"
+    for size in (10, 11, 100):
+        assert [len(y) for _, y in train(size)] == [10]
+    one = ten.train.take(torch.tensor([3]))
+    assert message(lambda: train_batches(ten, one, 4, seed=0, client=0, epoch=0)) == (
+        "train.batch_size: expected at least 2 training samples, or batches of 1, found 1 with batches of 4; "
+        "give more samples"
     )
-    assert [len(y) for _, y in train(10)] == [10]
+    assert batch_count(1, 1) == 1
     said = message(lambda: test_batches(ten, ten.test, 0))
     assert said == "test batch size: expected at least 1, found 0; 256 is usual"
     assert [len(y) for _, y in test_batches(ten, ten.test, 11)] == [10]

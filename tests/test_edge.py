@@ -54,7 +54,7 @@ class Skipping(nn.Module):
 @pytest.mark.parametrize("mode", [True, False])
 def test_three_parts_are_the_whole(lower, upper, mode):
     model = build_model("resnet20", (3, 16, 16), 10, seed=0).train(mode)
-    halves, between = split_twice(model, lower, upper)
+    halves, between, _ = split_twice(model, lower, upper)
     x = torch.randn(4, 3, 16, 16)
     out = halves.server(*between(*halves.client(x)))
     assert torch.equal(out, model(x))
@@ -65,7 +65,7 @@ def test_three_parts_are_the_whole(lower, upper, mode):
 
 def test_what_crosses_both_cuts_is_copied():
     """Its memory is the wire's, which decodes the next batch into it."""
-    halves, between = split_twice(Skipping(), "first", "second")
+    halves, between, _ = split_twice(Skipping(), "first", "second")
     half = EdgeHalf(between, nn.Linear(5, 3))
     crossing = halves.client(torch.randn(2, 4))
     half(*crossing)

@@ -242,7 +242,7 @@ def test_what_a_trace_would_lose_is_left_alone():
 
 
 def test_an_edge_is_fused_part_by_part(plain_kernels):
-    halves, between = split_twice(build_model("resnet20", (3, 32, 32), 10, seed=0), "stage_1.0", "stage_2.1")
+    halves, between, _ = split_twice(build_model("resnet20", (3, 32, 32), 10, seed=0), "stage_1.0", "stage_2.1")
     edge = EdgeHalf(fuse(between), fuse(build_head("tail", (32, 16, 16), 10, seed=0)))
     assert sum(type(module) is NormRelu for module in edge.modules()) == 8 + 2
     edge(*halves.client(torch.randn(2, 3, 32, 32)))

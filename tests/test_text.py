@@ -27,7 +27,7 @@ def value_of(text):
 
 def test_every_text_of_listops_has_the_value_that_its_label_says():
     data = load("listops")
-    texts = [bytes(row.tolist()).decode().rstrip() for part in (data.train, data.test) for row in part.inputs]
+    texts = [bytes(row.byte().tolist()).decode().rstrip() for part in (data.train, data.test) for row in part.inputs]
     labels = torch.cat([data.train.labels, data.test.labels]).tolist()
     assert (len(data.train), len(data.test), data.train.sample_shape) == (20_000, 2_000, (LENGTH,))
     assert [value_of(text) for text in texts] == labels

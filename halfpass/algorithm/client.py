@@ -19,6 +19,7 @@ from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch, share_of_batch
 from halfpass.errors import InputError
 from halfpass.seed import derive_seed
+from halfpass.tree import Tree, call
 
 
 @dataclass
@@ -145,12 +146,14 @@ def set_training(client: Client, training: bool) -> None:
         client.head.train(training)
 
 
-def unreached_parameters(half: nn.Module, head: nn.Module, x: Float[Tensor, "b ..."]) -> list[str]:
+def unreached_parameters(half: nn.Module, head: nn.Module, x: Tree) -> list[str]:
     """Names of the parameters of half and head that the local loss gives no gradient: they would never move. Those that
     are frozen are meant not to."""
     named = list(half.named_parameters()) + [(f"head.{name}", p) for name, p in head.named_parameters()]
     named = [(name, p) for name, p in named if p.requires_grad]
-    total = head(half(x)[0]).float().sum()
+    total = head(call(half, x)[0]).float().sum()
+    if not total.requires_grad:
+        return [name for name, _ in named]
     gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
 

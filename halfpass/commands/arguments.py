@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
+from halfpass.bounded import MOST_YAML_BYTES, parse_yaml, read_text
 from halfpass.config import flatten
-from halfpass.errors import HalfpassError, InputError, choice_error, near_miss, reason
+from halfpass.errors import HalfpassError, InputError, choice_error, near_miss
 
 
 class Known(NamedTuple):
@@ -27,9 +26,10 @@ def check_config(file: Path, keys: Sequence[str]) -> None:
     if not file.is_file():
         return
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError("config", f"valid YAML in {file}", reason(error), "correct the file") from error
+        settings = parse_yaml(read_text(file, MOST_YAML_BYTES))
+    except (OSError, ValueError) as error:
+        found = " ".join(str(error).split())[:200]
+        raise InputError("config", f"valid YAML in {file}", found, "correct the file") from error
     if not isinstance(settings, dict):
         found = "none" if settings is None else f"a {type(settings).__name__}"
         raise InputError("config", f"keys and values in {file}", found, "halfpass train --print_config writes one")

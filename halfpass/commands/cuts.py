@@ -6,16 +6,18 @@ from rich.table import Table
 from halfpass.config import DataConfig, ModelConfig
 from halfpass.data.datasets import KNOWN_SHAPES, load
 from halfpass.networks.cut_table import CutRow, cut_table
+from halfpass.run.setup import some_samples
 
 
 def print_cuts(model: ModelConfig, data: DataConfig) -> None:
     """Prints one row per cut. The data set is read only where its sample shape is not known by its name."""
+    samples = None
     if data.name in KNOWN_SHAPES:
         sample_shape, classes = KNOWN_SHAPES[data.name]
     else:
         read = load(data.name, data.path, limit=data.limit, image_size=data.image_size)
-        sample_shape, classes = read.train.sample_shape, read.classes
-    rows = cut_table(model.name, sample_shape, classes, model.head)
+        sample_shape, classes, samples = read.train.sample_shape, read.classes, some_samples(read)
+    rows = cut_table(model.name, sample_shape, classes, model.head, samples=samples)
     shape = "×".join(map(str, sample_shape))
     print(f"{model.name} on {data.name} ({shape}, {classes} classes), head {model.head}; FLOPs of one forward pass")
     console = Console()

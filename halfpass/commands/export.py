@@ -95,7 +95,7 @@ def _test(config: Config, data: Dataset, state: dict[str, Tensor], with_head: bo
     trained = setup.build_whole(config, data.train.sample_shape, data.classes)
     if config.method != "centralized":
         config = config if config.model.edge_cut is None else setup.above_edge(config)
-        network = setup.build_network(config, data.train.sample_shape, data.classes)
+        network = setup.build_network(config, data.train.sample_shape, data.classes, setup.some_samples(data))
         head = network.head if with_head else None
         joined = whole(network.halves) if head is None else joint(network.halves, head)
         trained.model = trained.arithmetic.place(joined)

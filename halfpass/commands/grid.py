@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from halfpass.bounded import MOST_YAML_BYTES, parse_yaml, read_text
 from halfpass.config import Config, as_dict, flatten, from_dict, nested
-from halfpass.errors import InputError, RunError, near_miss, reason
+from halfpass.errors import InputError, RunError, near_miss
 from halfpass.files import alone_in
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
@@ -87,10 +86,10 @@ def read_grid(file: Path, out: Path, changes: Mapping[str, Any]) -> list[Member]
 def _read(file: Path) -> dict[str, Any]:
     """The content of a grid file, its shape checked."""
     try:
-        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
+        grid = parse_yaml(read_text(file, MOST_YAML_BYTES))
     except OSError as error:
         raise InputError(str(file), "a grid file", str(error.strerror), "name one, e.g. in examples/paper") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise InputError(str(file), "YAML", " ".join(str(error).split()), "correct it") from None
     if not isinstance(grid, dict) or set(grid) != {"settings", "seeds", "axes"}:
         found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
@@ -143,9 +142,9 @@ def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
         if key in found:
             raise InputError(option, f"{key} once", "twice", "leave one out")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(option, f"a value for {key}", f"{value!r} ({reason(error)})", "correct it") from None
+            found[key] = parse_yaml(value)
+        except ValueError as error:
+            raise InputError(option, f"a value for {key}", f"{value!r} ({error})", "correct it") from None
     return found
 
 

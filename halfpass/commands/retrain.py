@@ -48,7 +48,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
         if made.model.edge_cut == store.identity["cut"]:  # an edge's uploads, not its clients'
             config = setup.above_edge(config)
-        network = _network(config, store)
+        network = _network(config, made, store)
         passes = _passes(config, store)
         setup.settle_process(config)
         server = setup.build_server(config, network)
@@ -94,10 +94,12 @@ def _is_fixed(key: str) -> bool:
     return key in FIXED or (key.startswith(("data.", "clients.")) and key not in ("data.path", "data.download"))
 
 
-def _network(config: Config, store: UploadStore) -> setup.Network:
+def _network(config: Config, made: Config, store: UploadStore) -> setup.Network:
     """The network of the configuration, if its server half takes what the store holds."""
     held = store.identity
-    network = setup.build_network(config, tuple(held["sample shape"]), held["classes"])
+    # Without data only another network that can be traced is cut; the run's own is as it was.
+    plans = setup.read_plans(held["plans"]) if "plans" in held and config.model == made.model else None
+    network = setup.build_network(config, tuple(held["sample shape"]), held["classes"], plans=plans)
     new = setup.identity(network)
     if new["cut shapes"] != held["cut shapes"]:
         raise InputError(

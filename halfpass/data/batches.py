@@ -1,29 +1,34 @@
-"""Samples → normalized batches, shuffled and, for training pictures, cropped and flipped.
+"""Samples → normalized batches, shuffled and, for training pictures, cropped and flipped. Only this file knows whether
+samples are in memory or drawn when their batch is due.
 
 Pictures stay uint8 until their batch is due; crop, flip and normalization then run on the whole batch, on the samples'
 device. What is random is drawn on the CPU, each from a stream of its own, so it is the same on any device. Check:
 `pytest tests/test_data.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from halfpass.data.datasets import Dataset, Samples
+from halfpass.data.samples import Dataset, Samples, Stream, check_classes, draw, drawn, stacked, undisturbed
 from halfpass.errors import InputError
 from halfpass.seed import derive_seed
+from halfpass.tree import Tree, leaves, map_leaves
 
 
 def batch_count(samples: int, batch_size: int) -> int:
-    """How many batches `train_batches` gives in an epoch. Raises InputError where not even one is full."""
-    if not 1 <= batch_size <= samples:
-        raise InputError(
-            "train.batch_size", f"1 to {samples}, because there are {samples} samples", f"{batch_size}",
-            "take a smaller batch, or fewer clients so that each has more samples",
-        )
+    """How many batches `train_batches` gives in an epoch: at least one, of whatever samples there are. Raises
+    InputError where there is not even that."""
+    if batch_size < 1:
+        raise InputError("train.batch_size", "at least 1", f"{batch_size}", "128 is usual")
     full, rest = divmod(samples, batch_size)
+    if full == 0 and rest < 2:
+        expected = "at least 2 training samples, or batches of 1"
+        raise InputError("train.batch_size", expected, f"{samples} with batches of {batch_size}", "give more samples")
     return full + (rest > 1)  # BatchNorm cannot normalize one value per channel, so a single one sits this epoch out
 
 
@@ -37,25 +42,30 @@ def micro_batches(samples: int, size: int | None) -> list[slice]:
 
 def train_batches(
     data: Dataset, samples: Samples, batch_size: int, *, seed: int, client: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Any, Any]]:
     """One epoch of `samples`, a part of `data.train`, shuffled and, where `data` says so, cropped and flipped.
 
-    Yields x (B, C, H, W) float32, normalized, in channels-last memory (or (B, ...) float32 for other inputs, in which
-    tokens up to 2²⁴ are exact), and y (B,) int64.
-    The last batch may be smaller, never a single sample. The order and the augmentation depend on `seed`, `client` and
-    `epoch` only. Raises InputError at the call where `batch_size` exceeds `samples`.
+    Yields inputs and targets, nested as the samples' are: of uint8 pictures (B, C, H, W) float32, normalized, in
+    channels-last memory; other floating point as float32, integers and bool as they are.
+    The last batch may be smaller, never a single sample. The order and all that is drawn at random depend on `seed`,
+    `client` and `epoch` only. Raises InputError at the call where there is no batch.
     """
     count = batch_count(len(samples), batch_size)
-    order = torch.randperm(len(samples), generator=_generator(seed, "order", client, epoch))
+    batches = torch.randperm(len(samples), generator=_generator(seed, "order", client, epoch)).split(batch_size)[:count]
     draws = None if data.crop_padding is None else _generator(seed, "augment", client, epoch)
-    return (_batch(data, samples, indices, draws) for indices in order.split(batch_size)[:count])
+    if isinstance(samples, Stream):
+        return _streamed(data, samples, batches, (seed, client, epoch))
+    return (_batch(data, samples, indices, draws) for indices in batches)
 
 
-def test_batches(data: Dataset, samples: Samples, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def test_batches(data: Dataset, samples: Samples, batch_size: int) -> Iterator[tuple[Any, Any]]:
     """All of `samples` in their order, not augmented, shaped as in `train_batches`; the last batch may be any size."""
     if batch_size < 1:
         raise InputError("test batch size", "at least 1", f"{batch_size}", "256 is usual")
-    return (_batch(data, samples, indices, None) for indices in torch.arange(len(samples)).split(batch_size))
+    batches = torch.arange(len(samples)).split(batch_size)
+    if isinstance(samples, Stream):
+        return _streamed(data, samples, batches, ())
+    return (_batch(data, samples, indices, None) for indices in batches)
 
 
 test_batches.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it for its name
@@ -65,15 +75,70 @@ def _generator(seed: int, stream: str, client: int, epoch: int) -> torch.Generat
     return torch.Generator().manual_seed(derive_seed(seed, stream, client, epoch))
 
 
-def _batch(data: Dataset, samples: Samples, indices: Tensor, draws: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    pictures = samples.inputs.ndim == 4
-    inputs = samples.inputs.permute(0, 2, 3, 1) if pictures else samples.inputs  # a view: (N, H, W, C)
-    indices = indices.to(inputs.device)
-    x = inputs.index_select(0, indices)  # always a copy, so that nothing done to a batch reaches the data
-    if draws is not None and data.crop_padding is not None:
-        x = crop_and_flip(x, *(t.to(x.device) for t in draw_crop_and_flip(len(x), data.crop_padding, draws)))
-    x = normalize(x, data.mean, data.std) if data.mean else x.to(torch.float32)
-    return (x.permute(0, 3, 1, 2) if pictures else x), samples.labels[indices]  # (B, C, H, W), (B,)
+def _batch(data: Dataset, samples: Samples, indices: Tensor, draws: torch.Generator | None) -> tuple[Any, Any]:
+    device = leaves(samples.inputs)[0].device
+    indices = indices.to(device)
+    inputs = map_leaves(lambda leaf: _channels_behind(leaf).index_select(0, indices), samples.inputs)
+    if draws is not None and data.crop_padding is not None:  # of one input
+        moves = draw_crop_and_flip(len(inputs), data.crop_padding, draws)
+        inputs = crop_and_flip(inputs, *(move.to(device) for move in moves))
+    return _normalized(data, inputs, samples.inputs), map_leaves(lambda leaf: leaf[indices], samples.targets)
+
+
+def _channels_behind(leaf: Tensor) -> Tensor:
+    """(N, C, H, W) → (N, H, W, C), a view that a copy is fastest of; others as they are."""
+    return leaf.permute(0, 2, 3, 1) if leaf.ndim == 4 else leaf
+
+
+def _normalized(data: Dataset, inputs: Tree, like: Tree) -> Any:
+    """Floating point of what was taken from `like`, its channels behind; the channels before them again."""
+    first, made = 0, []
+    for x, whole in zip(leaves(inputs), leaves(like), strict=True):
+        if whole.dtype == torch.uint8:  # pictures
+            last = first + whole.shape[1]
+            x = normalize(x, data.mean[first:last], data.std[first:last])
+            first = last
+        elif whole.is_floating_point():
+            x = x.to(torch.float32)
+        made.append(x.permute(0, 3, 1, 2) if whole.ndim == 4 else x)
+    tensors = iter(made)
+    return map_leaves(lambda _: next(tensors), inputs)
+
+
+class _Drawn:
+    """For a DataLoader: samples by number, drawn under the seeds of one epoch, or why they cannot be."""
+
+    def __init__(self, samples: Stream, seeds: tuple[int, ...]) -> None:
+        self.samples, self.seeds, self.numbers = samples, seeds, samples.indices.tolist()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> tuple[Tree, Tree]:
+        return draw(self.samples.items, self.numbers[i], *self.seeds)
+
+    def __getitems__(self, batch: list[int]) -> list[tuple[Tree, Tree]] | list[InputError]:
+        try:
+            with undisturbed():
+                return [drawn(self.samples.items, self.numbers[i], *self.seeds) for i in batch]
+        except InputError as error:  # a worker would hand it on as another one
+            return [error]
+
+
+def _streamed(
+    data: Dataset, samples: Stream, batches: Sequence[Tensor], seeds: tuple[int, ...]
+) -> Iterator[tuple[Any, Any]]:
+    """Batches that are drawn when they are due, in the samples' workers."""
+    loader: DataLoader[Any] = DataLoader(
+        _Drawn(samples, seeds), batch_sampler=[batch.tolist() for batch in batches], num_workers=samples.workers,  # type: ignore[arg-type]
+        collate_fn=list, generator=torch.Generator(),
+    )  # fmt: skip
+    for taken in loader:
+        if isinstance(taken[0], InputError):
+            raise taken[0]
+        batch = stacked(taken)
+        check_classes(f"data {data.name}, a batch", batch.targets, data.classes)
+        yield _normalized(data, map_leaves(_channels_behind, batch.inputs), batch.inputs), batch.targets
 
 
 def draw_crop_and_flip(count: int, padding: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halfpass.data.samples import Dataset, Samples
+from halfpass.data.source import Source
 from halfpass.errors import InputError, reason
 
 Arrays = tuple[Tensor, Tensor]  # inputs (N, 3, 32, 32) uint8 in channels-last memory, labels (N,) int64
@@ -71,7 +73,13 @@ TIMEOUT_SECONDS = 30.0  # for one answer of the server, not for the whole archiv
 MAX_FILE_BYTES = 2**28  # of one file or archive; the largest official one has 161 MiB
 
 
-def read_cifar(layout: CifarLayout, path: str | None, download: bool) -> tuple[Arrays, Arrays]:
+def read_cifar(source: Source) -> Dataset:
+    layout = CIFAR[source.name]
+    train, test = (Samples(*split) for split in read_layout(layout, source.path, source.download))
+    return Dataset(source.name, train, test, layout.classes, layout.mean, layout.std, source.crop_padding)
+
+
+def read_layout(layout: CifarLayout, path: str | None, download: bool) -> tuple[Arrays, Arrays]:
     """Training and test samples out of the official folder or archive, or a folder that holds either.
 
     `download` first fetches the archive into the folder `path`, unless a folder or a good archive is there already.

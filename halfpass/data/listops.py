@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from halfpass.data.samples import Dataset, Samples
+from halfpass.data.source import Source
+
 LENGTH, CLASSES = 32, 10
 TRAIN_SAMPLES, TEST_SAMPLES = 20_000, 2_000
 LEVELS, OPERANDS, NESTED = 3, (2, 4), 0.3  # share of the operands that are operations
@@ -19,16 +22,21 @@ OPERATIONS: dict[str, Callable[[Sequence[int]], int]] = {
 }  # fmt: skip
 
 
+def read_listops(source: Source) -> Dataset:
+    train, test = generate_listops()
+    return Dataset(source.name, Samples(*train), Samples(*test), CLASSES, mean=(), std=())
+
+
 def generate_listops() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training and test set, each ((N, 32) bytes as int64, filled up with spaces; (N,) int64). No text is in both, and
-    none twice; always the same."""
+    """Training and test set, each ((N, 32) bytes as float32, filled up with spaces; (N,) int64). No text is in both,
+    and none twice; always the same."""
     draws = random.Random(0)
     values: dict[str, int] = {}
     while len(values) < TRAIN_SAMPLES + TEST_SAMPLES:
         text, value = _operation(draws, LEVELS)
         if len(text) <= LENGTH:
             values[text] = value
-    inputs = torch.tensor([list(text.ljust(LENGTH).encode()) for text in values])
+    inputs = torch.tensor([list(text.ljust(LENGTH).encode()) for text in values], dtype=torch.float32)
     labels = torch.tensor(list(values.values()))
     return (inputs[:TRAIN_SAMPLES], labels[:TRAIN_SAMPLES]), (inputs[TRAIN_SAMPLES:], labels[TRAIN_SAMPLES:])
 

@@ -12,10 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfpass.errors import InputError, reason
-from halfpass.networks.crossing import Cut, all_cuts
+from halfpass.networks.crossing import Cut, all_cuts, refuse_untrainable
 from halfpass.networks.heads import HEADS, build_head
 from halfpass.networks.models import build_model, choose
+from halfpass.networks.observe import observe
+from halfpass.networks.planning import Watched, make_plan
+from halfpass.networks.replay import CutPlan, named_tensors
 from halfpass.networks.trace import Traced, trace
+from halfpass.tree import Tree, map_leaves
 
 FLOAT32_BYTES = 4
 SAMPLES = 2  # in the measured batch: one alone can be mistaken for a dimension without meaning
@@ -38,12 +42,13 @@ class CutRow:
 
 
 def cut_table(
-    model_name: str, sample_shape: tuple[int, ...], classes: int, head: str, seed: int = 0
+    model_name: str, sample_shape: tuple[int, ...], classes: int, head: str, seed: int = 0, samples: Tree | None = None
 ) -> list[CutRow]:
     """A row for every valid cut, in the order of the forward pass.
 
-    Sizes and FLOPs are measured by one forward pass on the CPU, node by node. Raises InputError for a network that
-    cannot be built or traced, for a pair of halves, which has no cuts, and for a head of unknown name.
+    Sizes and FLOPs are measured by one forward pass on the CPU: of a graph, node by node, or, where the network cannot
+    be traced, of itself on `samples`, call by call. Raises InputError for a network that cannot be built, nor traced
+    where there are no samples, for a pair of halves, which has no cuts, and for a head of unknown name.
     """
     if ":" not in head:
         choose("model.head", head, HEADS)
@@ -52,10 +57,54 @@ def cut_table(
         raise InputError(
             f"model.name {model_name!r}", "a whole network", "two halves", "it is cut already: there is nothing to list"
         )
-    traced = trace(model)
-    measured = _measure(f"model.name {model_name!r}", traced, sample_shape)
     heads = _Heads(head, classes, seed)
+    try:
+        traced = trace(model)
+        measured = _measure(f"model.name {model_name!r}", traced, sample_shape)
+    except InputError:
+        if samples is None:
+            raise
+        return _watched_rows(model, samples, heads)
     return [_row(traced, cut, measured, heads) for cut in all_cuts(traced) if _can_cross(cut, measured)]
+
+
+def _watched_rows(model: nn.Module, samples: Tree, heads: "_Heads") -> list[CutRow]:
+    with _counted() as counter:
+        passes = [
+            Watched(observe(model, batch, training=False, flops=counter.get_total_flops))
+            for batch in (samples, map_leaves(lambda leaf: leaf[:-1], samples))
+        ]
+    rows: dict[object, CutRow] = {}
+    state = dict(named_tensors(passes[0].seen.network))
+    for layer in passes[0].seen.returned:  # an outer module returns after its inner ones
+        try:
+            plan = make_plan(f"model.cut {layer!r}", layer, passes, passes)
+            refuse_untrainable("", "server", [state[name] for name in plan.server])
+        except InputError:
+            continue
+        key = (plan.client, tuple(value.made for value in plan.values))
+        also = (rows[key].layer, *rows[key].also) if key in rows else ()
+        rows[key] = _watched_row(passes[0], plan, state, heads, also)
+    return list(rows.values())
+
+
+def _watched_row(
+    watched: Watched, plan: CutPlan, state: dict[str, Tensor], heads: "_Heads", also: tuple[str, ...]
+) -> CutRow:
+    until = watched.seen.returned[plan.layer][-1][0]
+    flops = [call.flops // watched.samples for call in watched.seen.calls]
+    shapes = tuple(value.shape for value in plan.values)
+    sizes = [prod(value.shape) * getattr(torch, value.dtype).itemsize for value in plan.values if not value.whole]
+    head_parameters, head_flops = heads.cost(shapes[0])
+    return CutRow(
+        plan.layer, shapes, sum(sizes), _count(state, plan.client), _count(state, plan.server),
+        sum(flops[:until]), sum(flops[until:]), head_parameters, head_flops, also,
+    )  # fmt: skip
+
+
+def _count(state: dict[str, Tensor], names: Iterable[str]) -> int:
+    parameters = {id(state[name]): state[name] for name in names if isinstance(state[name], nn.Parameter)}
+    return sum(parameter.numel() for parameter in parameters.values())
 
 
 @contextmanager

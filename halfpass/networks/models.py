@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halfpass.errors import InputError, choice_error, reason
+from halfpass.networks.pretrained import LIBRARIES, from_library
 from halfpass.networks.transformer import TextTransformer
 from halfpass.plugin import call_plugin
 from halfpass.seed import derive_seed
@@ -20,15 +21,24 @@ Model = nn.Module | tuple[nn.Module, nn.Module]
 Builder = Callable[[tuple[int, ...], int], nn.Module]  # (shape of a sample, classes) → network
 
 
-def build_model(name: str, sample_shape: tuple[int, ...], classes: int, seed: int) -> Model:
+def build_model(
+    name: str, sample_shape: tuple[int, ...], classes: int, seed: int, *, pretrained: bool = False
+) -> Model:
     """The network of that name, with weights that depend on `seed` alone; the caller's random state is untouched.
 
     `name` is a key of MODELS, or `module:function` for a function of (sample_shape, classes) that returns an
-    nn.Module (B, *sample_shape) → (B, classes), or the pair (client half, server half) of one that cannot be traced.
+    nn.Module (B, *sample_shape) → (B, classes), or the pair (client half, server half) of it; or a network of another
+    library, `timm:NAME`, `torchvision:NAME` or `hf:FOLDER_OR_ID`, with its published weights where `pretrained`.
     Raises InputError for an unknown name, a sample shape that the network cannot take, and a function that fails.
     """
     place = f"model.name {name!r}"
     with seeded(seed, "model"):
+        library = name.partition(":")[0] if ":" in name else ""
+        if pretrained and library not in LIBRARIES:
+            expected, remedy = f"a network of {', '.join(LIBRARIES)}", "leave it out, or give a file by model.weights"
+            raise InputError("model.pretrained", expected, repr(name), remedy)
+        if library in LIBRARIES:
+            return from_library(place, name, sample_shape, classes, pretrained=pretrained)
         if ":" not in name:
             return choose("model.name", name, MODELS)(sample_shape, classes)
         return _check_own_model(place, call_plugin(place, name, sample_shape, classes), sample_shape, classes)

@@ -6,18 +6,25 @@ Tests: tests/test_split.py.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from halfpass.errors import InputError, reason
+from halfpass.networks.checking import check_exact
 from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
 from halfpass.networks.models import Model
+from halfpass.networks.observe import copied, observe, seeded_everything
+from halfpass.networks.planning import Watched, make_plan
+from halfpass.networks.replay import CutPlan, Part, Value, named_tensors
 from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
+from halfpass.tree import Tree, call, map_leaves, sample_count
 
 HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'
 
@@ -29,19 +36,112 @@ class Halves:
     client: nn.Module
     """forward(x) → every tensor that is alive across the cut, the named layer's output first; a tuple"""
     server: nn.Module
-    """forward(*tensors) → logits (B, classes)"""
+    """forward(*tensors) → what the network returns"""
+    plan: CutPlan | None = None
+    """How the network is replayed above and below the cut; None where the halves are graphs, or were given."""
 
 
-def split(model: Model, layer: str) -> Halves:
+def split(model: Model, layer: str, inputs: Tree | None = None) -> Halves:
     """Cut `model` where `layer`, a module's name such as `stage_2.8`, has returned for the last time.
 
-    The halves' states have the names of the model's own state, each name in one half. They follow train() and eval().
-    A pair (client half, server half) needs no cut: `layer` is "", and names begin with `client.` and `server.`.
-    Raises InputError for a name that is no layer, a network that cannot be traced, a parameter or buffer needed on
-    both sides, raw input needed above the cut, and a half with nothing to train.
+    `inputs` is a batch of at least two samples as the network takes it: one tensor, a tuple, or a dict of keyword
+    arguments. The halves then do exactly what the network does, in training and in evaluation, which is tried on
+    copies; a network that a trace would change is run itself, on either side (`replay.py`). Without `inputs` only
+    networks that torch.fx can trace are cut, and nothing is tried.
+
+    The halves' states have the names of the model's own state, each trained name in one half. They follow train() and
+    eval(). A pair (client half, server half) needs no cut: `layer` is "", and names begin with `client.` and
+    `server.`. Raises InputError for a name that is no layer, a weight needed on both sides, raw input needed above the
+    cut, a half with nothing to train, and halves that would do something else than the network.
     """
     if isinstance(model, tuple):
         return _split_pair(model, layer)
+    if inputs is None:
+        return _split_graph(model, layer)
+    return Watching(model, inputs).split(layer)
+
+
+def split_by(model: nn.Module, plan: CutPlan) -> Halves:
+    """The halves by a plan that was made elsewhere, where the data are."""
+    place = f"model.cut {plan.layer!r}"
+    if plan.layer not in dict(model.named_modules()):
+        raise InputError(place, "a layer of the network", "no such layer", "both sides must build the same network")
+    _settle_attention(model)
+    client = Part(copied(model), plan.client, None, plan).train(model.training)
+    return Halves(client, Part(copied(model), plan.server, plan, None).train(model.training), plan)
+
+
+class Watching:
+    """A network that is run on samples in both modes, to be cut at one layer or at many."""
+
+    def __init__(self, model: nn.Module, inputs: Tree) -> None:
+        samples = sample_count(inputs)
+        if samples < 2:
+            raise InputError("inputs", "at least 2 samples", f"{samples}", "give a larger batch")
+        self.model, self.inputs = model, inputs
+        _settle_attention(model)
+        fewer = map_leaves(lambda leaf: leaf[: samples - 1], inputs)
+        self.train, self.evaluation = (
+            [Watched(observe(model, batch, training=mode)) for batch in (inputs, fewer)] for mode in (True, False)
+        )
+        if self.draws:  # it may decide by them
+            self.train += [Watched(observe(model, inputs, training=True, seed=seed)) for seed in MORE_SEEDS]
+
+    @property
+    def lost(self) -> str | None:
+        """What a trace would lose, in words."""
+        return next((each.seen.lost for each in (*self.train, *self.evaluation) if each.seen.lost), None)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a pass draws random numbers."""
+        return any(each.seen.draws for each in (*self.train, *self.evaluation))
+
+    def split(self, layer: str) -> Halves:
+        """As `split` does."""
+        place = f"model.cut {layer!r}"
+        if self.lost is None and isinstance(self.inputs, Tensor):
+            with suppress(InputError):  # the network itself may still be cut; if not, that says why
+                halves = _split_graph(self.model, layer)
+                self._check(place, halves)
+                return halves
+        halves = split_by(self.model, self.plan(place, layer))
+        self._check(place, halves)
+        return halves
+
+    def split_twice(self, lower: str, upper: str) -> tuple[Halves, nn.Module, CutPlan | None]:
+        """As `split_twice` does."""
+        place = f"model.edge_cut {upper!r}"
+        if self.lost is None and isinstance(self.inputs, Tensor):
+            with suppress(InputError):
+                halves, between, plan = _graphs(self.model, lower, upper)
+                self._check(place, Halves(halves.client, _Chain(between, halves.server)))
+                return halves, between, plan
+        plans = self.plan(f"model.cut {lower!r}", lower), self.plan(place, upper)
+        halves, between, plan = _parts(self.model, *plans)
+        self._check(place, Halves(halves.client, _Chain(between, halves.server)))
+        return halves, between, plan
+
+    def plan(self, place: str, layer: str) -> CutPlan:
+        """How the network is replayed on either side of a cut; raises InputError where it cannot be cut there."""
+        plan = make_plan(place, layer, self.train, self.evaluation)
+        state = dict(named_tensors(self.train[0].seen.network))
+        refuse_untrainable(place, "server", [state[name] for name in plan.server])
+        if any(value.times > 1 for value in plan.values):
+            plan = _arranged(plan, split_by(self.model, plan).client, self.inputs)
+        return plan
+
+    def _check(self, place: str, halves: Halves) -> None:
+        check_exact(
+            place, self.model, halves.client, halves.server, self.inputs, draws=self.draws, remedy=REMEDY
+        )
+
+
+MORE_SEEDS = (1, 2, 3)
+REMEDY = f"cut at another layer, {BY_HAND}"
+
+
+def _split_graph(model: nn.Module, layer: str) -> Halves:
     traced = trace(model)
     cut = find_cut(traced, layer)
     client, server = _client_half(traced, cut), _server_half(traced, cut)
@@ -49,15 +149,67 @@ def split(model: Model, layer: str) -> Halves:
     return Halves(client.train(model.training), copy.deepcopy(server).train(model.training))
 
 
-def split_twice(model: Model, lower: str, upper: str) -> tuple[Halves, nn.Module]:
-    """Cut `model` behind two layers: (what is below the lower cut and what is above the upper one, the part between).
+def _settle_attention(model: nn.Module) -> None:
+    """PyTorch's attention has another, fused path in evaluation, which it leaves where anyone looks on, as a half does;
+    it differs in the last digits. All of this process goes the usual way from here on."""
+    if any(isinstance(part, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) for part in model.modules()):
+        torch.backends.mha.set_fastpath_enabled(False)
 
-    The part between takes what crosses the lower cut and returns a tuple of what crosses the upper one. Raises
-    InputError as `split` does, and where the layers are not in that order or have nothing to train between them.
+
+def _arranged(plan: CutPlan, client: nn.Module, inputs: Tree) -> CutPlan:
+    """The plan with the arrangement of values that have several entries for each sample: a sample's entries follow on
+    each other, or the samples' first ones do. Told by samples in another order; where neither fits, whole."""
+    order = torch.arange(sample_count(inputs)).roll(1)
+    half = copy.deepcopy(client).eval()
+    with torch.no_grad(), seeded_everything(0):
+        one = call(half, map_leaves(lambda leaf: leaf.clone(), inputs))
+        other = call(half, map_leaves(lambda leaf: leaf[order], inputs))
+    values = []
+    for value, a, b in zip(plan.values, one, other, strict=False):
+        choices = [value] if value.times == 1 or value.whole else [value, replace(value, mixed=True)]
+        fitting = [
+            choice for choice in choices
+            if value.times == 1 or _close(choice.samples_first(value.as_in_network(a))[order],
+                                          choice.samples_first(value.as_in_network(b)))
+        ]  # fmt: skip
+        if fitting:
+            meta = torch.empty(value.as_in_network(a).shape, device="meta")
+            values.append(replace(fitting[0], shape=tuple(fitting[0].samples_first(meta).shape[1:])))
+        else:
+            values.append(replace(value, whole=True, shape=tuple(value.as_in_network(a).shape)))
+    values.sort(key=lambda value: value.whole)
+    train, evaluation = (replace(each, values=tuple(values)) for each in (plan.train, plan.evaluation))
+    return replace(plan, train=train, evaluation=evaluation)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.is_floating_point():
+        return torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+    return torch.equal(one, other)
+
+
+def split_twice(
+    model: Model, lower: str, upper: str, inputs: Tree | None = None, plans: tuple[CutPlan, CutPlan] | None = None
+) -> tuple[Halves, nn.Module, CutPlan | None]:
+    """Cut `model` behind two layers: (what is below the lower cut and what is above the upper one, the part between,
+    the plan of the upper cut).
+
+    The part between takes what crosses the lower cut and returns a tuple of what crosses the upper one. `inputs` as in
+    `split`; `plans` are those of the two cuts that were made elsewhere. Raises InputError as `split` does, and where
+    the layers are not in that order or have nothing to train between them.
     """
     place = f"model.edge_cut {upper!r}"
     if isinstance(model, tuple):
-        raise InputError(place, "one network that can be traced", "two halves", "give one network, or leave it out")
+        raise InputError(place, "one network that can be cut", "two halves", "give one network, or leave it out")
+    if plans is not None:
+        return _parts(model, *plans)
+    if inputs is None:
+        return _graphs(model, lower, upper)
+    return Watching(model, inputs).split_twice(lower, upper)
+
+
+def _graphs(model: nn.Module, lower: str, upper: str) -> tuple[Halves, nn.Module, None]:
+    place = f"model.edge_cut {upper!r}"
     traced = trace(model)
     below, above = find_cut(traced, lower), find_cut(traced, upper)
     if not set(below.client) < set(above.client):
@@ -65,7 +217,35 @@ def split_twice(model: Model, lower: str, upper: str) -> tuple[Halves, nn.Module
     parts = [_client_half(traced, below), _part_between(traced, below, above), _server_half(traced, above)]
     client, between, server = (copy.deepcopy(part).train(model.training) for part in parts)
     refuse_untrainable(place, "edge", between.parameters())
-    return Halves(client, server), between
+    return Halves(client, server), between, None
+
+
+def _parts(model: nn.Module, lower: CutPlan, upper: CutPlan) -> tuple[Halves, nn.Module, CutPlan]:
+    place = f"model.edge_cut {upper.layer!r}"
+    if not set(lower.client) <= set(upper.client) or upper.layer == lower.layer:
+        raise InputError(place, f"a layer behind {lower.layer}", "one that is not", "choose a later one")
+    own = [name for name in lower.server if name in set(upper.client)]
+    between = Part(copied(model), own, lower, upper).train(model.training)
+    refuse_untrainable(place, "edge", between.parameters())
+    ends = split_by(model, lower).client, split_by(model, upper).server
+    return Halves(*ends, lower), between, upper
+
+
+class _Chain(nn.Module):
+    """Two parts, one after the other, with the names of both."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.second(*self.first(*tensors))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        return itertools.chain(*(part.named_parameters(*args, **kwargs) for part in (self.first, self.second)))
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
+        return itertools.chain(*(part.named_buffers(*args, **kwargs) for part in (self.first, self.second)))
 
 
 def as_graph(model: nn.Module) -> fx.GraphModule:
@@ -79,8 +259,19 @@ def layer_names(model: Model) -> list[str]:
     return [] if isinstance(model, tuple) else [cut.layer for cut in all_cuts(trace(model))]
 
 
-def cut_shapes(client_half: nn.Module, sample_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The shapes per sample of the tensors that cross, measured on a copy with a batch of two zero samples.
+def crossing_values(halves: Halves, sample_shape: Any, inputs: Tree | None = None) -> tuple[Value, ...]:
+    """What crosses between the halves. Of graphs and given halves it is measured, on `inputs` where there are some."""
+    if halves.plan is not None:
+        return halves.plan.values
+    shapes = cut_shapes(halves.client, sample_shape, inputs)
+    return tuple(Value(i, None, shape, "float32") for i, shape in enumerate(shapes))
+
+
+def cut_shapes(
+    client_half: nn.Module, sample_shape: tuple[int, ...], inputs: Tree | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes per sample of the tensors that cross, measured on a copy with a batch of two zero samples, or with two
+    of `inputs`.
 
     Raises InputError if the half cannot take such samples, or if something else than (B, ...) floats would cross.
     """
@@ -88,7 +279,8 @@ def cut_shapes(client_half: nn.Module, sample_shape: tuple[int, ...]) -> tuple[t
     device = next((p.device for p in half.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            tensors = half(torch.zeros(2, *sample_shape, device=device))
+            zeros = torch.zeros(2, *sample_shape, device=device) if inputs is None else None
+            tensors = half(zeros) if inputs is None else call(half, map_leaves(lambda leaf: leaf[:2], inputs))
     except InputError:
         raise
     except Exception as error:  # whatever a user's half raises
@@ -222,8 +414,7 @@ def _split_pair(pair: tuple[nn.Module, nn.Module], layer: str) -> Halves:
     if layer:
         raise InputError(place, 'no layer ("") for two halves that are given', f"{layer!r}", "leave model.cut empty")
     refuse_shared(place, *(state_of(half) for half in pair))
-    for side, half in zip(("client", "server"), pair, strict=True):
-        refuse_untrainable(place, side, half.parameters())
+    refuse_untrainable(place, "server", pair[1].parameters())
     return Halves(_ClientOfPair(copy.deepcopy(pair[0])), _ServerOfPair(copy.deepcopy(pair[1])))
 
 

@@ -3,15 +3,13 @@
 What is wrong in a folder is told with its file and key. A run that was killed is read as far as it got, with a note.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from halfpass.bounded import parse_json
 from halfpass.config import RECORDED, flatten
 from halfpass.errors import InputError
 from halfpass.files import read_mapping
@@ -82,11 +80,11 @@ def read_run(path: Path) -> Run:
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise InputError(str(path), "a run folder", "no config.yaml in it", "give a folder written by 'halfpass train'")
-    config, settings = read_mapping(path / "config.yaml", "YAML", yaml.safe_load)
+    config, settings = read_mapping(path / "config.yaml")
     metrics, notes = _read_metrics(path / "metrics.jsonl")
     result = None
     if (path / "result.json").exists():
-        _, found = read_mapping(path / "result.json", "JSON", _json)
+        _, found = read_mapping(path / "result.json")
         configured = flatten(settings)  # tells the settings that halfpass did not have yet when the run was made
         result = {name: configured.get(key) for name, key in RECORDED.items() if name not in REQUIRED} | found
         _check_result(path / "result.json", flatten(result))
@@ -94,13 +92,6 @@ def read_run(path: Path) -> Run:
         last = max((row["epoch"] for row in metrics), default=0)
         notes = [*notes, f"unfinished: there is no result.json; the last epoch in metrics.jsonl is {last}"]
     return Run(path, config, flatten(settings), metrics, result, notes)
-
-
-def _json(text: str | bytes) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant}, which is not a JSON number")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def _read_metrics(file: Path) -> tuple[list[Row], list[str]]:
@@ -111,7 +102,7 @@ def _read_metrics(file: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     for number, line in lines:
         try:
-            row = _json(line)
+            row = parse_json(line.decode())
         except ValueError as error:
             if number == lines[-1][0]:
                 return rows, [f"line {number} of metrics.jsonl is cut off and was left out"]

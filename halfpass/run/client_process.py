@@ -7,6 +7,7 @@ one except for its window.
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from halfpass.algorithm.client import Client
 from halfpass.config import Config
@@ -22,6 +23,8 @@ from halfpass.run.uplink import Uplink
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
+
+DATA = "data"  # among the settings that a client sends: what its data must have in common with the others'
 
 
 class ClientRun:
@@ -110,11 +113,12 @@ def join(config: Config, address: str, index: int) -> Path:
     setup.check_between_processes(config)
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]
-    network = setup.build_network(config, data.train.sample_shape, data.classes)
+    network = setup.build_network(config, data.train.sample_shape, data.classes, setup.some_samples(data))
     client = setup.build_client(config, network, index)
     connection = connect(
-        config, network, address, f"client {index}", index, len(shard), batch_count(len(shard), config.train.batch_size)
-    )
+        config, network, address, f"client {index}", index, len(shard),
+        batch_count(len(shard), config.train.batch_size), setup.agreement(config, data),
+    )  # fmt: skip
     try:
         run = ClientRun(config, connection, client, data, shard)
         try:
@@ -130,14 +134,16 @@ def join(config: Config, address: str, index: int) -> Path:
 
 
 def connect(
-    config: Config, network: setup.Network, address: str, name: str, index: int, samples: int, steps: int
-) -> Connection:
+    config: Config, network: setup.Network, address: str, name: str, index: int, samples: int, steps: int,
+    agreement: dict[str, Any],
+) -> Connection:  # fmt: skip
     """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
-    training samples and steps per epoch."""
+    training samples and steps per epoch; `agreement` is what its data must have in common with other clients'."""
     join = pb.Join(
-        protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config)),
+        protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | {DATA: agreement}),
         sample_shape=network.sample_shape, classes=network.classes, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
+        plan=setup.write_plans(network.plans),
     )  # fmt: skip
     connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
     try:

@@ -180,7 +180,8 @@ def train_local(
             return _train_link(config, folder, LocalRun(config, data, shards, network, store), network)
     edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
     old, edge_folder = folder.has_checkpoint, folder.part("edge", edge)
-    upper = setup.build_network(top, data.train.sample_shape, data.classes)
+    plans = {"cut": network.plans.get("edge_cut")}
+    upper = setup.build_network(top, data.train.sample_shape, data.classes, setup.some_samples(data), plans)
     with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, data, shards, network, store, link)

@@ -24,6 +24,7 @@ from torch import Tensor
 from halfpass.algorithm.client import Client
 from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
+from halfpass.bounded import MOST_YAML_BYTES, parse_json, parse_yaml, read_text
 from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError, reason
 from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
@@ -280,9 +281,9 @@ class RunFolder:
         """Those of the first so many epochs; later ones, of an epoch that was not kept, leave the file. Raises
         InputError where some are missing."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
         try:
-            rows = [loaded for line in lines if line.endswith("\n") and (loaded := json.loads(line))["epoch"] <= epochs]
+            lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+            rows = [loaded for line in lines if line.endswith("\n") and (loaded := parse_json(line))["epoch"] <= epochs]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(str(file), "a row in each line", reason(error), "train anew") from None
         found = len({entry["epoch"] for entry in rows})
@@ -361,11 +362,11 @@ def read_config(path: Path) -> Config:
     """The settings of the run in that folder."""
     file = path / "config.yaml"
     try:
-        settings = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+        settings = flatten(parse_yaml(read_text(file, MOST_YAML_BYTES)))
         if settings.get("method") == "centralized":  # an older one may have what was of no effect
             settings = {key: value for key, value in settings.items() if key not in DECOUPLED}
         return from_dict(nested(settings))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # an InputError is a ValueError
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # an InputError is a ValueError
         found = " ".join(str(error).split())
         raise InputError(str(file), "the settings of a run", found, "restore the file, or run again") from None
 
@@ -375,7 +376,7 @@ def read_result(path: Path) -> dict[str, Any]:
     file = path / "result.json"
     if not file.is_file():
         raise RunError(str(path), "result.json of a finished run", "none", "look at what the run printed")
-    return read_mapping(file, "JSON", json.loads)[1]
+    return read_mapping(file)[1]
 
 
 # In which one training, begun at one time and gone on with or looked for at another, may differ.

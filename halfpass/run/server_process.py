@@ -3,7 +3,6 @@
 It needs no data: sample shape and number of classes come with the first client that joins.
 """
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halfpass.algorithm.handover import client_weights
+from halfpass.bounded import parse_json
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
@@ -34,6 +34,16 @@ from halfpass.wire.meter import Meter
 from halfpass.wire.store import UploadStore
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
+MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
+LONGEST = 500  # characters of a value that a message shows
+CLASSES_REMEDY = "name the classes, or their number, in data.classes at every client"
+NORMALIZATION_REMEDY = "normalize alike, or set data.normalization to own where each client's own is meant"
+DATA_REMEDIES = {
+    "class names": "give all clients the same class names in the same order: data.classes",
+    "columns": "give all clients the same columns; data.categorical names the categories, which a client may lack",
+    "gray range": "set data.gray_range to the same at every client",
+    **dict.fromkeys(("mean", "std", "mean and deviation of columns"), NORMALIZATION_REMEDY),
+}
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
 
 
@@ -45,22 +55,39 @@ class Admission:
         self.config, self._of_edge = config, of_edge
         self.joins: dict[int, pb.Join] = {}
         self.network: setup.Network | None = None  # only once a client has been admitted
+        self._data: dict[str, Any] | None = None  # what the first one says of its data
 
     def admit(self, join: pb.Join) -> None:
         """Raises InputError, both values in it, where a client differs from the server or from an earlier client."""
         place = f"client {join.client} at joining"
         _agree(place, "protocol", PROTOCOL, join.protocol)
         theirs, ours = _settings(place, join), setup.agreed_settings(self.config)
+        data = theirs.pop("data", {})  # what the clients' data must have in common; the server has none
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
-        _agree(place, "number of classes", first.classes, join.classes)
-        network = self.network or setup.build_network(self.config, tuple(join.sample_shape), join.classes)
+        _agree(place, "number of classes", first.classes, join.classes, CLASSES_REMEDY)
+        self._agree_on_data(place, data)
+        network = self.network or setup.build_network(
+            self.config, tuple(join.sample_shape), join.classes, plans=setup.read_plans(join.plan)
+        )
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
+        self._data = data if self._data is None else self._data
+
+    def _agree_on_data(self, place: str, data: object) -> None:
+        if not isinstance(data, dict):
+            raise InputError(place, "what its data hold, by name", type(data).__name__, "use halfpass join")
+        first = data if self._data is None else self._data
+        for key in [*first, *(key for key in data if key not in first)]:
+            ours, theirs = first.get(key), data.get(key)
+            if ours != theirs:
+                expected = f"data, {key}: {_short(ours)} (the first client's)"
+                remedy = DATA_REMEDIES.get(key, "give all clients the same data")
+                raise InputError(place, expected, _short(theirs), remedy)
 
     def check(self, client: int, batch: pb.Batch) -> None:
         """Raises InputError where a batch does not fit the cut."""
@@ -74,8 +101,8 @@ class Admission:
 
 def _settings(place: str, join: pb.Join) -> dict[str, Any]:
     try:
-        settings = json.loads(join.settings)
-    except json.JSONDecodeError:
+        settings = parse_json(join.settings, MOST_SETTINGS_BYTES)
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise InputError(place, "settings as a JSON object", repr(join.settings[:40]), "use halfpass join")
@@ -101,11 +128,17 @@ def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> N
         raise InputError(place, f"{expected} steps per epoch for {join.samples} samples", found, remedy)
 
 
-def _agree(place: str, what: str, expected: object, found: object) -> None:
+def _agree(
+    place: str, what: str, expected: object, found: object, remedy: str = "start both sides with the same configuration"
+) -> None:
     if expected != found:
-        raise InputError(
-            place, f"{what} {expected!r} (the server's)", f"{found!r}", "start both sides with the same configuration"
-        )
+        raise InputError(place, f"{what} {expected!r} (the server's)", f"{found!r}", remedy)
+
+
+def _short(value: object) -> str:
+    """For a message of one line; what a client sends has no bound of its own."""
+    text = ascii(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 class ServerRun:

@@ -4,6 +4,8 @@ the arguments is found here, before anything is written."""
 import copy
 import dataclasses
 import hashlib
+import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,18 +24,24 @@ from halfpass.algorithm.whole import Whole
 from halfpass.arithmetic.optimizers import build_optimizer
 from halfpass.arithmetic.precision import Arithmetic, arithmetic
 from halfpass.config import ClientsConfig, Config, DataConfig, shared_settings
-from halfpass.data.batches import batch_count
+from halfpass.data.batches import batch_count, test_batches
 from halfpass.data.datasets import Dataset, Samples, load
 from halfpass.data.partition import partition
-from halfpass.errors import InputError, choice_error
+from halfpass.errors import InputError, choice_error, reason
 from halfpass.networks.heads import HEADS, build_head
 from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
-from halfpass.networks.split import Halves, check_same, cut_shapes, split, split_twice
+from halfpass.networks.pretrained import freeze, load_weights
+from halfpass.networks.replay import CutPlan, Value, plan_as_dict, plan_from_dict
+from halfpass.networks.split import Halves, check_same, crossing_values, split, split_by, split_twice
 from halfpass.networks.transformer import BYTES
+from halfpass.run.children import IS_CHILD
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
+from halfpass.tree import Tree, leaves
 from halfpass.wire.codec import CODECS
 from halfpass.wire.store import UploadStore
+
+Plans = dict[str, CutPlan | None]  # by "cut" and "edge_cut"; None where a graph is cut
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,18 @@ class Network:
     halves: Halves
     head: nn.Module | None  # decoupled only
     cut: str
-    cut_shapes: tuple[tuple[int, ...], ...]  # per sample, of each value that crosses
+    values: tuple[Value, ...]  # that cross; those of whole batches last
     sample_shape: tuple[int, ...]
     classes: int
     parameters: int  # of the whole network, head not included
-    fingerprint: str  # of names and shapes of weights, buffers and cut
+    fingerprint: str  # of names and shapes of weights, buffers and cut, and of how it is cut
+    plans: Plans
+    notes: tuple[str, ...] = ()  # what the user should hear
+
+    @property
+    def cut_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Per sample, of each value that crosses."""
+        return tuple(value.shape for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,13 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     data = data or load_data(config.data)
     shards = make_shards(config, data)
     if config.method == "centralized":
-        batch_count(len(data.train), config.train.batch_size)  # refuses a batch that is larger than the data
+        if len(data.train) < config.train.batch_size:
+            expected = f"1 to {len(data.train)}, because there are {len(data.train)} samples"
+            raise InputError("train.batch_size", expected, str(config.train.batch_size), "take a smaller batch")
         build_whole(config, data.train.sample_shape, data.classes)
         return Prepared(data, [], None)
     check_rounds(config, steps_per_epoch(config, shards))
-    network = build_network(config, data.train.sample_shape, data.classes)
+    network = build_network(config, data.train.sample_shape, data.classes, some_samples(data))
     if config.server.store is not None and Path(config.server.store).exists():
         with open_store(config, network, old=old):  # refuses another network's
             pass
@@ -87,35 +104,46 @@ def check_index(config: Config, index: int) -> None:
 
 
 def load_data(config: DataConfig) -> Dataset:
-    return load(
-        config.name, config.path, limit=config.limit, download=config.download, image_size=config.image_size,
-        crop_padding=config.crop_padding, validation=config.validation,
-    )  # fmt: skip
+    """The data set; what is to be said of it goes to standard error, once for a command."""
+    data = load(**dataclasses.asdict(config))
+    if not IS_CHILD:
+        for note in data.notes:
+            print(f"halfpass: {note}", file=sys.stderr, flush=True)
+    return data
 
 
 def make_shards(config: Config, data: Dataset) -> list[Samples]:
-    """Each client's training samples; raises InputError where a batch is larger than a shard, or the network cannot
-    take the samples' values."""
+    """Each client's training samples; raises InputError where no client can fill a batch, one has not even two samples
+    for its one, or the network cannot take the samples' values."""
     if config.model.name == "transformer" and (largest := _largest(data)) >= BYTES:
         expected, remedy = f"tokens from 0 to {BYTES - 1} for the transformer", "give a network of your own"
         raise InputError(f"data.name {config.data.name!r}", expected, str(largest), remedy)
     settings = config.clients
-    parts = partition(
-        settings.partition, data.train.labels, settings.count, alpha=settings.alpha, seed=config.train.seed
-    )
+    # Only Dirichlet's partition asks for more than how many there are.
+    skewed = settings.partition == "dirichlet"
+    labels = data.train.labels if skewed else torch.zeros(len(data.train), dtype=torch.int64)
+    parts = partition(settings.partition, labels, settings.count, alpha=settings.alpha, seed=config.train.seed)
     own = settings.partition == "own"  # each has all of it, and none a copy
     shards = [data.train if own else data.train.take(indices) for indices in parts]
-    smallest = min(range(len(shards)), key=lambda k: len(shards[k]))
-    if config.method != "centralized" and len(shards[smallest]) < config.train.batch_size:
+    largest_shard = max(range(len(shards)), key=lambda k: len(shards[k]))
+    if config.method != "centralized" and not own and len(shards[largest_shard]) < config.train.batch_size:
         raise InputError(
-            "train.batch_size", f"at most {len(shards[smallest])}, the samples of client {smallest}",
+            "train.batch_size", f"at most {len(shards[largest_shard])}, the samples of client {largest_shard}",
             str(config.train.batch_size), "choose smaller batches or fewer clients",
         )  # fmt: skip
+    if config.method != "centralized":
+        steps_per_epoch(config, shards)  # refuses a client without a batch
     return shards
 
 
+def agreement(config: Config, data: Dataset) -> dict[str, Any]:
+    """What the clients' data must have alike, as JSON has it."""
+    shared, agreed = config.clients.partition != "own", config.data.normalization == "agreed"
+    return data.agreement(shared=shared, normalization=agreed)
+
+
 def _largest(data: Dataset) -> int:
-    return max(int(samples.inputs.max()) for samples in (data.train, data.test))
+    return max(int(leaf.max()) for samples in (data.train, data.test) for leaf in leaves(samples.inputs))
 
 
 def check_rounds(config: Config, steps: Sequence[int]) -> None:
@@ -125,43 +153,121 @@ def check_rounds(config: Config, steps: Sequence[int]) -> None:
         raise InputError("clients.rounds", expected, str(config.clients.rounds), "choose fewer")
 
 
-def build_network(config: Config, sample_shape: tuple[int, ...], classes: int) -> Network:
-    """Builds and cuts the network; the same settings give the same weights in every process."""
+def build_network(
+    config: Config, sample_shape: tuple[int, ...], classes: int, samples: Tree | None = None, plans: Plans | None = None
+) -> Network:
+    """Builds and cuts the network; the same settings give the same weights in every process.
+
+    How it is cut is found by running it on `samples`, where data are; `plans` are what was found so elsewhere. With
+    neither, only what torch.fx can trace is cut.
+    """
     check_names(config)
-    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    model = build_model(
+        config.model.name, sample_shape, classes, config.train.seed, pretrained=config.model.pretrained
+    )
+    notes = _set_up_weights(config, model)
     cut = _cut_name(config, model)
     if config.model.edge_cut is None:
-        halves = split(model, cut)
-        if not isinstance(model, tuple):
-            check_same(f"model.cut {cut!r}", model, halves, sample_shape)
+        halves = _cut(model, cut, sample_shape, samples, plans)
+        found: Plans = {"cut": halves.plan}
     else:
-        halves = _below_edge(config, model, cut, sample_shape, classes)
-    shapes = cut_shapes(halves.client, sample_shape)
+        halves, found = _below_edge(config, model, cut, sample_shape, classes, samples, plans)
+    values = crossing_values(halves, sample_shape, samples)
     head = None
     if config.method == "decoupled":
-        head = build_head(config.model.head, shapes[0], classes, config.train.seed)
-        _check_reached(config, halves.client, head, sample_shape)
+        head = build_head(config.model.head, values[0].shape, classes, config.train.seed)
+        if halves.plan is None or samples is not None:
+            some = torch.zeros(2, *sample_shape) if samples is None else samples
+            _check_reached(config, halves.client, head, some)
+    _refuse_parts(config, halves.plan)
+    shapes = tuple(value.shape for value in values)
     _check_window(config, shapes, classes, halves.client, head)
     state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
     described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, classes])
+    if any(plan is not None for plan in found.values()):
+        described += write_plans(found)
     parameters = sum(p.numel() for half in (halves.client, halves.server) for p in half.parameters())
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return Network(halves, head, cut, shapes, sample_shape, classes, parameters, fingerprint)
+    return Network(halves, head, cut, values, sample_shape, classes, parameters, fingerprint, found, tuple(notes))
+
+
+def write_plans(plans: Plans) -> str:
+    """JSON, for the server."""
+    return json.dumps({key: None if plan is None else plan_as_dict(plan) for key, plan in plans.items()})
+
+
+def read_plans(text: str) -> Plans:
+    """The inverse of `write_plans`; raises InputError where it is none."""
+    try:
+        plans = json.loads(text or "{}")
+        return {str(key): None if plan is None else plan_from_dict(plan) for key, plan in plans.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        remedy = "both sides must run the same halfpass"
+        raise InputError("the plan of the cut", "JSON as halfpass writes it", reason(error), remedy) from None
+
+
+def some_samples(data: Dataset) -> Tree:
+    """A few training samples as networks get them, to run the network on before the training."""
+    few = data.train.take(torch.arange(TRIED_SAMPLES) % len(data.train))
+    inputs, _ = next(iter(test_batches(data, few, TRIED_SAMPLES)))
+    return inputs
+
+
+TRIED_SAMPLES = 4
+
+
+def _cut(
+    model: Model, cut: str, sample_shape: tuple[int, ...], samples: Tree | None, plans: Plans | None
+) -> Halves:
+    if isinstance(model, nn.Module) and plans and (plan := plans.get("cut")) is not None:
+        return split_by(model, plan)
+    if samples is not None and plans is None:
+        return split(model, cut, samples)
+    halves = split(model, cut)
+    if isinstance(model, nn.Module):
+        check_same(f"model.cut {cut!r}", model, halves, sample_shape)
+    return halves
+
+
+def _set_up_weights(config: Config, model: Model) -> list[str]:
+    """Loads initial weights and freezes what is to be frozen; returns what there is to say of it."""
+    settings = config.model
+    whole = Pair(*model) if isinstance(model, tuple) else model
+    notes = [] if settings.weights is None else load_weights("model.weights", whole, settings.weights)
+    if settings.freeze is not None:
+        freeze("model.freeze", whole, settings.freeze)
+    return notes
+
+
+def _refuse_parts(config: Config, plan: CutPlan | None) -> None:
+    """Raises InputError where a batch would be merged or cut in parts, and something crosses that is of all of it."""
+    for name, value, usual in (
+        ("train.micro_batch", config.train.micro_batch, None), ("server.merge", config.server.merge, 1),
+    ):  # fmt: skip
+        if plan is not None and plan.whole and value != usual:
+            found = f"{value}, and {plan.whole} values cross that are of the batch as a whole"
+            raise InputError(name, f"its default at model.cut {plan.layer}", found, "leave it out, or cut elsewhere")
 
 
 def _below_edge(
-    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], classes: int
-) -> Halves:
+    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], classes: int, samples: Tree | None,
+    plans: Plans | None,
+) -> tuple[Halves, Plans]:
     """The client half, and for a server half the edge's: what is between the cuts, and the head at the upper one."""
+    edge_cut = str(config.model.edge_cut)
+    given = None
+    if plans and plans.get("cut") is not None and plans.get("edge_cut") is not None:
+        given = plans["cut"], plans["edge_cut"]
+    halves, between, upper = split_twice(model, cut, edge_cut, samples if plans is None else None, given)  # type: ignore[arg-type]
     try:
-        above = build_network(above_edge(config), sample_shape, classes)
+        above = build_network(above_edge(config), sample_shape, classes, samples, {"cut": upper})
     except InputError as error:
         place = error.place.replace("model.cut", "model.edge_cut")
         raise InputError(place, error.expected, error.found, error.remedy) from None
-    halves, between = split_twice(model, cut, str(config.model.edge_cut))
     assert above.head is not None
-    return Halves(halves.client, EdgeHalf(between, above.head))
+    edge = EdgeHalf(between, above.head)
+    return Halves(halves.client, edge, halves.plan), {"cut": halves.plan, "edge_cut": upper}
 
 
 def above_edge(config: Config) -> Config:
@@ -188,10 +294,8 @@ def _cut_name(config: Config, model: Model) -> str:
     return MIDDLE_CUTS[config.model.name]
 
 
-def _check_reached(config: Config, half: nn.Module, head: nn.Module, sample_shape: tuple[int, ...]) -> None:
-    unreached = unreached_parameters(
-        copy.deepcopy(half).eval(), copy.deepcopy(head).eval(), torch.zeros(2, *sample_shape)
-    )
+def _check_reached(config: Config, half: nn.Module, head: nn.Module, samples: Tree) -> None:
+    unreached = unreached_parameters(copy.deepcopy(half).eval(), copy.deepcopy(head).eval(), samples)
     if unreached:
         raise InputError(
             f"model.cut {config.model.cut!r}", "a client half whose every parameter the auxiliary head's loss reaches",
@@ -271,7 +375,10 @@ def build_server(config: Config, network: Network) -> Server:
 
 def build_whole(config: Config, sample_shape: tuple[int, ...], classes: int) -> Whole:
     """The uncut network of the centralized baseline, with the same initial weights."""
-    model = build_model(config.model.name, sample_shape, classes, config.train.seed)
+    model = build_model(
+        config.model.name, sample_shape, classes, config.train.seed, pretrained=config.model.pretrained
+    )
+    _set_up_weights(config, model)
     if isinstance(model, tuple):
         model = Pair(*model)
     place = _arithmetic(config)
@@ -317,7 +424,7 @@ def identity(network: Network) -> dict[str, Any]:
     return {
         "cut": network.cut, "sample shape": list(network.sample_shape),
         "cut shapes": [list(shape) for shape in network.cut_shapes], "classes": network.classes,
-        "network (fingerprint of names and shapes)": network.fingerprint,
+        "network (fingerprint of names and shapes)": network.fingerprint, "plans": write_plans(network.plans),
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: _Optional[bool] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "client", "settings", "sample_shape", "classes", "samples", "steps", "parameters", "fingerprint")
+    __slots__ = ("protocol", "client", "settings", "sample_shape", "classes", "samples", "steps", "parameters", "fingerprint", "plan")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Join(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: int
     settings: str
@@ -42,10 +43,11 @@ class Join(_message.Message):
     steps: int
     parameters: int
     fingerprint: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    plan: str
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers")
+    __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers", "whole")
     TEST_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +57,7 @@ class Batch(_message.Message):
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     test: bool
     client: int
     epoch: int
@@ -64,7 +67,8 @@ class Batch(_message.Message):
     before: int
     after: int
     answers: Tensor
-    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., answers: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    whole: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., answers: _Optional[_Union[Tensor, _Mapping]] = ..., whole: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Upload(_message.Message):
     __slots__ = ("batches",)

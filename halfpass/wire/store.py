@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 
 from google.protobuf.message import DecodeError
 
+from halfpass.bounded import parse_json
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.wire import halfpass_pb2 as pb
 
@@ -29,6 +30,7 @@ FORMAT = 2
 SEGMENTS = 16  # so many make the limit: what is evicted at a time is the limit's sixteenth, or one upload
 OVERHEAD_BYTES = 256 << 10  # of the limit, for what the file system adds: the folder, the ends of blocks
 MINIMUM_BYTES = 16 << 20
+MOST_ABOUT_BYTES = 1 << 20  # of store.json
 
 _HEADER = struct.Struct("<IIIQI")  # client, epoch, step, length in bytes, CRC-32
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -291,10 +293,10 @@ class UploadStore:
     def _read_about(self) -> dict[str, Any]:
         """The identity; empty in a store that is only being made."""
         self._about.seek(0)
-        text = self._about.read()
+        text = self._about.read(MOST_ABOUT_BYTES + 1)
         if not text and self._limit_bytes is not None and not any(self._segments.values()):
             return {}
-        about = json.loads(text)
+        about = parse_json(text, MOST_ABOUT_BYTES)
         if about.get("format") != FORMAT:
             raise InputError(
                 self._place, f"format {FORMAT}", str(about.get("format")), "use the halfpass that wrote it"

@@ -1,0 +1,153 @@
+"""Whether the halves of a network do exactly what it does: a training step and an evaluation of both, on copies.
+
+Outputs, gradients, buffers and random numbers must be equal bit for bit. A difference that nobody is told of is the one
+thing that may not happen. Tests: tests/test_replay.py.
+"""
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from halfpass.errors import InputError, reason
+from halfpass.networks.observe import copied, seeded_everything, tensors_in
+from halfpass.tree import Tree, call, map_leaves, sample_count
+
+
+@dataclass
+class _Step:
+    """What one step gave."""
+
+    outputs: list[Tensor]
+    state: dict[str, Tensor | None]  # gradients and buffers by name
+    draws: tuple[Any, ...]  # where random numbers have got to
+
+
+def check_exact(
+    place: str, model: nn.Module, client: nn.Module, server: nn.Module, inputs: Tree, *, draws: bool, remedy: str
+) -> None:
+    """Raises InputError where `client` and `server` do something else than `model` on `inputs`: in training and in
+    evaluation, with all samples and with one less, and where `draws` says that it draws random numbers under more
+    seeds.
+
+    The three are copied. A network that does not repeat itself under one seed cannot be checked, and is refused.
+    """
+    samples = sample_count(inputs)
+    fewer = map_leaves(lambda leaf: leaf[: samples - 1], inputs)
+    cases = [(True, inputs), (True, fewer), (False, inputs), (False, fewer)]
+    if draws:
+        cases = [*cases, (True, inputs), (True, inputs), (True, inputs)]
+    for seed, (training, batch) in enumerate(cases):
+        when = f"in {'training' if training else 'evaluation'} mode with {sample_count(batch)} samples"
+        expected = _uncut(model, batch, training, seed)
+        if seed == 0 and (other := _difference(expected, _uncut(model, batch, training, seed))) is not None:
+            raise InputError(place, "a network that repeats itself under one seed", f"another {other} {when}", remedy)
+        for marked in (True, False) if training else (False,):  # with the gradient that goes down, and without
+            try:
+                found = _cut(client, server, batch, training, seed, marked)
+            except InputError:
+                raise
+            except Exception as error:  # whatever the network raises on what it does not expect
+                wanted = "halves that run as the network does"
+                raise InputError(place, wanted, f"{reason(error)}, {when}", remedy) from error
+            if (other := _difference(expected, found, whole=marked or not training)) is not None:
+                wanted = "halves that do exactly what the network does"
+                raise InputError(place, wanted, f"another {other} {when}", remedy)
+
+
+def _uncut(model: nn.Module, inputs: Tree, training: bool, seed: int) -> _Step:
+    network = copied(model).train(training)
+    with seeded_everything(seed), torch.set_grad_enabled(training):
+        outputs = tensors_in(call(network, map_leaves(lambda leaf: leaf.clone(), inputs)))
+        if training:
+            _backward(outputs)
+        return _Step([each.detach() for each in outputs], _state(network), _draws())
+
+
+def _cut(client: nn.Module, server: nn.Module, inputs: Tree, training: bool, seed: int, marked: bool) -> _Step:
+    """`marked`: what crosses takes a gradient, which then goes down, as in conventional training; else as in
+    decoupled training, of which only the server's step is of the network's own loss."""
+    below, above = copy.deepcopy(client).train(training), copy.deepcopy(server).train(training)
+    with seeded_everything(seed), torch.set_grad_enabled(training):
+        began = random.getstate(), np.random.get_state()
+        crossing = call(below, map_leaves(lambda leaf: leaf.clone(), inputs))
+        received = [_as_received(tensor, marked) for tensor in crossing]
+        random.setstate(began[0])  # both halves go through the same Python, each from its beginning
+        np.random.set_state(began[1])
+        outputs = tensors_in(above(*received))
+        if training:
+            _backward(outputs)
+        if marked:
+            pairs = [(z, r.grad) for z, r in zip(crossing, received, strict=True) if r.grad is not None]
+            if pairs:
+                torch.autograd.backward([z for z, _ in pairs], [gradient for _, gradient in pairs])
+        state = _state(above) | (_state(below) if marked or not training else {})
+        return _Step([each.detach() for each in outputs], state, _draws())
+
+
+def _as_received(tensor: Tensor, marked: bool) -> Tensor:
+    """As it comes out of the wire: dense, with no graph."""
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    form = torch.channels_last if last and not tensor.is_contiguous() else torch.contiguous_format
+    return tensor.detach().clone(memory_format=form).requires_grad_(marked and tensor.requires_grad)
+
+
+def _backward(outputs: Sequence[Tensor]) -> None:
+    """Of a loss in which every output value has a weight of its own."""
+    weights = torch.Generator().manual_seed(0)
+    total: Tensor | None = None
+    for tensor in outputs:
+        if tensor.requires_grad:
+            parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+            loss = (parts.double() * torch.randn(parts.shape, generator=weights, dtype=torch.float64)).sum()
+            total = loss if total is None else total + loss
+    if total is not None:
+        total.backward()
+
+
+def _state(module: nn.Module) -> dict[str, Tensor | None]:
+    gradients = {f"gradient of {name}": p.grad for name, p in module.named_parameters(remove_duplicate=False)}
+    buffers = {f"buffer {name}": buffer.detach() for name, buffer in module.named_buffers(remove_duplicate=False)}
+    return {**gradients, **buffers}
+
+
+def _draws() -> tuple[Any, ...]:
+    array = np.random.get_state()
+    return torch.default_generator.get_state(), random.getstate(), array[1].tobytes(), array[2]  # type: ignore[index, union-attr]
+
+
+def _difference(expected: _Step, found: _Step, *, whole: bool = True) -> str | None:
+    """The first thing that differs, by name; None where nothing does. `whole`: all that has a gradient is there."""
+    if len(expected.outputs) != len(found.outputs):
+        return "number of outputs"
+    for i, (one, other) in enumerate(zip(expected.outputs, found.outputs, strict=True)):
+        if not _equal(one, other):
+            return f"output {i}"
+    for name, tensor in found.state.items():
+        if not _equal(expected.state.get(name), tensor):
+            return name
+    if whole:
+        for name, tensor in expected.state.items():
+            if tensor is not None and name.startswith("gradient") and name not in found.state:
+                return name
+    kinds = ("PyTorch", "Python", "NumPy", "NumPy")
+    for kind, one_draw, other_draw in zip(kinds, expected.draws, found.draws, strict=True):
+        if not (torch.equal(one_draw, other_draw) if isinstance(one_draw, Tensor) else one_draw == other_draw):
+            return f"use of {kind}'s random numbers"
+    return None
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is None and other is None
+    if one.shape != other.shape or one.dtype != other.dtype or isinstance(other, FakeTensor):
+        return False
+    if one.is_floating_point() or one.is_complex():
+        return torch.equal(one.isnan(), other.isnan()) and bool(((one == other) | one.isnan()).all())
+    return torch.equal(one, other)

@@ -1,0 +1,129 @@
+"""Networks of other libraries by name, and weights from a file. Nothing is unpickled.
+
+Tests: tests/test_pretrained.py.
+"""
+
+import importlib
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from halfpass.errors import InputError, near_miss, reason
+
+
+def from_library(place: str, name: str, sample_shape: Any, outputs: int, *, pretrained: bool) -> nn.Module:
+    """`timm:resnet50`, `torchvision:resnet50` or `hf:FOLDER_OR_ID`, with so many outputs, by that library's own loader.
+
+    `pretrained` takes its published weights, which it looks for in its cache and then on its hub. Raises InputError
+    where the library is not installed, or does not know the name.
+    """
+    library, _, own = name.partition(":")
+    module, extra, build = LIBRARIES[library]
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # importing runs their code
+        remedy = f"pip install 'halfpass[{extra}]'"
+        raise InputError(place, f"{module} to be installed", reason(error), remedy) from error
+    try:
+        return build(found, own, sample_shape, outputs, pretrained)
+    except Exception as error:  # whatever they raise
+        remedy = "check the name, and whether its weights are here or can be fetched"
+        raise InputError(place, f"a network that {module} can build", reason(error), remedy) from error
+
+
+def _timm(timm: Any, name: str, sample_shape: Any, outputs: int, pretrained: bool) -> nn.Module:
+    return timm.create_model(name, pretrained=pretrained, num_classes=outputs, in_chans=_channels(sample_shape))
+
+
+def _torchvision(torchvision: Any, name: str, sample_shape: Any, outputs: int, pretrained: bool) -> nn.Module:
+    models = importlib.import_module("torchvision.models")
+    new: nn.Module = models.get_model(name, weights=None, num_classes=outputs)
+    if pretrained:
+        known: nn.Module = models.get_model(name, weights="DEFAULT")
+        _take(new, known.state_dict())
+    return new
+
+
+def _hugging_face(transformers: Any, name: str, sample_shape: Any, outputs: int, pretrained: bool) -> nn.Module:
+    of_text = isinstance(sample_shape, dict) and "input_ids" in sample_shape
+    auto = transformers.AutoModelForSequenceClassification if of_text else transformers.AutoModelForImageClassification
+    if pretrained:
+        return auto.from_pretrained(name, num_labels=outputs, ignore_mismatched_sizes=True, use_safetensors=True)
+    return auto.from_config(transformers.AutoConfig.from_pretrained(name, num_labels=outputs))
+
+
+def _channels(sample_shape: Any) -> int:
+    return int(sample_shape[0]) if isinstance(sample_shape, tuple) and len(sample_shape) == 3 else 3
+
+
+LIBRARIES: dict[str, tuple[str, str, Callable[..., nn.Module]]] = {  # prefix → module, extra, builder
+    "timm": ("timm", "timm", _timm),
+    "torchvision": ("torchvision", "torchvision", _torchvision),
+    "hf": ("transformers", "hf", _hugging_face),
+}
+
+
+def load_weights(place: str, model: nn.Module, file: str) -> list[str]:
+    """Loads what a file has of the network's weights and buffers, by name; returns a line for each kind that did not
+    match. A safetensors file, or one of PyTorch that holds tensors alone.
+
+    Raises InputError where it cannot be read, or nothing in it is of this network.
+    """
+    state = _read(place, Path(file).expanduser())
+    known = model.state_dict()
+    matching = {name: value for name, value in state.items() if name in known and known[name].shape == value.shape}
+    if not matching:
+        name = next(iter(state), "")
+        remedy = near_miss(name, known, "see what the file was made of")
+        found = f"{len(state)} other names, such as {name!r}"
+        raise InputError(f"{place} {file}", f"weights of the network, such as {next(iter(known), '')!r}", found, remedy)
+    _take(model, matching)
+    others = {
+        "of another shape": [n for n, v in state.items() if n in known and n not in matching],
+        "not in the file": [name for name in known if name not in state],
+        "not in the network": [name for name in state if name not in known],
+    }
+    return [f"{place} {file}: {len(names)} {kind}: {', '.join(names[:5])}" for kind, names in others.items() if names]
+
+
+def _read(place: str, file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        read = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(place, "a file of weights", f"none at {file}", "check the path") from None
+    except Exception as error:  # of either format, or pickle's of a file that holds more than tensors
+        expected = "safetensors, or PyTorch's tensors alone"
+        raise InputError(f"{place} {file}", expected, reason(error), "convert it") from None
+    if isinstance(read, dict) and isinstance(read.get("state_dict"), dict):
+        read = read["state_dict"]
+    if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
+        raise InputError(f"{place} {file}", "tensors by name", type(read).__name__, "save model.state_dict()")
+    return {str(name): value for name, value in read.items()}
+
+
+def _take(model: nn.Module, state: dict[str, Tensor]) -> None:
+    known = model.state_dict()
+    fitting = {name: value for name, value in state.items() if name in known and known[name].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+
+
+def freeze(place: str, model: nn.Module, patterns: str) -> None:
+    """Freezes the parameters whose names match one of the patterns, separated by commas, such as `stem.*, stage_1.*`.
+
+    Raises InputError where a pattern matches none.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        matching = [name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+        if not matching:
+            expected, remedy = f"parameters such as {', '.join(names[:3])}", near_miss(pattern, names, "check the name")
+            raise InputError(place, expected, f"none that matches {pattern!r}", remedy)
+        for name in matching:
+            model.get_parameter(name).requires_grad_(False)
