@@ -116,7 +116,7 @@ class Watching:
     def _usual(self, client: nn.Module) -> bool:
         """Whether all that crosses is dense in its order, or channels last: on a wire it will be."""
         with torch.no_grad(), seeded_everything(0):
-            crossing = copy.deepcopy(client)(self.inputs.clone())
+            crossing = call(copy.deepcopy(client), map_leaves(lambda leaf: leaf.clone(), self.inputs))
         return all(memory_order(tensor) is None for tensor in crossing)
 
     def split_twice(self, lower: str, upper: str) -> tuple[Halves, nn.Module, CutPlan | None]:
