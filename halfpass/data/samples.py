@@ -19,6 +19,7 @@ from halfpass.errors import InputError
 from halfpass.seed import derive_seed
 from halfpass.tree import Tree, flatten, leaves, map_leaves
 
+UNLABELLED = -100  # PyTorch's own, where task.ignore_index says so: no class number
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -300,7 +301,7 @@ def check_classes(place: str, targets: Tree, classes: int) -> None:
     """Raises InputError for a class number out of range, where targets are class numbers."""
     if not (isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1):
         return
-    outside = (targets < 0) | (targets >= classes)
+    outside = ((targets < 0) & (targets != UNLABELLED)) | (targets >= classes)
     if outside.any():
         i = int(outside.nonzero()[0])
         raise InputError(
