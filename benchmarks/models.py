@@ -1,4 +1,4 @@
-"""Whether halfpass cuts real public networks exactly: every one of architectures.py, at an early, a middle, a late layer.
+"""Whether halfpass cuts real public networks exactly: every one of architectures.py, at three layers.
 
     python -m venv zoo && zoo/bin/pip install --no-deps -r benchmarks/models-requirements.txt -e .
     zoo/bin/python benchmarks/models.py --json results/models.json
@@ -15,6 +15,7 @@ something differs), crash (anything else). Exit status: 1 where one is wrong or 
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import importlib.metadata
@@ -23,12 +24,13 @@ import multiprocessing
 import os
 import random
 import re
+import resource
+import signal
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -50,6 +52,7 @@ PLACES = {"early": 0.2, "middle": 0.5, "late": 0.8}
 NEAR = 0.12  # so far from its place a better kind of layer is taken
 SPLIT_BATCH = 4
 RATE = 1e-3
+WAIT = 5  # times its seconds at work a network may take by the clock: others may use the machine
 OUTCOMES = ("ok", "refused", "wrong", "crash")
 
 Row = dict[str, Any]
@@ -78,7 +81,9 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(i), part) for i, part in enumerate(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-    elif type(value).__module__.partition(".")[0] in ("transformers", "diffusers", "monai") and hasattr(value, "__dict__"):
+    elif type(value).__module__.partition(".")[0] in ("transformers", "diffusers", "monai") and hasattr(
+        value, "__dict__"
+    ):
         yield from vars(value).items()
 
 
@@ -137,8 +142,14 @@ class Case:
 
 # in this order, on one network and one pair of halves, with a step of the weights after each
 CASES = [
-    Case(True, 2, 0), Case(True, 3, 1), Case(False, 2, 0), Case(False, 3, 1), Case(True, 2, 2), Case(True, 3, 2), Case(False, 3, 2),
-]  # fmt: skip
+    Case(True, 2, 0),
+    Case(True, 3, 1),
+    Case(False, 2, 0),
+    Case(False, 3, 1),
+    Case(True, 2, 2),
+    Case(True, 3, 2),
+    Case(False, 3, 2),
+]
 
 
 def seed_all(seed: int) -> None:
@@ -194,7 +205,9 @@ def halves_pass(halves: halfpass.Halves, samples: tree.Tree, training: bool) -> 
     return output
 
 
-def observed(run: Callable[..., Any], what: Any, modules: Sequence[nn.Module], case: Case, samples: tree.Tree) -> dict[str, Any]:
+def observed(
+    run: Callable[..., Any], what: Any, modules: Sequence[nn.Module], case: Case, samples: tree.Tree
+) -> dict[str, Any]:
     """What a pass gives and leaves behind, by name."""
     for module in modules:
         module.train(case.training)
@@ -335,15 +348,18 @@ def choose(found: list[Layer]) -> dict[str, str]:
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """The network with its random weights, after a step of a copy of it, which must give finite numbers."""
+    """The network with its random weights. Copies of it must give finite numbers, and both the same ones."""
     seed_all(0)
     network = architecture.build().train()
-    trial = copy.deepcopy(network)
-    output = whole_pass(trial, architecture.inputs(2, 0), True)
-    if not all(bool(leaf.isfinite().all()) for leaf in floating(output)):
-        raise ValueError("its output is not finite")
-    with torch.no_grad():
-        tree.call(trial.eval(), architecture.inputs(3, 1))
+    one, other = copy.deepcopy(network), copy.deepcopy(network)
+    for case in CASES[1:3]:
+        samples = architecture.inputs(case.batch, case.seed)
+        seen, again = (observed(whole_pass, copied, [copied], case, samples) for copied in (one, other))
+        if not all(bool(leaf.isfinite().all()) for leaf in floating(list(seen.values()))):
+            raise ValueError("it does not give finite numbers")
+        where = compare({}, seen, again)
+        if where:
+            raise ValueError(f"it does not do the same twice: {where}")
     return network
 
 
@@ -354,12 +370,15 @@ def settle() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def run_one(architecture: Architecture, only_build: bool, pipe: Connection) -> None:
-    """Sends ("row", row) for each cut, or ("skipped", why)."""
+def run_one(architecture: Architecture, only_build: bool, seconds: int, pipe: Connection) -> None:
+    """Sends ("row", row) for each cut, or ("skipped", why). It is killed after so many seconds at work."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     settle()
     try:
         network = build(architecture)
         cuts = choose(layers(network, architecture.inputs(2, 0)))
+        if not cuts:
+            raise ValueError("no layer in it with weights below and above")
     except Exception as error:
         pipe.send(("skipped", reason(error)))
         return
@@ -370,7 +389,13 @@ def run_one(architecture: Architecture, only_build: bool, pipe: Connection) -> N
             outcome, why = judge(network, layer, architecture)
         except Exception as error:
             outcome, why = "crash", reason(error)
-        row = {"cut": layer, "place": place, "outcome": outcome, "reason": why, "seconds": round(time.perf_counter() - begun, 2)}
+        row = {
+            "cut": layer,
+            "place": place,
+            "outcome": outcome,
+            "reason": why,
+            "seconds": round(time.perf_counter() - begun, 2),
+        }
         pipe.send(("row", row))
 
 
@@ -378,17 +403,28 @@ def run_one(architecture: Architecture, only_build: bool, pipe: Connection) -> N
 
 # what each family imports, once, before its networks are forked
 PREPARED = {
-    "torch_geometric": "torch_geometric.nn", "MONAI": "monai.networks.nets", "vit-pytorch": "vit_pytorch", "braindecode": "braindecode.models",
-    "x-transformers": "x_transformers", "pytorchcv": "pytorchcv.model_provider", "transformers": "transformers.modeling_utils",
-    "torchvision": "torchvision", "timm": "timm", "segmentation_models_pytorch": "segmentation_models_pytorch", "diffusers": "diffusers",
-    "tables": "tabm", "click-through": "deepctr_torch.models",
-}  # fmt: skip
+    "torch_geometric": "torch_geometric.nn",
+    "MONAI": "monai.networks.nets",
+    "vit-pytorch": "vit_pytorch",
+    "braindecode": "braindecode.models",
+    "x-transformers": "x_transformers",
+    "pytorchcv": "pytorchcv.model_provider",
+    "transformers": "transformers.modeling_utils",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "segmentation_models_pytorch": "segmentation_models_pytorch",
+    "diffusers": "diffusers",
+    "tables": "tabm",
+    "click-through": "deepctr_torch.models",
+}
 
 
 def prepare(family: str) -> None:
+    """A package that is missing is said by its networks, each of which then fails to build."""
     name = PREPARED.get(family.split()[0])
     if name:
-        package(name)
+        with contextlib.suppress(ImportError):
+            package(name)
 
 
 @dataclass
@@ -412,11 +448,12 @@ class Job:
 class Sweep:
     """Runs the networks, some at a time, and keeps their rows in a file that a later sweep can go on from."""
 
-    def __init__(self, log: Path | None, seconds: float, only_build: bool) -> None:
+    def __init__(self, log: Path | None, seconds: int, only_build: bool) -> None:
         self.log, self.seconds, self.only_build = log, seconds, only_build
         self.rows: list[Row] = []
         self.skipped: list[Row] = []
         self.built: Counter[str] = Counter()
+        self.finished = 0
         self.context = multiprocessing.get_context("fork")
 
     def resume(self) -> set[tuple[str, str]]:
@@ -447,10 +484,12 @@ class Sweep:
     def _start(self, architecture: Architecture) -> Job:
         prepare(architecture.family)
         here, there = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=run_one, args=(architecture, self.only_build, there), daemon=True)
+        process = self.context.Process(
+            target=run_one, args=(architecture, self.only_build, self.seconds, there), daemon=True
+        )
         process.start()
         there.close()
-        return Job(architecture, process, here, time.monotonic() + self.seconds)
+        return Job(architecture, process, here, time.monotonic() + WAIT * self.seconds)
 
     def _receive(self, job: Job) -> None:
         try:
@@ -473,7 +512,9 @@ class Sweep:
         if late:
             job.process.kill()
         job.process.join()
-        why = "timeout" if late else f"its process ended with {job.process.exitcode}"
+        ended = job.process.exitcode
+        late = late or ended in (-signal.SIGXCPU, -signal.SIGKILL)
+        why = f"timeout: {self.seconds} s at work" if late else f"its process ended with {ended}"
         if not job.cuts:
             self._keep(self.skipped, job.named | {"why": job.skipped or why})
         elif not self.only_build:
@@ -484,8 +525,12 @@ class Sweep:
         self._keep([], job.named | {"last": True})
         mine = [row for row in self.rows if job.named.items() <= row.items()]
         told = " ".join(row["outcome"] for row in mine) or job.skipped or ("built" if job.cuts else why)
-        done = (len(self.rows) and len({(row["family"], row["architecture"]) for row in self.rows})) or sum(self.built.values())
-        print(f"[{done + len(self.skipped)}/{total}] {job.architecture.family} {job.architecture.name}: {told}", file=sys.stderr, flush=True)
+        self.finished += 1
+        print(
+            f"[{self.finished}/{total}] {job.architecture.family} {job.architecture.name}: {told}",
+            file=sys.stderr,
+            flush=True,
+        )
         for row in mine:
             if row["outcome"] in ("wrong", "crash"):
                 print(f"    {row['cut']}: {row['outcome']}: {row['reason']}", file=sys.stderr, flush=True)
@@ -509,7 +554,15 @@ def by_family(rows: list[Row]) -> list[Row]:
         counts = Counter(row["outcome"] for row in mine)
         names = {(row["family"], row["architecture"]) for row in mine}
         share = counts["ok"] / len(mine) if mine else 0.0
-        summary.append({"family": family, "architectures": len(names), "cuts": len(mine), **{o: counts[o] for o in OUTCOMES}, "share": round(share, 4)})
+        summary.append(
+            {
+                "family": family,
+                "architectures": len(names),
+                "cuts": len(mine),
+                **{o: counts[o] for o in OUTCOMES},
+                "share": round(share, 4),
+            }
+        )
     return summary
 
 
@@ -518,6 +571,9 @@ def print_summary(sweep: Sweep) -> None:
     for row in by_family(sweep.rows):
         counts = f"{row['ok']:5} {row['refused']:7} {row['wrong']:5} {row['crash']:5}"
         print(f"{row['family']:32} {row['architectures']:8} {row['cuts']:5} {counts} {row['share']:6.1%}")
+    reasons = Counter(re.sub(r"'[^']*'|\d+", "…", row["reason"]) for row in sweep.rows if row["outcome"] == "refused")
+    for text, count in reasons.most_common(20):
+        print(f"refused {count:4} times: {text}")
     for row in sweep.skipped:
         print(f"skipped: {row['family']} {row['architecture']}: {row['why']}")
 
@@ -538,7 +594,7 @@ def versions() -> dict[str, str]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Whether halfpass cuts real public networks exactly.")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
-    parser.add_argument("--seconds", type=float, default=60, help="for one network with its three cuts")
+    parser.add_argument("--seconds", type=int, default=60, help="of work for one network with its three cuts")
     parser.add_argument("--family", default="", help="only families whose name has this")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="only networks of these names")
     parser.add_argument("--limit", type=int, help="at most so many networks")
@@ -576,7 +632,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(row["outcome"] in ("wrong", "crash") for row in sweep.rows) else 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained_stop() -> Iterator[None]:
     """Ctrl-C ends the sweep with what there is."""
     try:

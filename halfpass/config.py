@@ -26,6 +26,7 @@ Precision = Literal["fp32", "bf16"]
 Order = Literal["round-robin", "arrival"]
 Loading = Literal["auto", "memory", "stream"]
 Normalization = Literal["agreed", "own"]
+TargetKind = Literal["auto", "classes", "numbers"]
 
 
 MOST_WINDOW = 2**31 - 1 - 2**20  # bytes: a message of gRPC takes no more, and has something beside a batch in it
@@ -134,6 +135,8 @@ class DataConfig:
     target: str | None = None
     """Target column of csv and imagetable, or several separated by commas: one of text is a class, several are labels
     or numbers."""
+    target_kind: TargetKind = "auto"
+    """What one target column holds. auto: classes where it is text, or numbers that are 0, 1, 2 and so on."""
     ignore: str | None = None
     """Columns of csv that are no inputs, such as identifiers, separated by commas."""
     categorical: str | None = None
@@ -209,8 +212,8 @@ class ModelConfig:
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
     head: str = "linear"
-    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3,
-    or module:function."""
+    """Auxiliary head of decoupled training: linear, pooled-linear, mlp, conv, conv-2, tail, tail-2, tail-3, or
+    module:function; none where all below the cut is frozen."""
     weights: str | None = None
     """File of initial weights by name (safetensors, or PyTorch's of tensors alone). Each side loads what is its own;
     what does not match is said."""
@@ -297,7 +300,8 @@ class TrainConfig:
     device: str = "cpu"
     """Device of this process, e.g. cpu or cuda:0."""
     threads: int | None = None
-    """CPU threads per process. Default: all cores, shared evenly between the processes that one command starts."""
+    """CPU threads per process. Default: OMP_NUM_THREADS where that is set, else all cores, shared evenly between the
+    processes that one command starts."""
     compile: bool = False
     """Takes less time for a step. On a GPU of NVIDIA, steps are recorded as CUDA graphs and replayed, which took a
     ResNet-110 of batches of 128 in bf16 from 49 to 14 ms on an H100; a network that looks at its values on the way
@@ -498,6 +502,26 @@ def from_dict(settings: dict[str, Any]) -> Config:
         if key not in known:
             raise InputError("configuration", "a known key", repr(key), near_miss(key, known, "remove it"))
     return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(given).items()})
+
+
+def number_keys() -> list[str]:
+    """The settings that are numbers, by their dotted names."""
+    groups = {"": Config, **_GROUPS}
+    return [
+        f"{group}.{name}".lstrip(".")
+        for group, made in groups.items()
+        for name, hint in get_type_hints(made).items()
+        if {int, float} & {hint, *get_args(hint)}
+    ]
+
+
+def named_code(config: Config) -> dict[str, str]:
+    """The settings that name code to import and call, as module:function."""
+    texts = {key: value for key, value in flatten(as_dict(config)).items() if isinstance(value, str)}
+    return {key: value for key, value in texts.items() if ":" in value and key not in _NO_CODE}
+
+
+_NO_CODE = {"data.path", "server.store", "out", "train.device"}  # whose colons have another meaning
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

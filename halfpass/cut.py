@@ -15,9 +15,10 @@ from halfpass.tree import flatten, unflatten
 class CutBatch:
     """One batch at the cut, or a micro-batch of it.
 
-    `tensors` are all values that are alive across the cut, each `(B, ...)` and floating point, the named layer's
-    output first. They carry no graph: whoever makes a CutBatch detaches them. `targets` is a tree of tensors, samples
-    first: class numbers `(B,)`, int64, or whatever the task has.
+    `tensors` are all values of samples that are alive across the cut, each `(B, ...)` and of any dtype, the named
+    layer's output first; `whole` are those that are of the batch as a whole, such as a bias made of weights, and what
+    Python read of the data below the cut. They carry no graph: whoever makes a CutBatch detaches them. `targets` is a
+    tree of tensors, samples first: class numbers `(B,)`, int64, or whatever the task has.
     `client`, `epoch` and `step` count from 0; `step` counts within the client's epoch. The micro-batches of a step
     cross in their order, and both halves learn from them in one optimizer step. In a test `answers` are the
     probabilities that the auxiliary head gives, where there is one and the task has any.
@@ -31,6 +32,8 @@ class CutBatch:
     before: int = 0  # samples of the step's batch in the micro-batches before this one
     after: int = 0  # and in those after it
     answers: Tensor | None = None  # (B, outputs) float
+    whole: tuple[Tensor, ...] = ()
+    exact: frozenset[int] = frozenset()  # of `tensors`: floating point values that no codec may change, such as masks
 
     def __post_init__(self) -> None:
         place = f"cut batch of client {self.client}, epoch {self.epoch}, step {self.step}"
@@ -43,11 +46,12 @@ class CutBatch:
                 where = f"{place}, targets {name}".rstrip()
                 raise InputError(where, f"those of {samples} samples, at least one", found, "send one per sample")
         for i, tensor in enumerate(self.tensors):
-            if tensor.ndim < 1 or tensor.shape[0] != samples or not tensor.is_floating_point():
+            if tensor.ndim < 1 or tensor.shape[0] != samples:
                 raise InputError(
-                    f"{place}, tensor {i}", f"floating point values of {samples} samples",
+                    f"{place}, tensor {i}", f"values of {samples} samples",
                     f"{tuple(tensor.shape)} of {tensor.dtype}", "keep the batch as the first dimension",
                 )
+        for i, tensor in enumerate(self.crossing):
             if tensor.requires_grad:
                 raise InputError(f"{place}, tensor {i}", "a detached tensor", "one with a graph", "detach() it first")
         if self.answers is not None and (self.answers.ndim != 2 or len(self.answers) != samples):
@@ -56,6 +60,11 @@ class CutBatch:
 
     def __len__(self) -> int:
         return len(self.tensors[0])
+
+    @property
+    def crossing(self) -> tuple[Tensor, ...]:
+        """All that crosses, as the halves return and take it."""
+        return *self.tensors, *self.whole
 
     @property
     def last(self) -> bool:
@@ -78,6 +87,9 @@ def merge(batches: Sequence[CutBatch]) -> CutBatch:
     first = batches[0]
     if len(batches) == 1:
         return first
+    if first.whole:
+        found, remedy = f"{len(first.whole)} values of whole batches", "leave server.merge out, or cut at another layer"
+        raise InputError("batches to merge", "values of samples alone", found, remedy)
     tensors = tuple(torch.cat(parts) for parts in zip(*(batch.tensors for batch in batches), strict=True))
     named = [flatten(batch.targets) for batch in batches]
     targets = unflatten({name: torch.cat([each[name] for each in named]) for name in named[0]})

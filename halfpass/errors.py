@@ -43,8 +43,13 @@ class PassedOnError(RunError):
 
 
 def near_miss(value: str, choices: Iterable[str], otherwise: str) -> str:
-    """The remedy for a wrong name: the nearest choice, or what `otherwise` says."""
-    near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
+    """The remedy for a wrong name: the choices that end in it behind a dot, as train.lr in lr, or the nearest one, or
+    what `otherwise` says."""
+    choices, last = list(choices), value.lstrip("-").replace("-", "_")
+    ends = [choice for choice in choices if choice.rpartition(".")[1:] == (".", last)]
+    if 1 <= len(ends) <= 3:
+        return f"did you mean {' or '.join(map(repr, ends))}?"
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 

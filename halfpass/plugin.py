@@ -1,6 +1,7 @@
 """The user's own data, network or head: a function of theirs, given as `module:function`."""
 
 import importlib
+import importlib.machinery
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,18 @@ def call_plugin(
         given = [*map(str, arguments), *(f"{key}={value!r}" for key, value in named.items())]
         expected = f"a function that can be called with ({', '.join(given)})"
         raise InputError(place, expected, reason(error), "correct the function") from error
+
+
+def origin(name: str) -> str:
+    """Where the code of `module:function` would be imported from; nothing is imported to say that."""
+    top = name.partition(":")[0].partition(".")[0]
+    try:
+        spec = importlib.machinery.PathFinder.find_spec(top, [*sys.path, str(Path.cwd())])
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return "Python itself" if top in sys.builtin_module_names else "nowhere"
+    return spec.origin or f"the folder {next(iter(spec.submodule_search_locations or []), top)}"
 
 
 def _find(place: str, name: str) -> Callable[..., object]:

@@ -2,8 +2,12 @@
 
 import copy
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from plain import equal
 from safetensors.torch import load_file
 
 from halfpass.commands.cli import main
-from halfpass.config import Config, ModelConfig, as_dict, flatten, from_dict
+from halfpass.config import Config, ModelConfig, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, PassedOnError
 from halfpass.run import setup
 from halfpass.wire import connection
@@ -41,6 +45,21 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     ([], "command: expected one of train, .*, found none; see halfpass --help"),
     (["train", "--train.epoch", "3"], r"arguments: .* found --train.epoch; did you mean '--train.epochs'\?"),
     (["train", "--method", "decopled"], rf"method: expected one of {CHOICES}, found 'decopled'; did you mean 'decoupled'\?"),
+    (["train", "--lr", "1"], r"arguments: expected a known option, found --lr; did you mean '--train.lr'\?"),
+    (["train", "--seed", "1"], r"arguments: expected a known option, found --seed; did you mean '--train.seed'\?"),
+    (["train", "--name", "x"], r"arguments: expected a known option, found --name; did you mean '--data.name' or '--model.name'\?"),
+    (["train", "--model", "resnet20"], "--model: expected one of its settings by name, such as --model.name, found 'resnet20'; name it"),
+    (["train", "--wire.budget", "10MB"], "wire.budget: expected a whole number, found '10MB'; write 10000000"),
+    (["train", "--wire.budget", "1 KiB"], "wire.budget: expected a whole number, found '1 KiB'; write 1024"),
+    (["train", "--data.limit", "1e3"], "data.limit: expected a whole number, found '1e3'; change it"),
+    (["train", "--wire.window", "3000000000"], "wire.window: expected a number of at most 2146435071, found 3000000000; change it"),
+    (["train", "--train.seed", "9" * 20], f"train.seed: expected a whole number of 64 bits, found {'9' * 20}; correct it"),
+    (["train", "--train.epochs", "010"], "train.epochs: expected a number in the usual way, found 010, which YAML takes for 8: write 8, or quote a text; correct it"),
+    (["train", "--train.lr=1:30"], "train.lr: expected a number in the usual way, found 1:30, which YAML takes for 90: write 90, or quote a text; correct it"),
+    (["train", "--config", "octal.yaml"], "config: expected valid YAML in octal.yaml, found 010 in line 1, which YAML takes for 8: write 8, or quote a text; correct the file"),
+    (["train", "--config=~nobody-of-that-name/a"], "config: expected a path, or the home folder of a user, found '~nobody-of-that-name/a'; correct it, or write ./~"),
+    (["serve", "--bind", "127.0.0.1:²"], "server address: expected HOST:PORT, found '127.0.0.1:²'; for example 127.0.0.1:7465"),
+    (["compare", "--seeds", "²"], "seeds: expected numbers separated by commas, found '²'; for example 0,1,2"),
     (["train", "--train.epochs", "many"], "train.epochs: expected a whole number, found 'many'; change it"),
     (["train", "--train.epochs", "0"], "train.epochs: expected a number of at least 1, found 0; change it"),
     (["train", "--train.lr", "nan"], "train.lr: expected a number, found 'nan'; change it"),
@@ -48,7 +67,7 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     (["train", "--config", "none.yaml"], "config: expected a YAML file, found none at .*none.yaml; check the path"),
     (["train", "--config", "bad.yaml"], "config: expected valid YAML in bad.yaml, found .*; correct the file"),
     (["train", "--config=."], r"config: expected a YAML file, found a folder at \.; check the path"),
-    (["train", "--config", "bytes.yaml"], "config: expected valid YAML in bytes.yaml, found UnicodeDecodeError: .*; correct the file"),
+    (["train", "--config", "bytes.yaml"], "config: expected valid YAML in bytes.yaml, found 'utf-8' codec can't decode .*; correct the file"),
     (["train", "--config", "text.yaml"], "config: expected keys and values in text.yaml, found a str; .*"),
     (["train", "--config", "group.yaml"], "config group.yaml, train: expected settings of that group below it, found 5; correct the file"),
     (["train", "--config", "number.yaml"], "configuration: expected a known key, found '1'; .*"),
@@ -96,6 +115,7 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
 ])  # fmt: skip
 def test_wrong_arguments_get_one_line_and_exit_2(capsys, tmp_path, words, pattern):
     (tmp_path / "bad.yaml").write_text("train: [")
+    (tmp_path / "octal.yaml").write_text("train: {epochs: 010}")
     (tmp_path / "unknown.yaml").write_text("train: {epoch: 3}")
     (tmp_path / "bytes.yaml").write_bytes(bytes(range(128, 256)))
     (tmp_path / "text.yaml").write_text("a secret")
@@ -141,6 +161,69 @@ def test_port_in_use_and_no_server(capsys, monkeypatch):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         fails(capsys, ["serve", "--bind", address], 2, f"server address: expected a free port, found {address}, which .*")
     fails(capsys, ["join", address], 2, f"server address: expected a halfpass server within .*, found none at {address}; .*")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"halfpass {metadata.version('halfpass')}\n")
+
+
+def test_every_path_may_begin_at_home(capsys, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "some.yaml").write_text("train: {epochs: 1}")
+    (home / "grid.yaml").write_text("{settings: {data.limit: 128, train.threads: 1, train.epochs: 1, train.batch_size: 64}, seeds: [0], axes: {m: {a: {}}}}")
+    assert main(["train", *QUICK, "--config=~/some.yaml", "--out", "~/run", "--server.store=~/kept"]) == 0
+    assert main(["export", "~/run", "--out=~/whole.safetensors", "--data.path", "~/nothing"]) == 0
+    assert main(["report", "~/run", "--out=~/r/page.html"]) == 0
+    assert main(["retrain", "~/run", "--out=~/again"]) == 0
+    assert main(["paper", "~/grid.yaml", "--out=~/paper", "--results=~/rows.json"]) == 0
+    capsys.readouterr()
+    fails(capsys, ["resume", "~/run"], 2, f"resume: expected a training that was broken off, found {home}/run, which is finished; read its report")
+    fails(capsys, ["join", "127.0.0.1:1", "--client=1", "--out=~/run"], 2, "client: .*")
+    made = {"some.yaml", "grid.yaml", "run", "kept", "whole.safetensors", "r", "again", "paper", "rows.json"}
+    assert {file.name for file in home.iterdir() if file.name[0] != "."} == made  # libraries keep caches there
+    assert [file.name for file in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize(("command", "key"), [
+    ("export", "data.name"), ("export", "model.name"), ("export", "model.head"), ("resume", "model.name"), ("retrain", "model.name"),
+])  # fmt: skip
+def test_code_that_a_run_folder_names_is_not_run_unasked(capsys, tmp_path, command, key):
+    (tmp_path / "mine.py").write_text("from pathlib import Path\nPath('ran').touch()\nraise SystemError('imported')\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(nested({key: "mine.inner:data"})))
+    (run / "result.json").write_text("{}")
+    named = f"mine.inner:data from {tmp_path}/mine.py"
+    fails(capsys, [command, "run"], 2, f"run/config.yaml, {key}: expected no code that is run unasked, found {named}; "
+                                       "look at it, and add --allow_code where you trust it")  # fmt: skip
+    assert not (tmp_path / "ran").exists()
+    main([command, "run", "--allow_code"])
+    assert capsys.readouterr().err.startswith(f"halfpass: importing {named}, which run/config.yaml names as {key}\n")
+
+
+def test_own_code_from_training_to_export(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "own_net.py").write_text("from halfpass import build_model\ndef net(shape, classes):\n    return build_model('digits-cnn', shape, classes, 0)\n")
+    own = ["--model.name", "own_net:net", "--model.cut", "block_2"]
+    assert main(["train", *QUICK, *own, "--out", "run", "--server.store", "kept"]) == 0
+    assert main(["export", "run", "--allow_code"]) == 0
+    assert main(["retrain", "run", "--out", "again", "--allow_code"]) == 0
+    assert main(["retrain", "run", "--out", "other", "--model.name", "digits-cnn"]) == 0
+    assert capsys.readouterr().err.count("importing") == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_that_is_not_utf_8_does_not_fail_a_finished_run(tmp_path, encoding):
+    words = [sys.executable, "-m", "halfpass", "train", *QUICK, "--out", "run"]
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=100, check=False)
+    assert (done.returncode, (tmp_path / "run" / "report.html").is_file()) == (0, True)
+    assert done.stdout.endswith(b"report: run/report.html\n")
+    assert b"decoupled: epoch 1/1: loss" in done.stderr
 
 
 def test_debug_adds_the_traceback(capsys):

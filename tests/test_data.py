@@ -520,7 +520,6 @@ def bare(): return Items(torch.zeros(3)), Items()
 def named(): return Items((torch.zeros(3), "cat")), Items()
 def ragged(): return Items((torch.zeros(3), 0), (torch.zeros(4), 0)), Items()
 def unlike(): return Items((torch.zeros(3), 0)), Items((torch.zeros(4), 0))
-def negative(): return Items((torch.zeros(3), 0), (torch.zeros(3), -1)), Items((torch.zeros(3), 0))
 def objects(): return Items((np.array([None]), 0)), Items((torch.zeros(3), 0))
 class Gone(Items):
     def __getitem__(self, i): raise FileNotFoundError("scan.png")
@@ -574,7 +573,6 @@ def test_a_function_in_the_working_directory_gives_data() -> None:
         ("own_data:named", ", train, sample 0, target: expected a tensor, array or number, found str; convert"),
         ("own_data:ragged", ", train, sample 1: expected float32 (3,) like the first, found float32 (4,); resize or convert"),
         ("own_data:unlike", "like the training samples, float32 (3,), found float32 (4,); convert both"),
-        ("own_data:negative", ", train, label 1: expected a class in 0..0, found -1; number the classes from 0"),
         ("own_data:objects", ", train, sample 0, input: expected numbers, found object; convert it in the data set"),
         ("own_data:gone", ", train, sample 0: expected (input, target), found FileNotFoundError: scan.png; mend the data set"),
         ("own_data:nan", ", test, input 1: expected finite values, found NaN or infinity; mend or remove it"),

@@ -22,7 +22,7 @@ from halfpass.commands.retrain import retrain
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.cut import CutBatch
 from halfpass.data.batches import micro_batches
-from halfpass.errors import RunError
+from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in
 from halfpass.run import replay, setup
 from halfpass.run.local import LocalRun
@@ -113,12 +113,16 @@ def test_clients_with_different_uploads_are_taken_in_turn(data, monkeypatch):
     assert steps == [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 2, 0)]
 
 
-def test_a_budget_too_small_for_any_batch_says_so(tmp_path, capsys):
-    outcome = train(Config(train=TrainConfig(epochs=1, threads=1), wire=WireConfig(budget=1000), out=str(tmp_path / "run")))
-    said = capsys.readouterr().err
-    assert "client 0, epoch 1: 12 of 12 batches not uploaded, to stay within wire.budget" in said
-    assert outcome["bytes"]["up"]["activations"] == 0
-    assert 0 < outcome["test_accuracy"] < 0.3  # the server half has seen nothing
+def test_a_budget_too_small_for_any_batch_is_refused(tmp_path, capsys):
+    least = 128 * (4 * 32 * 8 * 8 + 1)  # values of the default cut, and a byte for a label
+    said = rf"^wire.budget: expected at least (\d+) bytes, one batch at this cut, found {least}; raise it or choose smaller batches$"
+    with pytest.raises(InputError, match=said) as refused:
+        train(Config(train=TrainConfig(epochs=1, threads=1), wire=WireConfig(budget=least), out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    budget = int(str(refused.value).split()[4])
+    assert least < budget < least + 100
+    train(Config(train=TrainConfig(epochs=1, threads=1), wire=WireConfig(budget=budget + 100), out=str(tmp_path / "run")))
+    assert "client 0, epoch 1: 11 of 12 batches not uploaded, to stay within wire.budget" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "name"), [

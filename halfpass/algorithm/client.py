@@ -7,6 +7,7 @@ targets, and is done with the batch. Conventional (Gupta & Raskar, arXiv 1810.06
 for the gradient of the activations, and learns from that.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from halfpass.arithmetic.graphs import Backward
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch, share_of_batch
 from halfpass.errors import InputError
-from halfpass.seed import derive_seed
+from halfpass.seed import derive_seed, seed_python
 from halfpass.tree import Tree, call, prediction, sample_count
 
 
@@ -42,6 +43,11 @@ class Client:
     probabilities: Callable[[Tensor], Tensor] | None = probabilities  # of the head's outputs, sent in tests; None: not
     _checked: bool = field(default=False, init=False, repr=False)
 
+    @functools.cached_property
+    def frozen(self) -> bool:
+        """Whether nothing of the half is trained: it then makes no backward pass and keeps no graph."""
+        return not any(parameter.requires_grad for parameter in self.half.parameters())
+
 
 def decoupled_step(
     client: Client, x: Any, targets: Any, epoch: int, step: int, before: int = 0, after: int = 0
@@ -52,9 +58,9 @@ def decoupled_step(
     sent before the next is computed: `before` and `after` say how many of the batch's samples come before and after
     these. Gradients add up to the batch's, and its last micro-batch makes the optimizer step.
     """
-    if client.head is None:
-        raise InputError("client.head", "an auxiliary head to learn from", "none", "build one with build_head")
     _check(client, x, targets)
+    if client.head is None and not client.frozen:
+        raise InputError("client.head", "an auxiliary head to learn from", "none", "build one with build_head")
     _seed_step(client, epoch, step, before)
     if before == 0:
         client.optimizer.zero_grad(set_to_none=True)
@@ -65,7 +71,10 @@ def decoupled_step(
     else:
         loss, *tensors = _learn(client, *inputs, share=share)
     batch = _cut_batch(client, tensors, targets, epoch, step, before, after)
-    found = check_step(_side(client), epoch, step, loss, tensors, client.optimizer if batch.last else None)
+    found = check_step(
+        _side(client), epoch, step, None if client.head is None else loss, batch.tensors,
+        client.optimizer if batch.last else None,
+    )  # fmt: skip
     if batch.last:
         client.optimizer.step()
     return batch, found
@@ -73,9 +82,10 @@ def decoupled_step(
 
 def _learn(client: Client, x: Any, targets: Any, share: float = 1.0) -> tuple[Tensor, ...]:
     """Adds up the gradients of the local loss, a batch's `share` of it; returns that loss and what crosses the cut."""
-    assert client.head is not None
     with client.arithmetic.autocast():
         tensors = _crossing(client, x)
+        if client.head is None:  # the half is frozen: there is nothing to learn
+            return tensors[0].new_full((), math.nan, dtype=torch.float32), *tensors
         outputs = client.head(tensors[0])
     loss = mean_loss(client.loss, outputs, targets)
     (loss * share).backward()
@@ -103,7 +113,7 @@ def conventional_forward(client: Client, x: Any, targets: Any, epoch: int, step:
     inputs = client.arithmetic.move(x), client.arithmetic.move(targets)
     (loss, *tensors), backward = client.arithmetic.run(_forward, client, *inputs)
     batch = _cut_batch(client, tensors, targets, epoch, step)
-    found = check_step(_side(client), epoch, step, None if client.head is None else loss, tensors)
+    found = check_step(_side(client), epoch, step, None if client.head is None else loss, batch.tensors)
     return Pending(batch, backward, found)
 
 
@@ -121,7 +131,9 @@ def _forward(client: Client, x: Any, targets: Any) -> tuple[Tensor, ...]:
 
 def conventional_backward(client: Client, pending: Pending, gradients: tuple[Tensor, ...]) -> None:
     """The second half: trains the client half by the gradients of its tensors, each of that tensor's shape."""
-    pending.backward([None, *(client.arithmetic.move(gradient) for gradient in gradients)])
+    given = iter(gradients)
+    pairs = [next(given) if tensor.is_floating_point() else None for tensor in pending.batch.crossing]
+    pending.backward([None, *(None if gradient is None else client.arithmetic.move(gradient) for gradient in pairs)])
     check_step(_side(client), pending.batch.epoch, pending.batch.step, None, (), client.optimizer)
     client.optimizer.step()
 
@@ -183,7 +195,8 @@ def _check(client: Client, x: Any, targets: Any) -> None:
 
 
 def _crossing(client: Client, x: Any) -> tuple[Tensor, ...]:
-    tensors = call(client.half, x)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not client.frozen):
+        tensors = call(client.half, x)
     if isinstance(tensors, Tensor):  # its samples would be taken for the values that cross
         raise InputError("client.half", "a tuple of the tensors that cross", "one tensor", "return it as (tensor,)")
     return tuple(tensors)
@@ -192,9 +205,15 @@ def _crossing(client: Client, x: Any) -> tuple[Tensor, ...]:
 def _seed_step(client: Client, epoch: int, step: int, before: int = 0) -> None:
     """Dropout draws from (client, epoch, step, samples before), so it does not matter which process draws, or when."""
     torch.manual_seed(derive_seed(client.seed, "client", client.index, epoch, step, before))
+    seed_python(client.seed, client.index, epoch, step, before)
 
 
 def _cut_batch(
     client: Client, tensors: Sequence[Tensor], targets: Any, epoch: int, step: int, before: int = 0, after: int = 0
 ) -> CutBatch:
-    return CutBatch(client.index, epoch, step, tuple(t.detach() for t in tensors), targets, before, after)
+    crossing = tuple(t.detach() for t in tensors)
+    samples = len(crossing) - getattr(client.half, "whole", 0)  # what is behind them is of the batch as a whole
+    exact: frozenset[int] = getattr(client.half, "exact", frozenset())
+    return CutBatch(
+        client.index, epoch, step, crossing[:samples], targets, before, after, None, crossing[samples:], exact
+    )

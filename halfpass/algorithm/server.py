@@ -12,7 +12,7 @@ from halfpass.algorithm.learning import Loss, check_outputs, check_step, mean_lo
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError
-from halfpass.seed import derive_seed
+from halfpass.seed import derive_seed, seed_python
 from halfpass.tree import prediction
 
 
@@ -47,7 +47,8 @@ def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
 
 
 def conventional_step(server: Server, batch: CutBatch) -> tuple[tuple[Tensor, ...], float]:
-    """Trains the server half on one cut batch; returns the loss's gradient by each of its tensors, and the loss."""
+    """Trains the server half on one cut batch; returns the loss's gradient by each of its floating
+    point tensors, and the loss."""
     _begin(server, batch)
     inputs = server.arithmetic.move(batch.targets), *_tensors(server, batch)
     (loss, *gradients), _ = server.arithmetic.run(_learn_and_return, server, *inputs)
@@ -67,9 +68,9 @@ def _learn(server: Server, targets: Any, *tensors: Tensor, share: float = 1.0) -
 
 def _learn_and_return(server: Server, targets: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The loss, and its gradient by each of the tensors, which are not marked themselves: they may be the sender's."""
-    tensors = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+    tensors = tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in tensors)
     (loss,) = _learn(server, targets, *tensors)
-    return loss, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors)
+    return loss, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors if t.is_floating_point())
 
 
 @torch.no_grad()
@@ -92,9 +93,10 @@ def _begin(server: Server, batch: CutBatch, use: int = 0) -> None:
     if not server.half.training:
         raise InputError("server.half", "training mode", "evaluation mode", "call server.half.train()")
     torch.manual_seed(derive_seed(server.seed, "server", batch.client, batch.epoch, batch.step, batch.before, use))
+    seed_python(server.seed, batch.client, batch.epoch, batch.step, batch.before)
     if batch.before == 0:
         server.optimizer.zero_grad(set_to_none=True)
 
 
 def _tensors(server: Server, batch: CutBatch) -> tuple[Tensor, ...]:
-    return tuple(server.arithmetic.move(tensor) for tensor in batch.tensors)
+    return tuple(server.arithmetic.move(tensor) for tensor in batch.crossing)

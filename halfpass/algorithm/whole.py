@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from halfpass.algorithm.learning import Loss, check_outputs, check_step, check_targets, mean_loss
 from halfpass.arithmetic.precision import Arithmetic
-from halfpass.seed import derive_seed
+from halfpass.seed import derive_seed, seed_python
 from halfpass.tree import call, prediction
 
 
@@ -26,6 +26,7 @@ def whole_step(whole: Whole, x: Any, targets: Any, epoch: int, step: int) -> flo
     """One step of plain end-to-end training; returns the loss."""
     check_targets(x, targets)
     torch.manual_seed(derive_seed(whole.seed, "whole", epoch, step))
+    seed_python(whole.seed, 0, epoch, step, 0)
     whole.optimizer.zero_grad(set_to_none=True)
     inputs = whole.arithmetic.move(x), whole.arithmetic.move(targets)
     (loss,), _ = whole.arithmetic.run(_learn, whole, *inputs)

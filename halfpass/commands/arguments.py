@@ -1,11 +1,12 @@
 """The parsing library's messages as ours: place, expected, found, remedy, in one line."""
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from halfpass.bounded import MOST_YAML_BYTES, parse_yaml, read_text
+from halfpass.bounded import MOST_YAML_BYTES, check_number, parse_yaml, read_text
 from halfpass.config import flatten
 from halfpass.errors import HalfpassError, InputError, choice_error, near_miss
 
@@ -42,6 +43,18 @@ def check_config(file: Path, keys: Sequence[str]) -> None:
             raise InputError("configuration", "a known key", repr(key), near_miss(key, keys, "see --help"))
 
 
+def check_words(words: Sequence[str], numbers: Collection[str]) -> None:
+    """Raises InputError for a number that a file of settings takes for another than the command line does."""
+    for word, following in itertools.pairwise([*words, ""]):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in numbers:
+            value = value if equals else following
+            try:
+                check_number(value)
+            except ValueError as error:
+                raise InputError(name, "a number in the usual way", str(error), "correct it") from None
+
+
 def reworded(message: str, known: Known) -> HalfpassError:
     """The error behind the library's `message`; its version is pinned because of these patterns."""
     for pattern, reword in _PATTERNS:
@@ -70,6 +83,22 @@ def _wrong_value(match: re.Match[str], known: Known) -> HalfpassError:
     return InputError(key, kinds[named[0]] if named else expected, repr(found), "change it")
 
 
+def _no_group(match: re.Match[str], known: Known) -> HalfpassError:
+    """One word for a whole group of settings."""
+    key = match["key"]
+    first = next((option for option in known.options if option.startswith(f"--{key}.")), "--help")
+    return InputError(f"--{key}", f"one of its settings by name, such as {first}", repr(match["found"]), "name it")
+
+
+def _wrong_optional(match: re.Match[str], known: Known) -> HalfpassError:
+    """Of a setting that may be null."""
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    found, remedy = match["found"].strip(), "change it"
+    if amount := re.fullmatch(r"(\d+) *([kKMGT])(i?)B?", found):
+        remedy = f"write {int(amount[1]) * (1024 if amount[3] else 1000) ** (' KMGT'.index(amount[2].upper()))}"
+    return InputError(match["key"], kinds.get(match["kind"], "text"), repr(found), remedy)
+
+
 def _wrong_command(match: re.Match[str], known: Known) -> HalfpassError:
     return choice_error("command", known.commands, match["name"])
 
@@ -91,6 +120,9 @@ _PATTERNS: list[tuple[str, Callable[[re.Match[str], Known], HalfpassError]]] = [
     (r"Subcommand '\w+' does not accept option '(?P<name>[^']+)'", _unknown),
     (r"invalid choice: '(?P<name>[^']*)' \(choose", _wrong_command),
     (r'expected "subcommand" to be', _no_command),
+    (r'Parser key "(?P<key>[^"]+)":\s+Unable to load config \'(?P<found>.*?)\'\s+-', _no_group),
+    (r'Parser key "(?P<key>[^"]+)":\s+Does not validate .*?<class \'(?P<kind>\w+)\'>.*Given value: (?P<found>.*)',
+     _wrong_optional),
     (r'Parser key "(?P<key>[^"]+)":\s+(?:Expected an? )?(?P<expected>.*?)\. Got value: (?P<found>.*)', _wrong_value),
     (r"argument (?P<name>\S+): expected (?:one|at least one) argument", _no_value),
     (r"the following arguments are required: (?P<name>.*)", _missing),

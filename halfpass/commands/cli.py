@@ -6,6 +6,7 @@ adds the traceback.
 
 import argparse
 import dataclasses
+import io
 import itertools
 import re
 import sys
@@ -13,26 +14,28 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
-from halfpass.commands.arguments import Known, check_config, reworded
+from halfpass.commands.arguments import Known, check_config, check_words, reworded
 from halfpass.commands.cuts import print_cuts
 from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
-from halfpass.config import Config, DataConfig, ModelConfig, from_dict
+from halfpass.config import Config, DataConfig, ModelConfig, from_dict, named_code, number_keys
 from halfpass.errors import HalfpassError, InputError, RunError
-from halfpass.files import refuse_file, write_json
+from halfpass.files import at_home, refuse_file, write_json
+from halfpass.plugin import origin
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 from halfpass.run.client_process import join
-from halfpass.run.records import command_line, default_folder, environment
+from halfpass.run.records import command_line, default_folder, environment, read_config
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
 
@@ -42,6 +45,9 @@ DEFAULT_BIND = "127.0.0.1:7465"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a dash that the locale does not have ends no run
     try:
         be_interruptible()
         options = _parse(words)
@@ -67,7 +73,8 @@ def _train(options: Namespace) -> None:
 
 
 def _resume(options: Namespace) -> None:
-    run = Path(options.run)
+    run = _path("RUN", options.run)
+    _check_code(run, read_config(run) if (run / "config.yaml").is_file() else Config(), options.allow_code)
     resume(run)
     _report_own([run])
 
@@ -100,15 +107,16 @@ def _join(options: Namespace) -> None:
 
 
 def _retrain(options: Namespace) -> None:
-    run, config = Path(options.run), options.config_object
+    run, config = _path("RUN", options.run), options.config_object
+    _check_code(run, config, options.allow_code)
     config = dataclasses.replace(config, out=config.out or f"{default_folder(config)}-retrained")
     retrain(run, config)
     _report_own([config.folder])
 
 
 def _paper(options: Namespace) -> None:
-    out, results = Path(options.out), Path(options.results) if options.results else None
-    grid = read_grid(Path(options.grid), out, read_pairs("--set", options.set))
+    out, results = _path("--out", options.out), _path("--results", options.results) if options.results else None
+    grid = read_grid(_path("GRID", options.grid), out, read_pairs("--set", options.set))
     members = choose(grid, options.only)
     if results is not None:
         refuse_file("--results", results)
@@ -129,9 +137,9 @@ def _paper(options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
-    runs = [run for name in options.runs for run in _runs_in(Path(name))]
+    runs = [run for name in options.runs for run in _runs_in(_path("RUN", name))]
     once = {run.resolve(): run for run in runs}  # one that is named twice is no second seed
-    _report_on(list(once.values()), Path(options.out))
+    _report_on(list(once.values()), _path("--out", options.out))
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -159,9 +167,28 @@ def _report_on(runs: list[Path], out: Path) -> None:
 
 
 def _export(options: Namespace) -> None:
-    out = Path(options.out) if options.out else None
-    exported = export(Path(options.run), options.client, out, data_path=options.data_path, with_head=options.with_head)
+    run, out = _path("RUN", options.run), _path("--out", options.out) if options.out else None
+    _check_code(run, read_config(run) if (run / "config.yaml").is_file() else Config(), options.allow_code)
+    exported = export(run, options.client, out, data_path=options.data_path, with_head=options.with_head)
     print(f"wrote {exported.file}: {exported.remark}")
+
+
+def _path(place: str, text: str) -> Path:
+    return Path(at_home(place, text))
+
+
+def _check_code(run: Path, config: Config, allowed: bool) -> None:
+    """Says what the settings of a run folder will import; refuses it unless it is allowed, for the folder may be
+    another's."""
+    given = read_config(run) if (run / "config.yaml").is_file() else config
+    for key, name in named_code(config).items():
+        if named_code(given).get(key) != name:
+            continue  # it was named on the command line
+        found = f"{name} from {origin(name)}"
+        if not allowed:
+            remedy = "look at it, and add --allow_code where you trust it"
+            raise InputError(f"{run / 'config.yaml'}, {key}", "no code that is run unasked", found, remedy)
+        print(f"halfpass: importing {found}, which {run / 'config.yaml'} names as {key}", file=sys.stderr, flush=True)
 
 
 def _cuts(options: Namespace) -> None:
@@ -185,6 +212,12 @@ def _add_config(parser: ArgumentParser) -> None:
 
 def _add_resume(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="Folder of a training that was broken off.")
+    _add_allow_code(parser)
+
+
+def _add_allow_code(parser: ArgumentParser) -> None:
+    may = "Run the code that the folder's config.yaml names as module:function, after a look at it: it can do anything."
+    parser.add_argument("--allow_code", action="store_true", help=may)
 
 
 def _add_compare(parser: ArgumentParser) -> None:
@@ -209,6 +242,7 @@ def _add_join(parser: ArgumentParser) -> None:
 
 def _add_retrain(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="Folder of a run that kept its uploads (server.store).")
+    _add_allow_code(parser)
     _add_config(parser)
 
 
@@ -235,7 +269,9 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument("--with_head", action="store_true", help="Let the auxiliary head answer too: the mean of both.")
     parser.add_argument("--out", type=str, default=None, help="File to write. Default: RUN/model.safetensors, or "
                         "RUN/joint.safetensors with the head.")  # fmt: skip
-    parser.add_argument("--data_path", type=str, default=None, help="The test set's place, where it is not the run's.")
+    place = "The test set's place, where it is not the run's."
+    parser.add_argument("--data_path", "--data.path", type=str, default=None, help=place)
+    _add_allow_code(parser)
 
 
 def _add_cuts(parser: ArgumentParser) -> None:
@@ -261,7 +297,8 @@ COMMANDS = {
 def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     description = "Split learning in which only the forward pass crosses the wire."
-    parser = ArgumentParser(prog="halfpass", description=description, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="halfpass", description=description, exit_on_error=False, allow_abbrev=False,
+                            version=metadata.version("halfpass"))  # fmt: skip
     subcommands = parser.add_subcommands(metavar="COMMAND")
     children = {}
     for name, command in COMMANDS.items():
@@ -276,9 +313,10 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
     parser, children = _parser()
-    words = [_spelled_out(word) for word in _with_run_settings(words)]
+    words = [_spelled_out(word) for word in _with_run_settings(_configs_at_home(words))]
     name = next((word for word in words if word in children), None)
     known = Known(list(COMMANDS), _option_names(children[name]) if name else [])
+    check_words(words, number_keys())
     for word, following in itertools.pairwise([*words, "-"]):
         file = following if word == "--config" else word.partition("--config=")[2]
         if name is not None and file and not file.startswith("-"):  # else the library says that it is missing
@@ -294,13 +332,20 @@ def _parse(words: list[str]) -> Namespace:
     return options
 
 
+def _configs_at_home(words: list[str]) -> list[str]:
+    """The words, ~ in a file behind --config made a home folder."""
+    whole = [f"--config={at_home('config', word[9:])}" if word.startswith("--config=") else word for word in words]
+    pairs = itertools.pairwise(["", *whole])
+    return [at_home("config", word) if before == "--config" else word for before, word in pairs]
+
+
 def _with_run_settings(words: list[str]) -> list[str]:
     """`retrain RUN …` starts from that run's settings."""
     if words[:1] != ["retrain"] or len(words) < 2 or {"-h", "--help"} & set(words):
         return words
     if words[1].startswith("-"):
         raise InputError("retrain", "the folder of a run first, then the options", words[1], "write it first")
-    settings = Path(words[1]) / "config.yaml"
+    settings = _path("RUN", words[1]) / "config.yaml"
     if not settings.is_file():
         raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")
     return [*words[:2], "--config", str(settings), "--out", "null", *words[2:]]  # all but its folder

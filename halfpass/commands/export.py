@@ -15,7 +15,7 @@ from halfpass.config import Config
 from halfpass.data.datasets import Dataset
 from halfpass.errors import InputError
 from halfpass.files import make_folder, refuse_file, replacing
-from halfpass.networks.split import HEAD, join_state, joint, whole
+from halfpass.networks.split import head_prefix, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.centralized import test_whole
 from halfpass.run.records import read_config, read_result
@@ -47,15 +47,15 @@ def export(
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path or config.data.path))
     state = _joined_state(run, config, client)
     if with_head:
-        state = join_state(state, {f"{HEAD}{name}": value for name, value in _head_state(run, config, client).items()})
+        prefix, head = head_prefix(state), _head_state(run, config, client)
+        state = join_state(state, {f"{prefix}{name}": value for name, value in head.items()})
+    data, missing = _data_here(config)
     make_folder("out", file.parent)
     with replacing(file) as partial:
-        save_file(state, partial, metadata={"model": config.model.name})
+        save_file(_under_all_names(config, data, state), partial, metadata={"model": config.model.name})
     reported = _reported(read_result(run), "joint_test" if with_head else "test")
-    try:
-        data = setup.load_data(config.data)
-    except InputError as error:
-        return Exported(file, None, reported, f"not tested, because the test set is not here ({error})")
+    if data is None:
+        return Exported(file, None, reported, f"not tested, because the test set is not here ({missing})")
     task = setup.task_of(config, data)
     if with_head and task.name != "classification":
         expected = "classification, whose probabilities are averaged"
@@ -76,6 +76,22 @@ def _reported(result: Mapping[str, Any], part: str) -> float | None:
     metric = result.get("metric", "accuracy")
     found = (result.get(part) or {}).get(metric)
     return result.get(f"{part}_accuracy") if found is None and metric == "accuracy" else found
+
+
+def _data_here(config: Config) -> tuple[Dataset | None, InputError | None]:
+    """The run's data, or why they are not here."""
+    try:
+        return setup.load_data(config.data), None
+    except InputError as error:
+        return None, error
+
+
+def _under_all_names(config: Config, data: Dataset | None, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state, and where the data tell the network's shape, what it has under two names under both."""
+    if data is None or config.method == "centralized":
+        return state
+    model = setup.build_whole(config, data.train.sample_shape, setup.task_of(config, data)).model
+    return {name: value.clone() for name, value in join_state(state, {}, model).items()}  # a file shares no memory
 
 
 def _joined_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:

@@ -238,7 +238,7 @@ def _start(member: Member, jobs: int) -> Child:
     config = replace(member.config, train=replace(member.config.train, threads=threads))
     if member.begun:
         RunFolder(member.folder).write_config(config)  # the data may be elsewhere by now
-        return Child(member.name, ["resume", str(member.folder)], quiet=True)
+        return Child(member.name, ["resume", str(member.folder), "--allow_code"], quiet=True)
     if (member.folder / "config.yaml").is_file():  # and nothing else
         shutil.rmtree(member.folder)
         if (store := member.config.server.store) is not None and (Path(store) / "store.json").is_file():

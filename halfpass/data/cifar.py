@@ -1,22 +1,24 @@
 """CIFAR-10 and CIFAR-100: the official "python version", read from folder or archive, or fetched first.
 
 What a file says is never run: pickles may name only what an array of numbers needs, and even that is replaced by inert
-stand-ins; archives are read in memory, never unpacked. Check: `pytest tests/test_data.py`.
+stand-ins; size, depth and number of parts are bounded before anything is built; archives are read in memory, never
+unpacked. Check: `pytest tests/test_data.py`.
 """
 
+import gzip
 import hashlib
 import http.client
 import io
 import os
-import pickle  # only for `_Unpickler` below, whose every global is a stand-in
+import pickletools  # which names the opcodes of a pickle and builds nothing
+import re
 import secrets
 import tarfile
 import urllib.request
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -71,6 +73,7 @@ CIFAR: dict[str, CifarLayout] = {
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz"  # HALFPASS_CIFAR_URL in the environment names a mirror
 TIMEOUT_SECONDS = 30.0  # for one answer of the server, not for the whole archive
 MAX_FILE_BYTES = 2**28  # of one file or archive; the largest official one has 161 MiB
+MOST_ARCHIVE_BYTES, MOST_MEMBERS = 2**29, 1000  # of what an archive holds, decompressed; the official ones have 178 MiB
 
 
 def read_cifar(source: Source) -> Dataset:
@@ -142,14 +145,33 @@ def _folder_files(folder: Path, names: list[str]) -> Iterator[tuple[str, str, by
 
 def _archive_files(archive: Path, names: list[str]) -> Iterator[tuple[str, str, bytes]]:
     try:
-        with tarfile.open(archive, "r:gz") as members:
-            for member in members:  # in the order of the archive: going back would decompress it again
+        with gzip.open(archive) as content, tarfile.open(fileobj=_Limited(archive, content), mode="r|") as members:
+            for count, member in enumerate(members):  # in the order of the archive, which is decompressed once
+                if count == MOST_MEMBERS:
+                    _refuse(str(archive), f"at most {MOST_MEMBERS} files", "more")
                 name = member.name.rpartition("/")[2]
                 if name in names and member.isfile():
                     _refuse_large(f"{archive}, {member.name}", member.size)
                     yield name, f"{archive}, {member.name}", members.extractfile(member).read()  # type: ignore[union-attr]
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+                members.members = []  # type: ignore[attr-defined]  # it would keep them all
+    except InputError:
+        raise
+    except Exception as error:  # a corrupted archive fails in any way its headers allow
         _refuse(str(archive), "a whole .tar.gz archive", f"a truncated or corrupted one ({reason(error)})", error)
+
+
+class _Limited(io.RawIOBase):
+    """Reads on in a decompressed archive, as far as one of this data set can go."""
+
+    def __init__(self, archive: Path, content: Any) -> None:
+        self._archive, self._content, self._bytes = archive, content, 0
+
+    def read(self, size: int = -1) -> bytes:
+        read: bytes = self._content.read(size if size >= 0 else MOST_ARCHIVE_BYTES)
+        self._bytes += len(read)
+        if self._bytes > MOST_ARCHIVE_BYTES:
+            _refuse(str(self._archive), f"at most {MOST_ARCHIVE_BYTES} bytes in it", "more")
+        return read
 
 
 def _refuse_large(place: str, size_bytes: int) -> None:
@@ -197,13 +219,15 @@ def _join(parts: list[Arrays]) -> Arrays:
 
 # --- Pickles from which only numbers come -----------------------------------------------------------------------------
 
-
 _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
     (module, name)
     for module in ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since numpy 2
     for name in ("_reconstruct", "scalar")
 }
 _INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
+MOST_OPCODES = 2**21  # of one pickle; the official ones have up to 200,000
+DEEPEST = 16  # containers in containers
+_NAMES = re.compile(r"(\S+) (\S+)")
 
 
 class _Named:
@@ -213,39 +237,150 @@ class _Named:
     array of objects that is declared plain has its bytes read as pointers.
     """
 
-    state: object = None
-
     def __init__(self, name: str, arguments: tuple[object, ...] = ()) -> None:
         self.name, self.arguments = name, arguments
-
-    def __call__(self, *arguments: object) -> "_Named":
-        return _Named(self.name, arguments)
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
+        self.state: object = None
 
 
 class _Forbidden(Exception):
     """A pickle named a global that is not among `_ALLOWED`."""
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> _Named:
-        if (module, name) not in _ALLOWED:
-            raise _Forbidden(f"{module}.{name}")
-        return _Named(name)
+class _Bound(Exception):
+    """A pickle is larger, or nested deeper, than one of arrays is."""
 
 
 def _unpickle(place: str, raw: bytes) -> object:
     try:
-        return _Unpickler(io.BytesIO(raw), encoding="bytes").load()  # the official files are of Python 2: str is bytes
+        return _Reader().read(raw)
     except _Forbidden as error:
         raise InputError(
             place, "a pickle of arrays, lists, strings and numbers", f"one that names {error}",
             "do not trust this file; get the official archive",
         ) from None
+    except _Bound as error:
+        _refuse(place, "a pickle of arrays, lists, strings and numbers", str(error), error)
     except Exception as error:  # a corrupted pickle fails in any way the opcodes allow
         _refuse(place, "a whole pickle", f"a truncated or corrupted one ({reason(error)})", error)
+
+
+class _Reader:
+    """The opcodes of which pickled arrays, lists, strings and numbers are made, and no others. Python's own reader
+    would build whatever is written: containers nested without end, and a memo as long as a number says."""
+
+    def __init__(self) -> None:
+        self.stack: list[tuple[Any, int]] = []  # (value, how deep it is)
+        self.marks: list[int] = []
+        self.memo: dict[int, tuple[Any, int]] = {}
+
+    def read(self, raw: bytes) -> object:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+            if count == MOST_OPCODES:
+                raise _Bound(f"one of more than {MOST_OPCODES} parts")
+            if opcode.name == "STOP":
+                return self._pop()
+            self._step(opcode.name, argument)
+        raise EOFError("no end")
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in _VALUES:
+            self._push(_VALUES[name], 0)
+        elif name in _ARGUMENTS:
+            if isinstance(argument, int) and abs(argument) > 2**64:
+                raise _Bound("one with a number of more than 64 bits")
+            self._push(argument, 0)
+        elif name in _EMPTY:
+            self._push(_EMPTY[name](), 1)
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            value, deep = self.memo[argument]
+            if isinstance(value, (list, dict)):  # it might come to hold itself
+                raise _Bound("one that names a container twice")
+            self._push(value, deep)
+        elif name == "MARK":
+            self.marks.append(len(self.stack))
+        elif name not in ("PROTO", "FRAME"):
+            self._build(name, argument)
+
+    def _build(self, name: str, argument: Any) -> None:
+        if name == "GLOBAL":
+            self._name(*_NAMES.fullmatch(argument).groups())  # type: ignore[union-attr]
+        elif name == "STACK_GLOBAL":
+            last, module = self._pop(), self._pop()
+            self._name(module, last)
+        elif name == "REDUCE":
+            arguments, deep = self.stack.pop()
+            called = self._pop()
+            self._push(_Named(_as(_Named, called).name, _as(tuple, arguments)), deep)
+        elif name == "BUILD":
+            state, deep = self.stack.pop()
+            named = self._pop()
+            _as(_Named, named).state = state
+            self._push(named, deep)
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            self._tuple(int(name[-1]))
+        elif name == "TUPLE":
+            self._tuple(len(self.stack) - self.marks.pop())
+        elif name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "LIST", "DICT"):
+            self._fill(name)
+        else:
+            raise _Forbidden(f"the opcode {name}")
+
+    def _fill(self, name: str) -> None:
+        """What is on top goes into the list or dict below it."""
+        count = {"APPEND": 1, "SETITEM": 2}.get(name)
+        parts = self._take(len(self.stack) - self.marks.pop() if count is None else count)
+        if name in ("LIST", "DICT"):
+            self._push([] if name == "LIST" else {}, 1)
+        whole, deep = self.stack.pop()
+        if name in ("APPEND", "APPENDS", "LIST"):
+            _as(list, whole).extend(part for part, _ in parts)
+        else:
+            keys = [_as((str, bytes), part) for part, _ in parts[::2]]
+            _as(dict, whole).update(zip(keys, (part for part, _ in parts[1::2]), strict=True))
+        self._push(whole, max([deep, *(1 + part_deep for _, part_deep in parts)]))
+
+    def _tuple(self, count: int) -> None:
+        parts = self._take(count)
+        self._push(tuple(part for part, _ in parts), max([1, *(1 + deep for _, deep in parts)]))
+
+    def _take(self, count: int) -> list[tuple[Any, int]]:
+        if not 0 <= count <= len(self.stack):
+            raise IndexError("too few parts")
+        parts = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return parts
+
+    def _name(self, module: object, name: object) -> None:
+        if (module, name) not in _ALLOWED:
+            raise _Forbidden(f"{module}.{name}")
+        self._push(_Named(str(name)), 0)
+
+    def _push(self, value: object, deep: int) -> None:
+        if deep > DEEPEST:
+            raise _Bound(f"one nested deeper than {DEEPEST}")
+        self.stack.append((value, deep))
+
+    def _pop(self) -> Any:
+        return self.stack.pop()[0]
+
+
+def _as(kind: Any, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"a part of another kind, {type(value).__name__}")
+    return value
+
+
+_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], object]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
+_ARGUMENTS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8",
+}  # fmt: skip
 
 
 def _uint8_array(value: object) -> np.ndarray:
@@ -267,8 +402,8 @@ def _number(value: object) -> int | None:
             return value
         case _Named(name="scalar", arguments=(_Named(name="dtype", arguments=(str() | bytes() as code, *_)), data)):
             kind = _text(code)
-            if kind in _INTEGERS and isinstance(data, bytes):
-                return int.from_bytes(data, "little", signed=kind[0] == "i")
+            if kind in _INTEGERS and isinstance(data, (bytes, str, _Named)) and len(number := _raw(data)) <= 8:
+                return int.from_bytes(number, "little", signed=kind[0] == "i")
     return None
 
 
@@ -276,6 +411,8 @@ def _raw(value: object) -> bytes:
     match value:
         case bytes():
             return value
+        case str():  # of Python 2, whose strings are bytes
+            return value.encode("latin1")
         case _Named(name="encode", arguments=(str() as text, "latin1" | b"latin1")):  # protocol 2 of Python 3
             return text.encode("latin1")
     raise ValueError("an array without its bytes")

@@ -45,9 +45,9 @@ DATASETS: dict[str, Entry] = {
     "cifar100": _CIFAR,
     "imagefolder": Entry(read_imagefolder, (*_FILES, *_PICTURES)),
     "imagetable": Entry(
-        read_imagetable, (*_FILES, *_PICTURES, "target", "picture", "separator", "test_share")
+        read_imagetable, (*_FILES, *_PICTURES, "target", "target_kind", "picture", "separator", "test_share")
     ),
-    "csv": Entry(read_table, (*_FILES, "target", "ignore", "categorical", "separator", "test_share")),
+    "csv": Entry(read_table, (*_FILES, "target", "target_kind", "ignore", "categorical", "separator", "test_share")),
     "listops": Entry(read_listops, ()),
 }
 _OWN = Entry(_own, (*_FILES, "loading", "workers"))

@@ -96,9 +96,7 @@ def read_pictures(pictures: Pictures, loading: str, workers: int) -> Samples:
     """All of them decoded, or a stream where that is asked for or they would not fit into memory."""
     count, size = len(pictures), pictures.image_size
     if loading == "stream" or (loading == "auto" and not fits(pictures)):
-        targets = pictures.targets
-        labels = isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1
-        return Stream(pictures, torch.arange(count), workers, targets if labels else None)  # type: ignore[arg-type]
+        return Stream(pictures, torch.arange(count), workers, pictures.targets)
     pixels = torch.empty(count, size, size, 3, dtype=torch.uint8)  # (N, H, W, C): channels last in memory
     for i, file in enumerate(pictures.files):
         pixels[i] = torch.from_numpy(decode(file, size, pictures.grays))

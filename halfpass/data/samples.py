@@ -19,7 +19,6 @@ from halfpass.errors import InputError
 from halfpass.seed import derive_seed
 from halfpass.tree import Tree, flatten, leaves, map_leaves
 
-UNLABELLED = -100  # PyTorch's own, where task.ignore_index says so: no class number
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -128,16 +127,16 @@ class Stream(Samples):
     """
 
     def __init__(
-        self, items: Items, indices: Int64[Tensor, " N"], workers: int = 0, known: Int64[Tensor, " M"] | None = None
+        self, items: Items, indices: Int64[Tensor, " N"], workers: int = 0, known: Tree | None = None
     ) -> None:
-        """`indices` of `items`, in that order; `workers` processes draw them. `known` are all items' labels, where they
-        are known without drawing."""
+        """`indices` of `items`, in that order; `workers` processes draw them. `known` are all items' targets, where
+        they are known without drawing."""
         for name, value in (("items", items), ("indices", indices), ("workers", workers), ("known", known)):
             object.__setattr__(self, name, value)
         self.items: Items
         self.indices: Tensor
         self.workers: int
-        self.known: Tensor | None
+        self.known: Tree | None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -152,11 +151,9 @@ class Stream(Samples):
 
     @property
     def targets(self) -> Tree:  # type: ignore[override]
-        return self._targets()
-
-    @property
-    def labels(self) -> Int64[Tensor, " N"]:
-        return self.known[self.indices] if self.known is not None else class_numbers(self._targets())
+        if self.known is not None:
+            return map_leaves(lambda leaf: leaf[self.indices], self.known)
+        return stack([draw(self.items, index)[1] for index in self.indices.tolist()])
 
     @property
     def sample_shape(self) -> Any:
@@ -174,9 +171,6 @@ class Stream(Samples):
     def in_memory(self) -> Samples:
         """All of them, in memory, each drawn as for a test."""
         return stacked([draw(self.items, index) for index in self.indices.tolist()])
-
-    def _targets(self) -> Tree:
-        return stack([draw(self.items, index)[1] for index in self.indices.tolist()])
 
 
 def draw(items: Items, index: int, *stream: int | str) -> tuple[Tree, Tree]:
@@ -298,10 +292,11 @@ def _check_samples(place: str, samples: Samples, classes: int) -> None:
 
 
 def check_classes(place: str, targets: Tree, classes: int) -> None:
-    """Raises InputError for a class number out of range, where targets are class numbers."""
+    """Raises InputError for a class number that is too large, where targets are class numbers. Below 0 is what marks
+    samples without a label, where the task has such."""
     if not (isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1):
         return
-    outside = ((targets < 0) & (targets != UNLABELLED)) | (targets >= classes)
+    outside = targets >= classes
     if outside.any():
         i = int(outside.nonzero()[0])
         raise InputError(
@@ -364,9 +359,11 @@ def with_statistics(
     name: str, train: Samples, test: Samples, classes: int, names: tuple[str, ...] = (), **more: Any
 ) -> Dataset:
     """A data set whose uint8 inputs are normalized by the training samples' own mean and deviation, per channel."""
-    inputs = train.inputs
+    some = train
     if isinstance(train, Stream):
-        inputs = train.take(torch.linspace(0, len(train) - 1, min(1024, len(train))).long()).inputs
+        pictures = any(map(is_pictures, leaves(train.take(torch.arange(1)).inputs))) if len(train) else False
+        some = train.take(torch.linspace(0, len(train) - 1, min(1024, len(train)) if pictures else 1).long())
+    inputs = some.inputs
     statistics = [pair for leaf in leaves(inputs) if is_pictures(leaf) for pair in channel_statistics(leaf)]
     mean, std = tuple(mean for mean, _ in statistics), tuple(std for _, std in statistics)
     return Dataset(name, train, test, classes, mean, std, names=names, **more)
@@ -390,8 +387,6 @@ def outputs(train: Samples, test: Samples, names: tuple[str, ...]) -> int:
 def _outputs(samples: Samples) -> int:
     if len(samples) == 0:
         return 0
-    if isinstance(samples, Stream) and samples.known is not None:
-        return int(samples.known.max()) + 1
     target = leaves(samples.targets)[0]
     if target.dtype == torch.int64:
         return max(int(target.max()) + 1, 1)

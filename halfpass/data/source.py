@@ -18,6 +18,7 @@ class Source:
     crop_padding: int = 2  # pixels, on each side
     validation: int | None = None  # samples
     target: str | None = None
+    target_kind: str = "auto"
     ignore: str | None = None
     categorical: str | None = None
     picture: str | None = None

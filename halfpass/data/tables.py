@@ -1,8 +1,8 @@
 """Tables: CSV files of numbers and categories, and target columns. Check: `pytest tests/test_own_data.py`.
 
 Numbers are standardized by the training rows' mean and deviation, categories become one 0-or-1 value each. One target
-column of text, or of names in data.classes, is a class; of whole numbers from 0, int64; of other numbers, float32.
-Several are float32 (N, L), NaN where a value is missing.
+column of text, of names in data.classes, or of 0, 1, 2 and so on, is a class, int64; of other numbers, float32. Several
+are float32 (N, L), NaN where a value is missing.
 """
 
 import csv
@@ -54,8 +54,9 @@ def read_table(source: Source) -> Dataset:
     parts, columns, scales, notes = [], [], [], []
     for column in (name for name in train.columns if name not in left_out):
         if column in categories or not _is_numeric(train, test, column):
-            choices = categories.get(column) or _choices(train, column)
-            parts.append([_one_hot(rows, column, choices, strict=column in categories) for rows in (train, test)])
+            given = categories.get(column)
+            choices = given or _choices(train, column)
+            parts.append([_one_hot(rows, column, choices, strict=bool(given)) for rows in (train, test)])
             columns.append([column, list(choices)])
             notes += _unseen(source.name, test, column, choices)
         else:
@@ -239,12 +240,19 @@ def read_targets(source: Source, train: Rows, test: Rows) -> tuple[list[Tensor],
         for i, value in enumerate(rows.columns[column]):
             if _missing(value) and value not in names:
                 raise rows.error(i, column, "a target", "fill it in, or leave the row out")
-    if not names and _is_numeric(train, test, column):
+    numeric = not names and source.target_kind != "classes" and _is_numeric(train, test, column)
+    if numeric or source.target_kind == "numbers":
         numbers = [_numbers(rows, column) for rows in (train, test)]
-        whole = all((value == np.floor(value)).all() and value.min() >= 0 for value in numbers)
-        return [torch.from_numpy(value).to(torch.int64 if whole else torch.float32) for value in numbers], ()
+        seen = np.unique(np.concatenate(numbers))
+        counted = np.array_equal(seen, np.arange(len(seen))) or (source.classes is not None and _whole(seen))
+        dtype = torch.int64 if counted and source.target_kind == "auto" else torch.float32
+        return [torch.from_numpy(value).to(dtype) for value in numbers], ()
     names = names or tuple(sorted({*train.columns[column], *test.columns[column]}))
     return [_class_numbers(rows, column, names) for rows in (train, test)], names
+
+
+def _whole(values: np.ndarray) -> bool:
+    return bool((values == np.floor(values)).all() and values[0] >= 0)
 
 
 def _class_numbers(rows: Rows, column: str, names: tuple[str, ...]) -> Tensor:

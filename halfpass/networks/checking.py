@@ -5,6 +5,7 @@ thing that may not happen. Tests: tests/test_replay.py.
 """
 
 import copy
+import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,18 @@ class _Step:
     draws: tuple[Any, ...]  # where random numbers have got to
 
 
+@dataclass(frozen=True)
+class _Case:
+    training: bool
+    fewer: int = 0  # samples less than there are
+    marked: bool = False  # what crosses takes a gradient, which then goes down, as in conventional training; else as in
+    # decoupled training, of which only the server's step is of the network's own loss
+
+
+USUAL = (_Case(True, marked=True), _Case(True), _Case(True, 1, marked=True), _Case(False), _Case(False, 1))
+UNDER_MORE_SEEDS = (_Case(True, marked=True),) * 3
+
+
 def check_exact(
     place: str, model: nn.Module, client: nn.Module, server: nn.Module, inputs: Tree, *, draws: bool, remedy: str
 ) -> None:
@@ -36,58 +49,55 @@ def check_exact(
     evaluation, with all samples and with one less, and where `draws` says that it draws random numbers under more
     seeds.
 
-    The three are copied. A network that does not repeat itself under one seed cannot be checked, and is refused.
+    The three are copied once, and go through all cases one after the other, each on what the last one left behind. A
+    network that does not repeat itself under one seed cannot be checked, and is refused.
     """
+    network, twin, below, above = copied(model), copied(model), copy.deepcopy(client), copy.deepcopy(server)
     samples = sample_count(inputs)
-    fewer = map_leaves(lambda leaf: leaf[: samples - 1], inputs)
-    cases = [(True, inputs), (True, fewer), (False, inputs), (False, fewer)]
-    if draws:
-        cases = [*cases, (True, inputs), (True, inputs), (True, inputs)]
-    for seed, (training, batch) in enumerate(cases):
-        when = f"in {'training' if training else 'evaluation'} mode with {sample_count(batch)} samples"
-        expected = _uncut(model, batch, training, seed)
-        if seed == 0 and (other := _difference(expected, _uncut(model, batch, training, seed))) is not None:
+    for seed, case in enumerate((*USUAL, *UNDER_MORE_SEEDS) if draws else USUAL):
+        count = samples - case.fewer
+        batch = map_leaves(operator.itemgetter(slice(count)), inputs)
+        when = f"in {'training' if case.training else 'evaluation'} mode with {count} samples"
+        for module in (network, twin, below, above):
+            module.train(case.training).zero_grad(set_to_none=True)
+        expected = _uncut(network, batch, case, seed)
+        if seed == 0 and (other := _difference(expected, _uncut(twin, batch, case, seed))) is not None:
             raise InputError(place, "a network that repeats itself under one seed", f"another {other} {when}", remedy)
-        for marked in (True, False) if training else (False,):  # with the gradient that goes down, and without
-            try:
-                found = _cut(client, server, batch, training, seed, marked)
-            except InputError:
-                raise
-            except Exception as error:  # whatever the network raises on what it does not expect
-                wanted = "halves that run as the network does"
-                raise InputError(place, wanted, f"{reason(error)}, {when}", remedy) from error
-            if (other := _difference(expected, found, whole=marked or not training)) is not None:
-                wanted = "halves that do exactly what the network does"
-                raise InputError(place, wanted, f"another {other} {when}", remedy)
+        try:
+            found = _cut(below, above, batch, case, seed)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the network raises on what it does not expect
+            wanted = "halves that run as the network does"
+            raise InputError(place, wanted, f"{reason(error)}, {when}", remedy) from error
+        if (other := _difference(expected, found, whole=case.marked or not case.training)) is not None:
+            wanted = "halves that do exactly what the network does"
+            raise InputError(place, wanted, f"another {other} {when}", remedy)
 
 
-def _uncut(model: nn.Module, inputs: Tree, training: bool, seed: int) -> _Step:
-    network = copied(model).train(training)
-    with seeded_everything(seed), torch.set_grad_enabled(training):
+def _uncut(network: nn.Module, inputs: Tree, case: _Case, seed: int) -> _Step:
+    with seeded_everything(seed), torch.set_grad_enabled(case.training):
         outputs = tensors_in(call(network, map_leaves(lambda leaf: leaf.clone(), inputs)))
-        if training:
+        if case.training:
             _backward(outputs)
         return _Step([each.detach() for each in outputs], _state(network), _draws())
 
 
-def _cut(client: nn.Module, server: nn.Module, inputs: Tree, training: bool, seed: int, marked: bool) -> _Step:
-    """`marked`: what crosses takes a gradient, which then goes down, as in conventional training; else as in
-    decoupled training, of which only the server's step is of the network's own loss."""
-    below, above = copy.deepcopy(client).train(training), copy.deepcopy(server).train(training)
-    with seeded_everything(seed), torch.set_grad_enabled(training):
+def _cut(below: nn.Module, above: nn.Module, inputs: Tree, case: _Case, seed: int) -> _Step:
+    with seeded_everything(seed), torch.set_grad_enabled(case.training):
         began = random.getstate(), np.random.get_state()
         crossing = call(below, map_leaves(lambda leaf: leaf.clone(), inputs))
-        received = [_as_received(tensor, marked) for tensor in crossing]
+        received = [_as_received(tensor, case.marked) for tensor in crossing]
         random.setstate(began[0])  # both halves go through the same Python, each from its beginning
         np.random.set_state(began[1])
         outputs = tensors_in(above(*received))
-        if training:
+        if case.training:
             _backward(outputs)
-        if marked:
+        if case.marked:
             pairs = [(z, r.grad) for z, r in zip(crossing, received, strict=True) if r.grad is not None]
             if pairs:
                 torch.autograd.backward([z for z, _ in pairs], [gradient for _, gradient in pairs])
-        state = _state(above) | (_state(below) if marked or not training else {})
+        state = _state(above) | (_state(below) if case.marked or not case.training else {})
         return _Step([each.detach() for each in outputs], state, _draws())
 
 

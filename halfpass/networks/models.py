@@ -217,12 +217,32 @@ def _check_own_model(
 ) -> Model:
     expected = "an nn.Module, or a pair of them (client half, server half)"
     if isinstance(model, tuple) and len(model) == 2 and all(isinstance(half, nn.Module) for half in model):
+        for half in model:
+            _check_kind(place, half)
         check_output(place, Pair(*model), sample_shape, output_shape)
         return model
     if isinstance(model, nn.Module):
+        _check_kind(place, model)
         check_output(place, model, sample_shape, output_shape)
         return model
     raise InputError(place, expected, f"{type(model).__name__}", "return the network itself")
+
+
+def _check_kind(place: str, module: nn.Module) -> None:
+    """Refuses what would fail later without a word of its cause."""
+    if (returned := module.train(module.training)) is not module:
+        remedy = "end it with return self"
+        raise InputError(f"{place}, train()", "the module returned", type(returned).__name__, remedy)
+    for name, value in module.named_parameters():
+        if value.is_complex() or value.dtype == torch.float64:
+            remedy = "keep two real ones, and view_as_complex in forward" if value.is_complex() else "call .float()"
+            raise InputError(place, "parameters of 32 or 16 bits", f"{name} of {value.dtype}", remedy)
+    for layer, part in module.named_modules():
+        for name, held in vars(part).items():
+            if isinstance(held, Tensor) and held.grad_fn is not None:  # it cannot be copied
+                remedy = "make it one: prune.remove, or parametrizations.weight_norm instead of weight_norm"
+                found = f"{f'{layer}.{name}'.lstrip('.')}, computed from others as by pruning or weight_norm"
+                raise InputError(place, "tensors that are parameters or buffers", found, remedy)
 
 
 class Pair(nn.Module):

@@ -66,12 +66,13 @@ class Observed:
 
 
 def observe(
-    model: nn.Module, inputs: Tree, *, training: bool, seed: int = 0, flops: Callable[[], int] = lambda: 0
-) -> Observed:
-    """One pass of a copy of `model` in that mode on `inputs`; raises InputError where the network fails on them.
-    `flops` says how many have been counted so far.
+    model: nn.Module, inputs: Tree, *, training: bool, seed: int = 0, flops: Callable[[], int] = lambda: 0,
+    copy_first: bool = True,
+) -> Observed:  # fmt: skip
+    """One pass of a copy of `model`, or of itself where it is one, in that mode on `inputs`; raises InputError where
+    the network fails on them. `flops` says how many have been counted so far.
     """
-    network = copied(model).train(training)
+    network = (copied(model) if copy_first else model).train(training)
     inputs = map_leaves(lambda leaf: leaf.clone(), inputs)
     seen = Observed(network, flatten(inputs))
     seen.lost = _hooks(network)

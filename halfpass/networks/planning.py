@@ -89,7 +89,8 @@ class Watched:
             raise InputError(place, "an output that is used above the cut", "one that is not", remedy)
         changed = _changed(place, crossing, above)
         values = tuple(
-            Value(own.get(id(t)), made.get(id(t)), tuple(t.shape), dtype_name(t), id(t) in changed, _order(t))
+            Value(own.get(id(t)), made.get(id(t)), tuple(t.shape), dtype_name(t), id(t) in changed,
+                  depends[_memory(t)] <= {MASK}, _order(t))
             for t in crossing
         )
         repeated = [each for number, each in enumerate(below) if number in again]

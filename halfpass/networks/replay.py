@@ -1,8 +1,8 @@
 """A part of a network that is the network itself, run up to a layer, or from it on.
 
 Below its end a part runs the network's own forward, until the layer has returned for the last time; an exception stops
-it there. Above its start it runs the same forward: below the layer on stand-ins, which have sizes and types but no
-values (PyTorch's fake tensors), and what was received takes their place, found by identity. So hooks, autocast,
+it there. Above its start it runs the same forward: below the layer on stand-ins without values, of whose sizes and
+types PyTorch's fake tensors keep account; what was received takes their place, found by identity. So hooks, autocast,
 checkpoints, loops, keyword arguments and Python state mean what they mean in the uncut network. What crosses, and what
 the other side must be told, is a `CutPlan`, found in observed passes (`planning.py`). Tests: tests/test_replay.py.
 """
@@ -20,6 +20,7 @@ from halfpass.errors import InputError, RunError
 from halfpass.networks.observe import READS, Made, copied, name_of, tensors_in, with_tensors
 from halfpass.tree import call, unflatten
 
+MOST_STAND_INS = 2**15  # then all is forgotten: passes that are never the same leave theirs behind
 REMEMBERED = 8  # passes below a cut: whole batches, a last smaller one, both modes, and micro-batches
 INPUTS = -1  # the number of the call that made the network's inputs
 TRUTHS = frozenset({"__bool__", "equal", "allclose", "is_nonzero", "__contains__"})
@@ -35,6 +36,7 @@ class Value:
     shape: tuple[int, ...]  # per sample, as on the wire; of a `whole` one of all
     dtype: str
     written: bool = False  # changed in place above the cut, so that the server half works on a copy
+    exact: bool = False  # floating point values that no codec may change, for they are a mask's
     order: tuple[int, ...] | None = None  # of its dimensions in memory, where that is not the usual one
     whole: bool = False  # of the batch as a whole, not of each sample
     dim: int = 0
@@ -97,7 +99,12 @@ class CutPlan:
     @property
     def whole(self) -> int:
         """How many tensors at the end of what crosses are of the batch as a whole: such values, and what was read."""
-        return sum(value.whole for value in self.values) + (self.train.reads or self.evaluation.reads)
+        return sum(value.whole for value in self.values) + self.reads
+
+    @property
+    def reads(self) -> bool:
+        """Whether values that Python reads of data below the cut cross, in either mode."""
+        return self.train.reads or self.evaluation.reads
 
     def of(self, training: bool) -> Pass:
         return self.train if training else self.evaluation
@@ -143,11 +150,14 @@ class Part(nn.Module):
         super().__init__()
         self.network, self.own, self.start, self.end = network, frozenset(own), start, end
         self.whole = 0 if end is None else end.whole  # tensors at the end of what it returns that are of no sample
+        self.exact = frozenset() if end is None else frozenset(i for i, v in enumerate(end.values) if v.exact)
         self._memory = _Memory()
         _shrink(network, self.own)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs, or what crossed → the network's outputs, or the tuple of what crosses."""
+        if len(self._memory.fakes) > MOST_STAND_INS:
+            self._memory = _Memory()
         run = _Run(self, args)
         given: Any = kwargs or args
         if self.start is not None:
@@ -240,8 +250,8 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _small(value: Tensor) -> Tensor:
     """One element that looks like the whole; no number, so that nothing can be computed of it without a word."""
-    anything = float("nan") if value.is_floating_point() or value.is_complex() else 0
-    return torch.full((), anything, dtype=value.dtype, device=value.device).expand(value.shape)
+    nothing = float("nan") if value.is_floating_point() or value.is_complex() else 0
+    return torch.full((), nothing, dtype=value.dtype, device=value.device).expand(value.shape)
 
 
 def _shrink(network: nn.Module, own: frozenset[str]) -> None:
@@ -280,7 +290,8 @@ class _Memory:
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._fakes: dict[int, Tensor] = {}
+        self.fakes: dict[int, Tensor] = {}  # by the identity of the stand-in, or of the other side's weight
+        self._stand_ins: dict[int, Tensor] = {}  # by that of the fake; both tables keep what they name alive
         self._calls: dict[Any, list[_Remembered]] = {}
         self._inputs: dict[Any, Any] = {}
 
@@ -294,8 +305,17 @@ class _Memory:
                     for name, (shape, dtype) in plan.inputs.items()
                 }
             _forget_oldest(self._inputs)
-            self._inputs[key] = unflatten(named)
+            self._inputs[key] = unflatten({name: self.stand_in(fake) for name, fake in named.items()})
         return self._inputs[key]
+
+    def stand_in(self, fake: Tensor) -> Tensor:
+        """A plain tensor for a fake one: networks look whether they are run on fakes, and then go other ways."""
+        if not isinstance(fake, FakeTensor):
+            return fake
+        if id(fake) not in self._stand_ins:
+            plain = _small(fake)
+            self._stand_ins[id(fake)], self.fakes[id(plain)] = plain, fake
+        return self._stand_ins[id(fake)]
 
     def calls(self, key: Any) -> list[_Remembered]:
         if key not in self._calls:
@@ -303,14 +323,14 @@ class _Memory:
             self._calls[key] = []
         return self._calls[key]
 
-    def fake(self, value: Tensor, device: torch.device) -> Tensor:
-        """The stand-in for a weight of the other side."""
-        if id(value) not in self._fakes:
+    def fake_weight(self, value: Tensor, device: torch.device) -> Tensor:
+        """For a weight of the other side."""
+        if id(value) not in self.fakes:
             with self.mode, torch.no_grad():
                 like = torch.empty(value.shape, dtype=value.dtype, device=device)
             is_parameter = isinstance(value, nn.Parameter)
-            self._fakes[id(value)] = nn.Parameter(like, value.requires_grad) if is_parameter else like
-        return self._fakes[id(value)]
+            self.fakes[id(value)] = nn.Parameter(like, value.requires_grad) if is_parameter else like
+        return self.fakes[id(value)]
 
 
 def _forget_oldest(table: dict[Any, Any]) -> None:
@@ -335,10 +355,10 @@ class _Run(TorchFunctionMode):
         self.crossing: tuple[Tensor, ...] = ()
         if self.start is not None:
             assert part.start is not None
-            self.reads = part.start.train.reads or part.start.evaluation.reads
+            self.memory = part._memory
+            self.reads = part.start.reads
             self.device = next(iter(args)).device
             self._receive(args)
-            self.memory = part._memory
             self.again = frozenset(self.start.again)
             foreign = {id(v) for n, v in named_tensors(part.network) if n not in part.own}
             self.foreign = foreign - {id(v) for n, v in named_tensors(part.network) if n in part.own}
@@ -376,6 +396,8 @@ class _Run(TorchFunctionMode):
             return self._below(number, func, args, kwargs)
         if self.start is not None:
             args, kwargs = with_tensors(args, self._real), with_tensors(kwargs, self._real)
+            if any(id(tensor) in self.memory.fakes for tensor in tensors_in((args, kwargs))):
+                return self._of_stand_ins(func, args, kwargs)
         output = func(*args, **kwargs)
         if self.end is not None:
             if number in self.wanted:
@@ -390,8 +412,6 @@ class _Run(TorchFunctionMode):
         again, name = number in self.again, name_of(func)
         if name in READS and not again:
             return self._received_read(func, args)
-        if not again:
-            args, kwargs = with_tensors(args, self._fake), with_tensors(kwargs, self._fake)
         done = self.remembered[number] if number < len(self.remembered) else None
         if done is not None and done.is_of(func, args, kwargs):
             return self._placed(number, name, done.output)
@@ -399,8 +419,7 @@ class _Run(TorchFunctionMode):
         if again:
             output = func(*args, **kwargs)
         else:
-            with self.memory.mode:
-                output = func(*args, **kwargs)
+            output = with_tensors(self._on_fakes(func, args, kwargs), self.memory.stand_in)
         if number == len(self.remembered):
             self.remembered.append(_Remembered(func, args, kwargs, output, _versions(output)))
         return self._placed(number, name, output)
@@ -421,17 +440,32 @@ class _Run(TorchFunctionMode):
         return self.put.get(id(tensor), tensor)
 
     def _fake(self, tensor: Tensor) -> Tensor:
-        return self.memory.fake(tensor, self.device) if id(tensor) in self.foreign else tensor
+        if id(tensor) in self.foreign:
+            return self.memory.fake_weight(tensor, self.device)
+        return self.memory.fakes.get(id(tensor), tensor)
+
+    def _on_fakes(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = with_tensors(args, self._fake), with_tensors(kwargs, self._fake)
+        with self.memory.mode:
+            return func(*args, **kwargs)
+
+    def _of_stand_ins(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A size or type of what did not cross is known above the cut, a value is not."""
+        output = None if name_of(func) in READS else self._on_fakes(func, args, kwargs)
+        if name_of(func) in READS or tensors_in(output):
+            found = "one that was computed below the cut and did not cross"
+            raise RunError(f"the server half, {name_of(func)}", "values that crossed", found, "cut at another layer")
+        return output
 
     def _received_read(self, func: Any, args: Any) -> Any:
         value = next(self.read_values, None)
         if value is None:
             found, remedy = "one more", "both sides must run the same network"
             raise RunError("the server half", "the values that the client half read below the cut", found, remedy)
-        name = name_of(func)
-        if name in TRUTHS or (name == "item" and args[0].dtype == torch.bool):
+        name, read = name_of(func), self._fake(args[0])
+        if name in TRUTHS or (name == "item" and read.dtype == torch.bool):
             return bool(value)
-        whole = name in ("__int__", "__index__") or (name == "item" and not args[0].is_floating_point())
+        whole = name in ("__int__", "__index__") or (name == "item" and not read.is_floating_point())
         return int(value) if whole else value
 
     def _send_read(self, number: int, value: Any) -> None:
@@ -476,7 +510,7 @@ class _Run(TorchFunctionMode):
                 raise RunError(place, expected, "another order of calls", "cut at another layer")
             found.append(value.samples_first(self._real(tensor) if self.start else tensor))
         assert self.part.end is not None
-        if self.part.end.train.reads or self.part.end.evaluation.reads:  # in either mode, so that all batches are alike
+        if self.part.end.reads:  # in either mode, so that all batches are alike
             found.append(torch.tensor(self.sent_reads, dtype=torch.float64).view(torch.int64))  # its bits: no gradient
         return tuple(found)
 
@@ -489,7 +523,7 @@ class _Run(TorchFunctionMode):
     def real_output(self, output: Any) -> Any:
         """The network's outputs, in which nothing may be a stand-in."""
         output = with_tensors(output, self._real)
-        if any(isinstance(tensor, FakeTensor) for tensor in tensors_in(output)):
+        if self.start is not None and any(id(tensor) in self.memory.fakes for tensor in tensors_in(output)):
             found, remedy = "one that was computed below the cut and did not cross", "cut at another layer"
             raise RunError("the server half", "outputs that it computed", found, remedy)
         return output

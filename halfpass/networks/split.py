@@ -81,11 +81,14 @@ class Watching:
         self.model, self.inputs = model, inputs
         _settle_attention(model)
         fewer = map_leaves(lambda leaf: leaf[: samples - 1], inputs)
-        self.train, self.evaluation = (
-            [Watched(observe(model, batch, training=mode)) for batch in (inputs, fewer)] for mode in (True, False)
-        )
+        networks = {mode: copied(model) for mode in (True, False)}
+
+        def watch(mode: bool, batch: Tree, seed: int = 0) -> Watched:
+            return Watched(observe(networks[mode], batch, training=mode, seed=seed, copy_first=False))
+
+        self.train, self.evaluation = ([watch(mode, batch) for batch in (inputs, fewer)] for mode in (True, False))
         if self.draws:  # it may decide by them
-            self.train += [Watched(observe(model, inputs, training=True, seed=seed)) for seed in MORE_SEEDS]
+            self.train += [watch(True, inputs, seed) for seed in MORE_SEEDS]
 
     @property
     def lost(self) -> str | None:
@@ -317,17 +320,35 @@ def check_same(place: str, model: nn.Module, halves: Halves, sample_shape: tuple
         raise InputError(place, "halves that compute what the network does", "other outputs", remedy)
 
 
-def join_state(client_state: dict[str, Tensor], server_state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of the whole: for a traced model its own names, so that it loads into it, unless that has weights or
-    buffers that its forward never uses (`strict=False` then); for a pair, into `whole`. Raises InputError where a name
-    is in both."""
+def join_state(
+    client_state: dict[str, Tensor], server_state: dict[str, Tensor], model: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The state of the whole: a cut model's own names, so that it loads into it, unless that has weights or buffers
+    that its forward never uses (`strict=False` then); for a pair, into `whole`. Where a tensor has several names in
+    `model`, as of one module under two names, it gets all of them. Raises InputError where a name is in both halves."""
     both = sorted(client_state.keys() & server_state.keys())
     if both:
         raise InputError(
             "joining the halves", "names that are in one half only", f"{both[0]!r} in both",
             "join the two halves of one split",
         )
-    return {**client_state, **server_state}
+    joined = {**client_state, **server_state}
+    names: dict[int, list[str]] = {}  # of each tensor of the model
+    for name, value in ({} if model is None else model.state_dict(keep_vars=True)).items():
+        names.setdefault(id(value), []).append(name)
+    for same in names.values():
+        if held := next((name for name in same if name in joined), None):
+            joined |= {name: joined[held] for name in same if name not in joined}
+    return joined
+
+
+def head_prefix(names: Iterable[str]) -> str:
+    """What begins the names of the head's weights beside these: HEAD, or longer where the network has a layer of that
+    name."""
+    names, prefix = list(names), HEAD
+    while any(name.startswith(prefix) for name in names):
+        prefix = f"{prefix[:-1]}_."
+    return prefix
 
 
 def whole(halves: Halves) -> nn.Module:
@@ -376,14 +397,17 @@ class _Joint(_Whole):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         head = self.auxiliary_head.state_dict(keep_vars=bool(kwargs.get("keep_vars")))
-        return join_state(super().state_dict(*args, **kwargs), {f"{HEAD}{name}": value for name, value in head.items()})
+        halves = super().state_dict(*args, **kwargs)
+        prefix = head_prefix(halves)
+        return join_state(halves, {f"{prefix}{name}": value for name, value in head.items()})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        head = {name.removeprefix(HEAD): value for name, value in state_dict.items() if name.startswith(HEAD)}
-        others = {name: value for name, value in state_dict.items() if not name.startswith(HEAD)}
+        prefix = head_prefix(super().state_dict())
+        head = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        others = {name: value for name, value in state_dict.items() if not name.startswith(prefix)}
         of_head = self.auxiliary_head.load_state_dict(head, strict, assign)
         missing, unexpected = super().load_state_dict(others, strict, assign)
-        named = ([f"{HEAD}{name}" for name in names] for names in of_head)
+        named = ([f"{prefix}{name}" for name in names] for names in of_head)
         return type(of_head)(*([*a, *b] for a, b in zip((missing, unexpected), named, strict=True)))
 
 

@@ -62,9 +62,12 @@ class _Link(Above):
         self._step = -1
 
     def _crossing(self, batch: CutBatch) -> CutBatch:
+        crossing, between = self._half.crossing, self._half.between
+        samples = len(crossing) - getattr(between, "whole", 0)
         return CutBatch(
-            0, batch.epoch, self._step, self._half.crossing, batch.targets, batch.before, batch.after
-        )
+            0, batch.epoch, self._step, crossing[:samples], batch.targets, batch.before, batch.after,
+            whole=crossing[samples:], exact=getattr(between, "exact", frozenset()),
+        )  # fmt: skip
 
     def _send(self, batch: CutBatch, *, test: bool) -> None:
         raise NotImplementedError

@@ -1,11 +1,23 @@
 """Progress on standard error: a bar on a terminal, a line per epoch elsewhere."""
 
+import datetime
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from halfpass.run.records import Row
+
+WIDE = 100  # columns of a terminal that has room for a bar beside the counts
 
 
 class EpochProgress:
@@ -14,11 +26,17 @@ class EpochProgress:
     def __init__(self, title: str, epochs: int, batches_per_epoch: int) -> None:
         self._console = Console(stderr=True)
         self._title, self._epochs = title, epochs
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("batches"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[latest]}"),
-            console=self._console, disable=not self._console.is_terminal, refresh_per_second=4,
-        )  # fmt: skip
+        whole = Column(no_wrap=True, min_width=2 * len(str(epochs * batches_per_epoch)) + 1)  # kept where room is short
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}"), MofNCompleteColumn(table_column=whole),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[latest]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        ]  # fmt: skip
+        if self._console.width >= WIDE:
+            counts, left = columns[1:3]
+            columns[1:3] = [BarColumn(bar_width=None), counts, TextColumn("batches"), TimeElapsedColumn(), left]
+        terminal = self._console.is_terminal
+        self._bars = Progress(*columns, console=self._console, disable=not terminal, refresh_per_second=4)
         self._task = self._bars.add_task(title, total=epochs * batches_per_epoch, latest="")
 
     def __enter__(self) -> "EpochProgress":
@@ -46,7 +64,8 @@ class EpochProgress:
         self._bars.update(self._task, latest=latest)
         if not self._console.is_terminal:
             seconds = row["busy_seconds"] + row["waiting_seconds"]
-            self._console.print(f"{self._title}: {latest}, {seconds:.1f} s", highlight=False, soft_wrap=True)
+            time = f"{datetime.datetime.now():%H:%M:%S}"
+            self._console.print(f"{time} {self._title}: {latest}, {seconds:.1f} s", highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """What the user should know, above the bar."""

@@ -69,8 +69,8 @@ class Admission:
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
         _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
-        _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
         self._agree_on_data(place, data)
+        _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
         spec, names = _targets(place, join)
         _agree(place, "targets", _targets(place, first)[0], spec)
         network = self.network
@@ -97,9 +97,12 @@ class Admission:
         """Raises InputError where a batch does not fit the cut."""
         assert self.network is not None
         task = self.network.task
-        with_answers = batch.test and self.config.method == "decoupled" and task.probabilities is not None
+        with_answers = batch.test and self.network.head is not None and task.probabilities is not None
         size = self.config.train.batch_size
-        check_batch(batch, client, self.network.cut_shapes, task.outputs, size, with_answers, task.spec)
+        network = self.network
+        check_batch(
+            batch, client, network.crossing, task.outputs, size, with_answers, task.spec, network.whole, network.reads
+        )
 
     def check_values(self, client: int, batch: CutBatch) -> None:
         """Raises InputError where a batch's targets, once decoded, are out of range."""

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from halfpass.algorithm.client import Client, unreached_parameters
 from halfpass.algorithm.edge import EdgeHalf
@@ -22,7 +23,8 @@ from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.arithmetic.optimizers import build_optimizer
 from halfpass.arithmetic.precision import Arithmetic, arithmetic
-from halfpass.config import ClientsConfig, Config, DataConfig, shared_settings
+from halfpass.config import MOST_THREADS, ClientsConfig, Config, DataConfig, shared_settings
+from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches
 from halfpass.data.datasets import Dataset, Samples, load
 from halfpass.data.partition import partition
@@ -41,6 +43,7 @@ from halfpass.tasks.table import build_task, check_name, count_outputs
 from halfpass.tasks.task import CLASS_NUMBERS, Options, Spec, Task, spec_of
 from halfpass.tree import Tree, leaves
 from halfpass.wire.codec import CODECS
+from halfpass.wire.messages import write_batch
 from halfpass.wire.store import UploadStore
 
 Plans = dict[str, CutPlan | None]  # by "cut" and "edge_cut"; None where a graph is cut
@@ -60,6 +63,22 @@ class Network:
     fingerprint: str  # of names and shapes of weights, buffers and cut, and of how it is cut
     plans: Plans
     notes: tuple[str, ...] = ()  # what the user should hear
+
+    @property
+    def crossing(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape per sample and dtype of what crosses of each sample."""
+        return [(value.shape, value.dtype) for value in self.values if not value.whole]
+
+    @property
+    def whole(self) -> list[tuple[tuple[int, ...], str]]:
+        """And of what crosses of a batch as a whole."""
+        return [(value.shape, value.dtype) for value in self.values if value.whole]
+
+    @property
+    def reads(self) -> bool:
+        """Whether what Python read of data below the cut crosses too."""
+        plan = self.plans.get("cut")
+        return plan is not None and plan.reads
 
     @property
     def cut_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -210,7 +229,12 @@ def build_network(
         halves, found = _below_edge(config, model, cut, sample_shape, task, samples, plans)
     values = crossing_values(halves, sample_shape, samples)
     head = None
-    if config.method == "decoupled":
+    frozen = not any(parameter.requires_grad for parameter in halves.client.parameters())
+    if config.method == "decoupled" and config.model.head == NO_HEAD:
+        if not frozen:
+            expected, remedy = "a head that the client half learns from", "choose one, or freeze all below the cut"
+            raise InputError("model.head", expected, NO_HEAD, remedy)
+    elif config.method == "decoupled":
         head = build_head(config.model.head, values[0].shape, task.shape, config.train.seed)
         if halves.plan is None or samples is not None:
             some = torch.zeros(2, *sample_shape) if samples is None else samples
@@ -218,6 +242,9 @@ def build_network(
     _refuse_parts(config, halves.plan)
     shapes = tuple(value.shape for value in values)
     _check_window(config, shapes, task, halves.client, head)
+    _check_budget(config, tuple(value.shape for value in values if not value.whole))
+    if config.train.batch_size == 1 and (samples is None or isinstance(samples, Tensor)):
+        _check_single(halves, head, torch.zeros(1, *sample_shape) if samples is None else samples[:1])
     state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
     described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, task.outputs])
@@ -251,6 +278,7 @@ def some_samples(data: Dataset) -> Tree:
 
 
 TRIED_SAMPLES = 4
+NO_HEAD = "none"
 
 
 def _cut(
@@ -363,6 +391,34 @@ def _check_window(
         )  # fmt: skip
 
 
+def _check_budget(config: Config, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """A budget that no whole batch fits into would train no server half. Of zeros, which no codec makes larger."""
+    if config.wire.budget is None:
+        return
+    size, dtype = config.train.batch_size, torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    tensors = tuple(torch.zeros(size, *shape, dtype=dtype) for shape in shapes)
+    batch = CutBatch(0, 0, 0, tensors, torch.zeros(size, dtype=torch.int64))
+    batch_bytes = write_batch(batch, config.wire.codec).ByteSize()
+    if config.wire.budget < batch_bytes:
+        expected = f"at least {batch_bytes} bytes, one batch at this cut"
+        raise InputError("wire.budget", expected, str(config.wire.budget), "raise it or choose smaller batches")
+
+
+def _check_single(halves: Halves, head: nn.Module | None, sample: Tensor) -> None:
+    """BatchNorm cannot normalize the values of a single sample by their own statistics."""
+    copies = copy.deepcopy((halves, head))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            crossing = copies[0].client.train()(sample)
+            copies[0].server.train()(*crossing)
+            if copies[1] is not None:
+                copies[1].train()(crossing[0])
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            found = "1, and BatchNorm, which needs several values per channel"
+            raise InputError("train.batch_size", "at least 2", found, "choose larger batches") from None
+
+
 def check_between_processes(config: Config) -> None:
     """What a server or a client can check of its settings before anything is said of the data."""
     if config.method == "centralized":
@@ -378,6 +434,8 @@ def check_names(config: Config) -> None:
         raise choice_error("wire.codec", CODECS, config.wire.codec)
     for place, name, table in (("model.name", config.model.name, MODELS), ("model.head", config.model.head, HEADS)):
         if ":" not in name and name not in table:
+            if name == NO_HEAD and table is HEADS:
+                continue
             raise choice_error(place, [*table, "module:function"], name)
 
 
@@ -388,7 +446,12 @@ def settle_process(config: Config, processes: int = 1) -> None:
 
 
 def threads_each(config: Config, processes: int) -> int:
-    return config.train.threads or max(1, available_cores() // processes)
+    if config.train.threads is not None:
+        return config.train.threads
+    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if chosen.isdecimal() and 1 <= int(chosen) <= MOST_THREADS:
+        return int(chosen)
+    return max(1, available_cores() // processes)
 
 
 def build_client(config: Config, network: Network, index: int) -> Client:

@@ -137,7 +137,7 @@ def read_methods(text: str) -> list[str]:
 
 def read_seeds(text: str) -> list[int]:
     """`0,1,2` → numbers."""
-    if not all(part.strip().isdigit() for part in text.split(",")):
+    if not all(part.strip().isdecimal() for part in text.split(",")):
         raise InputError("seeds", "numbers separated by commas", repr(text), "for example 0,1,2")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 

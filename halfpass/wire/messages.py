@@ -16,6 +16,8 @@ from halfpass.wire.codec import CODECS
 
 PROTOCOL = 7
 
+Crossing = tuple[tuple[int, ...], str]  # shape and dtype; any of CROSSING_DTYPES stands for them all
+MOST_READS = 2**12
 Targets = Mapping[str, tuple[str, tuple[int, ...]]]  # by name: dtype, shape per sample
 CLASS_NUMBERS: Targets = {"": ("int64", ())}
 
@@ -102,8 +104,12 @@ def write_batch(batch: CutBatch, codec: str, *, test: bool = False) -> pb.Client
     written.test, written.client, written.epoch, written.step = test, batch.client, batch.epoch, batch.step
     written.before, written.after = batch.before, batch.after
     _write_targets(batch.targets, written)
-    for tensor in batch.tensors:
-        write_tensor(tensor, codec, into=written.tensors.add())
+    exactly = "none+zstd" if CODECS[codec].zstd else "none"
+    for i, tensor in enumerate(batch.tensors):
+        kept = i in batch.exact or not tensor.is_floating_point()
+        write_tensor(tensor, exactly if kept else codec, into=written.tensors.add())
+    for tensor in batch.whole:
+        write_tensor(tensor, into=written.whole.add())
     if batch.answers is not None:
         write_tensor(batch.answers.to(ANSWERS), into=written.answers)
     return message
@@ -155,8 +161,9 @@ def read_batch(message: pb.Batch, buffers: Buffers | None = None) -> CutBatch:
         _refuse_nan(f"{place}, tensor {i}", tensor, infinity_too=i == 0)
     targets = read_targets(message, place)
     answers = _read_answers(message.answers, place) if message.HasField("answers") else None
+    whole = tuple(read_tensor(tensor, f"{place}, whole {i}") for i, tensor in enumerate(message.whole))
     return CutBatch(
-        message.client, message.epoch, message.step, tensors, targets, message.before, message.after, answers
+        message.client, message.epoch, message.step, tensors, targets, message.before, message.after, answers, whole
     )
 
 
@@ -190,27 +197,28 @@ def _read_answers(message: pb.Tensor, place: str) -> Tensor:
 
 
 def check_batch(
-    batch: pb.Batch, client: int, cut_shapes: Sequence[Sequence[int]], outputs: int, batch_size: int,
-    with_answers: bool = False, targets: Targets = CLASS_NUMBERS,
+    batch: pb.Batch, client: int, crossing: Sequence[Crossing], outputs: int, batch_size: int,
+    with_answers: bool = False, targets: Targets = CLASS_NUMBERS, whole: Sequence[Crossing] = (), reads: bool = False,
 ) -> None:  # fmt: skip
-    """Raises InputError unless the batch is this client's, of the shapes `cut_shapes` (per sample) and the `targets`
-    that were agreed on, and has the head's answers, (B, outputs), where they are wanted, and only there.
+    """Raises InputError unless the batch is this client's, of the values `crossing` (shapes per sample), `whole` and
+    `reads`, and of the `targets` that were agreed on, and has the head's answers, (B, outputs), where they are wanted,
+    and only there.
 
     To be asked before anything is decoded: a few bytes may state a large shape.
     """
     place, samples = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}", samples_of(batch)
     if batch.client != client:
         raise InputError(place, f"client {client}", f"client {batch.client}", "send with the number you joined with")
-    whole = batch.before + samples + batch.after
-    if samples == 0 or whole > batch_size:
-        raise InputError(place, f"1 to {batch_size} samples", f"{samples} of {whole}", "send configured batches")
-    for tensor in batch.tensors:
-        if tensor.dtype not in CROSSING_DTYPES:
-            raise InputError(place, " or ".join(CROSSING_DTYPES), tensor.dtype, "cut where values are so")
-    found = [tuple(tensor.shape) for tensor in batch.tensors]
-    expected = [(samples, *shape) for shape in cut_shapes]
-    if found != expected:
-        raise InputError(place, f"tensors of {expected}", f"{found}", "cut the same model at the same layer")
+    together = batch.before + samples + batch.after
+    if samples == 0 or together > batch_size:
+        raise InputError(place, f"1 to {batch_size} samples", f"{samples} of {together}", "send configured batches")
+    _check_crossing(place, batch.tensors, [((samples, *shape), dtype) for shape, dtype in crossing])
+    read = list(batch.whole)[len(whole) :] if reads else []
+    _check_crossing(place, batch.whole[: len(whole)] if reads else batch.whole, whole)
+    if reads and ([(tensor.dtype, tensor.codec) for tensor in read] != [("int64", "none")] or not _few(read[0].shape)):
+        expected = f"one tensor of at most {MOST_READS} values that were read, as int64"
+        found = f"{[(tensor.dtype, tuple(tensor.shape)) for tensor in read]}"
+        raise InputError(place, expected, found, "both sides must run the same halfpass")
     answers = batch.answers
     if batch.HasField("answers") != with_answers:
         said = ("no answers", "the head's answers")
@@ -219,6 +227,20 @@ def check_batch(
         stated = f"{tuple(answers.shape)} of {answers.dtype} in {answers.codec}"
         raise InputError(place, f"answers of {(samples, outputs)} of float16", stated, "send the head's probabilities")
     _check_targets(place, batch, samples, outputs, targets)
+
+
+def _few(shape: Sequence[int]) -> bool:
+    return len(shape) == 1 and shape[0] <= MOST_READS
+
+
+def _check_crossing(place: str, tensors: Sequence[pb.Tensor], expected: Sequence[Crossing]) -> None:
+    for tensor, (_, dtype) in zip(tensors, expected, strict=False):
+        wanted = CROSSING_DTYPES if dtype in CROSSING_DTYPES else (dtype,)
+        if tensor.dtype not in wanted:
+            raise InputError(place, " or ".join(wanted), tensor.dtype, "cut where values are so")
+    found, shapes = [tuple(tensor.shape) for tensor in tensors], [shape for shape, _ in expected]
+    if found != shapes:
+        raise InputError(place, f"tensors of {shapes}", f"{found}", "cut the same model at the same layer")
 
 
 def samples_of(batch: pb.Batch) -> int:
@@ -258,7 +280,7 @@ def read_gradients(message: pb.Gradients, batch: CutBatch) -> tuple[Tensor, ...]
         found = f"epoch {message.epoch}, step {message.step}"
         raise InputError(place, "the gradients of that batch", found, "both sides must run the same halfpass")
     shapes = [tuple(tensor.shape) for tensor in message.tensors]
-    expected = [tuple(tensor.shape) for tensor in batch.tensors]
+    expected = [tuple(tensor.shape) for tensor in batch.crossing if tensor.is_floating_point()]
     if shapes != expected:
         raise InputError(place, f"shapes {expected}", f"{shapes}", "both sides must run the same halfpass")
     return tuple(read_tensor(tensor, f"{place}, tensor {i}") for i, tensor in enumerate(message.tensors))

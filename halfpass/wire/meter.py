@@ -40,7 +40,7 @@ class Meter:
             self.evaluation_up += size
             return
         parts = {
-            "activations": _size(message.batch.tensors) if kind == "batch" else 0,
+            "activations": _size([*message.batch.tensors, *message.batch.whole]) if kind == "batch" else 0,
             "labels": _labels_size(message.batch) if kind == "batch" else 0,
             "weights": _size(message.epoch_end.weights) if kind == "epoch_end" else 0,
         }

@@ -17,7 +17,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 def check_loopback(address: str, place: str) -> None:
     """Refuses anything but loopback: there is no TLS yet, and activations and labels would travel in the clear."""
     host, _, port = address.rpartition(":")
-    if not port.isdigit() or int(port) > 65535 or not host:
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535 or not host:
         raise InputError(place, "HOST:PORT", repr(address), "for example 127.0.0.1:7465")
     if host not in LOOPBACK_HOSTS:
         raise InputError(
