@@ -39,6 +39,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -113,9 +114,9 @@ def networks_of(method: str) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
     build = setup.build_network
 
-    def build_checkpointed(config: Config, sample_shape: tuple[int, ...], classes: int) -> setup.Network:
+    def build_checkpointed(config: Config, sample_shape: tuple[int, ...], *others: Any, **named: Any) -> setup.Network:
         halves = checkpointed_halves(str(config.model.cut), sample_shape, config.train.seed)
-        return replace(build(config, sample_shape, classes), halves=halves)
+        return replace(build(config, sample_shape, *others, **named), halves=halves)
 
     return mock.patch.object(setup, "build_network", build_checkpointed)
 

@@ -9,7 +9,16 @@ from halfpass.algorithm import server as server_steps
 from halfpass.algorithm.client import Client
 from halfpass.algorithm.server import Server
 from halfpass.commands.export import export
-from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
+from halfpass.config import (
+    ClientsConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ServerConfig,
+    TaskConfig,
+    TrainConfig,
+    WireConfig,
+)
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.networks.cut_table import cut_table
@@ -17,6 +26,7 @@ from halfpass.networks.heads import build_head
 from halfpass.networks.models import build_model
 from halfpass.networks.split import Halves, cut_shapes, join_state, joint, split
 from halfpass.run.train import compare, train
+from halfpass.tasks.task import Task
 
 __all__ = [
     "Client",
@@ -31,6 +41,8 @@ __all__ = [
     "RunError",
     "Server",
     "ServerConfig",
+    "Task",
+    "TaskConfig",
     "TrainConfig",
     "WireConfig",
     "build_head",

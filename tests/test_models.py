@@ -96,7 +96,7 @@ def test_convolutions_have_he_variance() -> None:
 
 def test_gradients_keep_the_channels_last() -> None:
     """Of a step's layers those that meet a gradient in the other order take many times as long."""
-    flat = build_head("linear", (4, 6, 6), classes=3, seed=0)
+    flat = build_head("linear", (4, 6, 6), outputs=3, seed=0)
     for layer in (PaddedShortcut(new_channels=4, stride=2), GlobalAverage(), flat):
         start = torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
         x = start * 1  # a gradient in between, which nobody brings into another order

@@ -39,6 +39,35 @@ def batch(client=0, epoch=0, step=0, samples=5, channels_last=False, dtype=torch
 # ---------------------------------------------------------------------------------------------------- messages
 
 
+def test_targets_of_any_kind_cross_exactly_and_class_numbers_as_ever():
+    masks = torch.randint(0, 5, (5, 4, 4))
+    targets = {"mask": masks, "of": (torch.rand(5, 2, dtype=torch.float64), torch.tensor([[math.nan]] * 5))}
+    message = messages.write_batch(dataclasses.replace(batch(), targets=targets), "int8").batch
+    assert not message.labels
+    spec = {"mask": ("int64", (4, 4)), "of/#0": ("float64", (2,)), "of/#1": ("float32", (1,))}
+    messages.check_batch(message, 0, [SHAPE], 5, 8, targets=spec)
+    back = messages.read_batch(message).targets
+    assert torch.equal(back["mask"], masks)
+    assert torch.equal(back["of"][0], targets["of"][0])
+    assert back["of"][1].isnan().all()
+    assert not messages.write_batch(batch(), "none").batch.targets
+    unlabelled = messages.write_batch(dataclasses.replace(batch(), targets=torch.tensor([1, -100, 2, 0, 1])), "none").batch
+    messages.check_batch(unlabelled, 0, [SHAPE], 10, 8)
+    assert messages.read_batch(unlabelled).targets.tolist() == [1, -100, 2, 0, 1]
+    for change, text in [
+        (lambda m: m.targets.pop(), "expected targets .*'of/#1'.*, found"),
+        (lambda m: m.targets[0].shape.append(2**31), "expected targets"),
+        (lambda m: m.targets[0].__setattr__("codec", "int8"), "expected targets"),
+        (lambda m: m.labels.extend([1]), "expected 1 to 8 samples|expected tensors of|expected targets"),
+        (lambda m: m.targets.append(m.targets[0]), "expected targets"),
+    ]:  # fmt: skip
+        bad = pb.Batch()
+        bad.CopyFrom(message)
+        change(bad)
+        with pytest.raises(InputError, match=text):
+            messages.check_batch(bad, 0, [SHAPE], 5, 8, targets=spec)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_batches_come_back_with_values_order_and_memory_of_their_own(dtype, channels_last):
@@ -339,6 +368,13 @@ JOIN = pb.ClientMessage(join=pb.Join(client=0, settings="{}")).SerializeToString
 CORRUPT = b"\xff\xff\xff garbage"
 
 
+def written(value):
+    """A batch with such an activation in it."""
+    good = batch()
+    values = good.tensors[0].index_fill(0, torch.tensor([2]), value)
+    return messages.write_batch(dataclasses.replace(good, tensors=(values,)), "none").SerializeToString()
+
+
 def test_corrupt_message_is_rejected_and_the_next_good_one_is_served(served):
     one = served()
     channel, outgoing, replies = raw_stream(one.address)
@@ -349,6 +385,9 @@ def test_corrupt_message_is_rejected_and_the_next_good_one_is_served(served):
         (CORRUPT, f"message of client 0: expected a ClientMessage, found {len(CORRUPT)} bytes that are none"),
         (messages.write_batch(batch(client=1), "none").SerializeToString(), "expected client 0, found client 1"),
         (messages.write_batch(bad_labels, "none").SerializeToString(), "expected labels from 0 to 9, found 12"),
+        (written(math.nan), "batch of client 0, epoch 0, step 0, tensor 0: expected finite values, found NaN or infinity"),
+        (written(math.inf), "tensor 0: expected finite values, found NaN or infinity"),
+        (written(3e38), "tensor 0: expected finite values, found NaN or infinity"),
     ]:
         outgoing.put(data)
         assert text in next_reply(replies).rejected.reason

@@ -14,9 +14,8 @@ from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
     MulticlassJaccardIndex,
-    MultilabelF1Score,
 )
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_f1_score
 from torchmetrics.functional.regression import r2_score
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.text import Perplexity
@@ -80,6 +79,10 @@ def _both(targets: Tensor) -> bool:
     return bool((targets == 1).any() and (targets == 0).any())
 
 
+def _any(targets: Tensor) -> bool:
+    return len(targets) > 0
+
+
 def _several(targets: Tensor) -> bool:
     return len(targets) > 1 and bool((targets != targets[0]).any())
 
@@ -90,6 +93,10 @@ def _auroc(predictions: Tensor, targets: Tensor) -> Tensor:
 
 def _average_precision(predictions: Tensor, targets: Tensor) -> Tensor:
     return binary_average_precision(predictions, targets.long(), validate_args=False)
+
+
+def _f1(predictions: Tensor, targets: Tensor) -> Tensor:
+    return binary_f1_score(predictions, targets.long(), validate_args=False)
 
 
 def _r2(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -108,11 +115,6 @@ class _RootOfSquared(MeanSquaredError):
         super().update(predictions[known], targets[known])
 
 
-class _F1OfKnown(MultilabelF1Score):
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        super().update(predictions, targets.nan_to_num(nan=-1).long())
-
-
 class _TokenAccuracy(Accuracy):
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         super().update(predictions.argmax(-1), targets)
@@ -129,12 +131,11 @@ def classification(outputs: int, ignore_index: int | None) -> MetricCollection:
     return _collection(found)
 
 
-def multilabel(outputs: int) -> MetricCollection:
+def multilabel() -> MetricCollection:
     """Of probabilities (B, labels) and targets (B, labels) of 0, 1 and NaN."""
-    f1 = _F1OfKnown(outputs, average="macro", ignore_index=-1, validate_args=False)
     return _collection({
         "auroc_macro": PerColumn(_auroc, _both, True), "auroc": PerColumn(_auroc, _both, False),
-        "map": PerColumn(_average_precision, _both, True), "f1_macro": f1,
+        "map": PerColumn(_average_precision, _both, True), "f1_macro": PerColumn(_f1, _any, True),
     })  # fmt: skip
 
 

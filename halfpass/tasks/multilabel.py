@@ -40,6 +40,6 @@ def build(outputs: int, targets: Spec, options: Options) -> Task:
         weights("task.positive_weights", options.positive_weights, outputs), options.label_smoothing,
     )  # fmt: skip
     return Task(
-        "multilabel", outputs, loss, of_torchmetrics("multilabel", outputs), "auroc_macro",
+        "multilabel", outputs, loss, of_torchmetrics("multilabel"), "auroc_macro",
         probabilities=torch.sigmoid, measured=lambda answers, found: (answers, found.float()), check=_check,
     )  # fmt: skip
