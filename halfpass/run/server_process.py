@@ -99,10 +99,11 @@ class Admission:
         task = self.network.task
         with_answers = batch.test and self.network.head is not None and task.probabilities is not None
         size = self.config.train.batch_size
-        network = self.network
+        crossing, whole = self.network.crossing(test=batch.test)
         check_batch(
-            batch, client, network.crossing, task.outputs, size, with_answers, task.spec, network.whole, network.reads
-        )
+            batch, client, crossing, task.outputs, size, with_answers, task.spec, whole,
+            self.network.reads(test=batch.test),
+        )  # fmt: skip
 
     def check_values(self, client: int, batch: CutBatch) -> None:
         """Raises InputError where a batch's targets, once decoded, are out of range."""
