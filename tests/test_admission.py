@@ -22,7 +22,7 @@ CONFIG = Config(clients=ClientsConfig(count=2))
 def join(**changes):
     network = setup.build_network(CONFIG, (1, 8, 8), 10)
     good = {
-        "protocol": PROTOCOL, "client": 0, "settings": json.dumps(setup.agreed_settings(CONFIG)), "sample_shape": (1, 8, 8),
+        "protocol": PROTOCOL, "client": 0, "settings": json.dumps(setup.agreed_settings(CONFIG)), "inputs": json.dumps({"": ["float32", [1, 8, 8]]}),
         "outputs": 10, "samples": 300, "steps": 3, "parameters": network.parameters, "fingerprint": network.fingerprint,
     }  # fmt: skip
     return pb.Join(**(good | changes))

@@ -386,7 +386,7 @@ def joining(config, data, client=0):
     network = setup.build_network(config, data.train.sample_shape, data.classes)
     settings = setup.agreed_settings(config) | {"data": setup.agreement(config, data)}
     return pb.Join(
-        protocol=PROTOCOL, client=client, settings=json.dumps(settings), sample_shape=data.train.sample_shape,
+        protocol=PROTOCOL, client=client, settings=json.dumps(settings), inputs=json.dumps({"": ["float32", list(data.train.sample_shape)]}),
         outputs=data.classes, samples=len(data.train), steps=batch_count(len(data.train), config.train.batch_size),
         parameters=network.parameters, fingerprint=network.fingerprint,
     )  # fmt: skip

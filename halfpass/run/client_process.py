@@ -119,7 +119,7 @@ def join(config: Config, address: str, index: int) -> Path:
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]
     task = setup.task_of(config, data)
-    network = setup.build_network(config, data.train.sample_shape, task, setup.some_samples(data))
+    network = setup.network_of(config, data, task)
     client = setup.build_client(config, network, index)
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
@@ -147,7 +147,8 @@ def connect(
     training samples and steps per epoch; `agreement` is what its data must have in common with other clients'."""
     join = pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | {DATA: agreement}),
-        sample_shape=network.sample_shape, outputs=network.task.outputs, samples=samples, steps=steps,
+        inputs=json.dumps(setup.written_spec(network.inputs)),
+        outputs=network.task.outputs, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
         targets=json.dumps({"spec": setup.written_spec(network.task.spec), "names": network.task.names}),
         plan=setup.write_plans(network.plans),

@@ -68,7 +68,8 @@ class Admission:
             _agree(place, key, ours.get(key), theirs.get(key))
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
-        _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
+        inputs = read_inputs(place, join)
+        _agree(place, "inputs", read_inputs(place, first), inputs)
         self._agree_on_data(place, data)
         _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
         spec, names = _targets(place, join)
@@ -76,7 +77,7 @@ class Admission:
         network = self.network
         if network is None:
             task, plans = setup.agreed_task(self.config, join.outputs, spec, names), setup.read_plans(join.plan)
-            network = setup.build_network(self.config, tuple(join.sample_shape), task, plans=plans)
+            network = setup.build_network(self.config, inputs, task, plans=plans)
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
@@ -113,6 +114,19 @@ class Admission:
             self.network.task.check(place, batch.targets)
 
 
+def read_inputs(place: str, join: pb.Join) -> Spec:
+    """What a client says of its inputs: dtypes and shapes by name."""
+    try:
+        spec = setup.read_spec(parse_json(join.inputs, MOST_SETTINGS_BYTES))
+        known = all(dtype in DTYPES and all(type(n) is int for n in shape) for dtype, shape in spec.values())
+    except (ValueError, TypeError, AttributeError):
+        known, spec = False, {}
+    if not spec or not known:
+        expected = "inputs as a JSON object of names, dtypes and shapes"
+        raise InputError(place, expected, repr(join.inputs[:40]), "use halfpass join")
+    return spec
+
+
 def _targets(place: str, join: pb.Join) -> tuple[Spec, list[str]]:
     """What a client says of its targets: dtypes and shapes, and the names of classes or columns."""
     if not join.targets:
@@ -142,11 +156,12 @@ def _settings(place: str, join: pb.Join) -> dict[str, Any]:
 
 def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> None:
     """What a client says of its data, before anything of that size is built."""
-    values = math.prod(join.sample_shape)
-    if not (join.sample_shape and 0 < values <= MOST_VALUES and 0 < join.outputs <= MOST_CLASSES):
+    shapes = [shape for _, shape in read_inputs(place, join).values()]
+    if not (all(n > 0 for shape in shapes for n in shape) and 0 < sum(map(math.prod, shapes)) <= MOST_VALUES
+            and all(shapes) and 0 < join.outputs <= MOST_CLASSES):  # fmt: skip
         raise InputError(
             place, f"samples of 1 to {MOST_VALUES} values in 1 to {MOST_CLASSES} classes",
-            f"shape {tuple(join.sample_shape)} in {join.outputs} classes", "check the data set",
+            f"shape {shapes[0] if len(shapes) == 1 else shapes} in {join.outputs} classes", "check the data set",
         )  # fmt: skip
     if join.samples < 1:
         raise InputError(place, "training samples", "none", "check the data set")
