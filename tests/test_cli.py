@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -254,6 +255,47 @@ def test_a_comparison_leaves_out_what_a_baseline_cannot_have(capsys):
     assert said[0] == said[1]
     Path("both/centralized-seed-0/result.json").write_text("junk")
     fails(capsys, ["export", "both/centralized-seed-0"], 2, "both/centralized-seed-0/result.json: expected JSON, found .*")
+
+
+def test_a_comparison_that_was_broken_off_goes_on(capsys):
+    words = ["compare", *QUICK, "--train.epochs", "2", "--server.store", "kept", "--methods", "decoupled,conventional", "--out", "both"]
+    assert main(words) == 0
+    folders = [Path("both") / f"{method}-seed-0" for method in ("decoupled", "conventional")]
+    whole = [{file.name: load_file(file) for file in folder.glob("*.safetensors")} for folder in folders]
+    capsys.readouterr()
+    fails(capsys, words, 2, "out: expected a folder without a run, found compare.json in both; choose another folder")
+    first = (folders[0] / "result.json").stat().st_mtime_ns
+    Path("both/compare.json").unlink()  # as if broken off: one finished, one in its first epoch, with uploads in its store
+    for name in ("result.json", "server.safetensors"):
+        (folders[1] / name).unlink()
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "run 1 of 2: decoupled, seed 0, is there already\n" in said
+    assert "run 2 of 2: conventional, seed 0\n" in said
+    assert (folders[0] / "result.json").stat().st_mtime_ns == first
+    for folder, weights in zip(folders, whole, strict=True):
+        found = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
+        assert found.keys() == weights.keys()
+        assert all(equal(found[name], weights[name]) for name in weights)
+    assert len(json.loads(Path("both/compare.json").read_text())["rows"]) == 2
+    Path("both/compare.json").unlink()
+    fails(capsys, [*words, "--train.lr", "0.1"], 2, "both/decoupled-seed-0: expected a training with train.lr 0.1, found one with 0.2; choose another folder")
+
+
+def test_a_comparison_goes_on_behind_the_last_whole_epoch(capsys):
+    words = ["compare", *QUICK, "--train.epochs", "3", "--methods", "decoupled", "--out", "both"]
+    child = subprocess.Popen([sys.executable, "-m", "halfpass", *words], stderr=subprocess.PIPE, text=True)
+    for line in child.stderr:
+        if "epoch 1/3" in line:
+            child.send_signal(signal.SIGINT)
+            break
+    child.communicate(timeout=60)
+    if not Path("both/decoupled-seed-0/result.json").exists():
+        assert Path("both/decoupled-seed-0/unfinished.pt").is_file()
+    assert main(words) == 0
+    epochs = [json.loads(line)["epoch"] for line in Path("both/decoupled-seed-0/metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(epochs)) == [1, 2, 3]
+    assert "epoch 1/3" not in capsys.readouterr().err
 
 
 def test_a_default_cut_written_out_is_the_same_run():

@@ -70,7 +70,7 @@ def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_pat
     ended, come, ahead = set(), threading.Event(), threading.Event()
     waits = itertools.chain([come, ahead], itertools.repeat(ahead))
     settings = config(tmp_path / "server", topology=topology, epochs=1, batch_size=16)
-    clients = dataclasses.replace(settings.clients, rounds=rounds, partition="iid")
+    clients = dataclasses.replace(settings.clients, rounds=rounds, partition="iid", alpha=0.5)
     settings = dataclasses.replace(settings, clients=clients, data=DataConfig(limit=128))  # 4 batches each
     accept, forward, step, build = Hub._accept, ClientEpoch.forward, replay.server_step, setup.build_network
     tracing = threading.Lock()  # torch.fx patches nn.Module for all threads while it traces a network

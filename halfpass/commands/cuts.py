@@ -4,9 +4,9 @@ from rich.console import Console
 from rich.table import Table
 
 from halfpass.config import DataConfig, ModelConfig
-from halfpass.data.datasets import KNOWN_SHAPES, load
+from halfpass.data.datasets import KNOWN_SHAPES
 from halfpass.networks.cut_table import CutRow, cut_table
-from halfpass.run.setup import some_samples
+from halfpass.run.setup import load_data, some_samples
 
 
 def print_cuts(model: ModelConfig, data: DataConfig) -> None:
@@ -14,11 +14,12 @@ def print_cuts(model: ModelConfig, data: DataConfig) -> None:
     samples = None
     if data.name in KNOWN_SHAPES:
         sample_shape, classes = KNOWN_SHAPES[data.name]
+        shape = "×".join(map(str, sample_shape))
     else:
-        read = load(data.name, data.path, limit=data.limit, image_size=data.image_size)
+        read = load_data(data)
         sample_shape, classes, samples = read.train.sample_shape, read.classes, some_samples(read)
+        shape = read.train.kinds()[0]
     rows = cut_table(model.name, sample_shape, classes, model.head, samples=samples)
-    shape = "×".join(map(str, sample_shape))
     print(f"{model.name} on {data.name} ({shape}, {classes} classes), head {model.head}; FLOPs of one forward pass")
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(_table(rows))

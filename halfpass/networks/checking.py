@@ -38,7 +38,10 @@ class _Case:
     # decoupled training, of which only the server's step is of the network's own loss
 
 
-USUAL = (_Case(True, marked=True), _Case(True), _Case(True, 1, marked=True), _Case(False), _Case(False, 1))
+USUAL = (
+    _Case(True, marked=True), _Case(True), _Case(True, 1, marked=True), _Case(True, 2, marked=True),
+    _Case(False), _Case(False, 1),
+)  # fmt: skip
 UNDER_MORE_SEEDS = (_Case(True, marked=True),) * 3
 
 
@@ -46,8 +49,8 @@ def check_exact(
     place: str, model: nn.Module, client: nn.Module, server: nn.Module, inputs: Tree, *, draws: bool, remedy: str
 ) -> None:
     """Raises InputError where `client` and `server` do something else than `model` on `inputs`: in training and in
-    evaluation, with all samples and with one less, and where `draws` says that it draws random numbers under more
-    seeds.
+    evaluation, with all samples, one and two less (kernels may be others for another number), and where `draws` says
+    that it draws random numbers under more seeds.
 
     The three are copied once, and go through all cases one after the other, each on what the last one left behind. A
     network that does not repeat itself under one seed cannot be checked, and is refused.
@@ -56,6 +59,8 @@ def check_exact(
     samples = sample_count(inputs)
     for seed, case in enumerate((*USUAL, *UNDER_MORE_SEEDS) if draws else USUAL):
         count = samples - case.fewer
+        if count < 2:  # BatchNorm cannot train on one
+            continue
         batch = map_leaves(operator.itemgetter(slice(count)), inputs)
         when = f"in {'training' if case.training else 'evaluation'} mode with {count} samples"
         for module in (network, twin, below, above):

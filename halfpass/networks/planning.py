@@ -90,7 +90,7 @@ class Watched:
         changed = _changed(place, crossing, above)
         values = tuple(
             Value(own.get(id(t)), made.get(id(t)), tuple(t.shape), dtype_name(t), id(t) in changed,
-                  depends[_memory(t)] <= {MASK}, _order(t))
+                  depends[_memory(t)] <= {MASK}, memory_order(t))
             for t in crossing
         )
         repeated = [each for number, each in enumerate(below) if number in again]
@@ -165,7 +165,7 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _order(tensor: Tensor) -> tuple[int, ...] | None:
+def memory_order(tensor: Tensor) -> tuple[int, ...] | None:
     """Its dimensions as they lie in memory, the outermost first; None where that is their own order, or channels last,
     which arithmetic chooses."""
     usual = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))

@@ -44,14 +44,16 @@ class Value:
     mixed: bool = False
 
     def samples_first(self, tensor: Tensor) -> Tensor:
-        """As it goes on the wire, a view: (B, *shape)."""
+        """As it goes on the wire: (B, *shape), dense in that order, or channels last. Its gradient then is so too,
+        whether it comes from a wire or not."""
         if self.whole:
-            return tensor
+            return tensor if self.order is None else tensor.contiguous()
         if self.times > 1:
             sizes = (self.times, -1) if self.mixed else (-1, self.times)
             tensor = tensor.unflatten(self.dim, sizes)
         at = self.dim + (self.times > 1 and self.mixed)
-        return tensor.movedim(at, 0) if at else tensor
+        tensor = tensor.movedim(at, 0) if at else tensor
+        return tensor if self.order is None and not at else tensor.contiguous()
 
     def as_in_network(self, tensor: Tensor) -> Tensor:
         """The inverse of `samples_first`; in memory as it was, for the kernels' last digits depend on it."""

@@ -21,7 +21,7 @@ from halfpass.networks.checking import check_exact
 from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
 from halfpass.networks.models import Model
 from halfpass.networks.observe import copied, observe, seeded_everything
-from halfpass.networks.planning import Watched, make_plan
+from halfpass.networks.planning import Watched, make_plan, memory_order
 from halfpass.networks.replay import CutPlan, Part, Value, named_tensors
 from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
 from halfpass.tree import Tree, call, map_leaves, sample_count
@@ -107,10 +107,17 @@ class Watching:
             with suppress(InputError):  # the network itself may still be cut; if not, that says why
                 halves = _split_graph(self.model, layer)
                 self._check(place, halves)
-                return halves
+                if self._usual(halves.client):
+                    return halves
         halves = split_by(self.model, self.plan(place, layer))
         self._check(place, halves)
         return halves
+
+    def _usual(self, client: nn.Module) -> bool:
+        """Whether all that crosses is dense in its order, or channels last: on a wire it will be."""
+        with torch.no_grad(), seeded_everything(0):
+            crossing = call(copy.deepcopy(client), map_leaves(lambda leaf: leaf.clone(), self.inputs))
+        return all(memory_order(tensor) is None for tensor in crossing)
 
     def split_twice(self, lower: str, upper: str) -> tuple[Halves, nn.Module, CutPlan | None]:
         """As `split_twice` does."""

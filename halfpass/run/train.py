@@ -1,6 +1,7 @@
 """`train` and `compare`: from settings to finished runs."""
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 
-from halfpass.config import Config, Method, without_decoupled
+from halfpass.config import Config, Method, as_dict, without_decoupled
 from halfpass.errors import InputError, choice_error
 from halfpass.files import alone_in, write_json
 from halfpass.run import setup
@@ -16,7 +17,17 @@ from halfpass.run.centralized import train_centralized
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_local
 from halfpass.run.processes import train_processes
-from halfpass.run.records import RunFolder, command_line, default_folder, now, read_config, read_result, refuse_run
+from halfpass.run.records import (
+    CHECKPOINT,
+    RunFolder,
+    command_line,
+    default_folder,
+    difference,
+    now,
+    read_config,
+    read_result,
+    refuse_run,
+)
 
 
 def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
@@ -81,20 +92,26 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
     """Every method with every seed, each in a fresh process, so that no run's memory is another's.
 
     Writes `OUT/METHOD-seed-N/` and `OUT/compare.json`, which has the form of the files under `results/`; returns the
-    run folders. Raises InputError, with nothing written, where settings or data cannot be used, and PassedOnError where
-    a run fails.
+    run folders. A comparison that was broken off goes on when it is started again: what is finished stays, a training
+    with a finished epoch in one process goes on, any other begins anew. Raises InputError, with nothing written, where
+    settings or data cannot be used, and PassedOnError where a run fails.
     """
     out = Path(config.out or f"runs/{now()}-compare")
     runs = [_member(config, out, method, seed) for seed in seeds for method in methods]
-    for folder in [out, *(run.folder for run in runs)]:
-        refuse_run(folder)
+    refuse_run(out)
+    for run in runs:
+        _refuse_another(run)
     data = setup.load_data(config.data)
     for run in runs:
-        setup.prepare(run, data)
+        setup.prepare(run, data, old=(run.folder / "config.yaml").exists())
     del data
-    for number, run in enumerate(runs, 1):
-        print(f"run {number} of {len(runs)}: {run.method}, seed {run.train.seed}", file=sys.stderr, flush=True)
-        _run_fresh(run, debug)
+    with alone_in(out):
+        for number, run in enumerate(runs, 1):
+            kept = ", is there already" if (run.folder / "result.json").is_file() else ""
+            line = f"run {number} of {len(runs)}: {run.method}, seed {run.train.seed}{kept}"
+            print(line, file=sys.stderr, flush=True)
+            if not kept:
+                _run_fresh(run, debug)
     folders = [run.folder for run in runs]
     rows = [read_result(folder) for folder in folders]
     made = {"environment": rows[0]["environment"], "command": command_line("halfpass")}
@@ -102,15 +119,33 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int], *, deb
     return folders
 
 
+def _refuse_another(run: Config) -> None:
+    """Refuses a folder with something else in it than this very training, finished or broken off."""
+    if not (run.folder / "config.yaml").is_file():
+        refuse_run(run.folder)
+    elif other := difference(run, as_dict(read_config(run.folder))):
+        key, value, found = other
+        expected, remedy = f"a training with {key} {value}", "choose another folder"
+        raise InputError(str(run.folder), expected, f"one with {found}", remedy)
+
+
 def _run_fresh(run: Config, debug: bool) -> None:
-    """A prepared run in processes of its own: its server and clients, or one for all."""
-    run = with_threads(run)
+    """A prepared run in processes of its own: its server and clients, or one for all. Goes on where one was broken off
+    behind an epoch; what one that did not get that far has left goes, its store too."""
+    run, more = with_threads(run), ["--debug"] if debug else []
+    if (run.folder / CHECKPOINT).is_file():
+        return run_alone(run.method, ["resume", str(run.folder), "--allow_code", *more])
+    if (run.folder / "config.yaml").is_file():
+        shutil.rmtree(run.folder)
+        if (store := run.server.store) is not None and (Path(store) / "store.json").is_file():
+            shutil.rmtree(store)
     folder = RunFolder.create(run.folder, run).path
     if process_count(run) > 1:
         with alone_in(folder):
             train_processes(run, folder, debug=debug)
     else:
-        run_alone(run.method, ["train", "--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])])
+        run_alone(run.method, ["train", "--config", str(folder / "config.yaml"), *more])
+    return None
 
 
 def process_count(config: Config) -> int:
