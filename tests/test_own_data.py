@@ -423,7 +423,7 @@ def test_sites_whose_classes_differ_are_refused_and_both_lists_shown():
         lambda: unnamed.admit(joining(config, dataclasses.replace(pictures_of(["a", "b", "c"]), names=()), 1))
     ) == (
         "client 1 at joining: expected number of classes 2 (the server's), found 3; "
-        "name the classes, or their number, in data.classes at every client"
+        "name the classes, or their number, in data.classes, alike for all clients and the server"
     )
 
 

@@ -37,12 +37,12 @@ from halfpass.wire.store import UploadStore
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
 MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
 LONGEST = 500  # characters of a value that a message shows
-CLASSES_REMEDY = "name the classes, or their number, in data.classes at every client"
+CLASSES_REMEDY = "name the classes, or their number, in data.classes, alike for all clients and the server"
 NORMALIZATION_REMEDY = "normalize alike, or set data.normalization to own where each client's own is meant"
 DATA_REMEDIES = {
     "class names": "give all clients the same class names in the same order: data.classes",
     "columns": "give all clients the same columns; data.categorical names the categories, which a client may lack",
-    "gray range": "set data.gray_range to the same at every client",
+    "gray range": "set data.gray_range, alike for all clients and the server",
     **dict.fromkeys(("mean", "std", "mean and deviation of columns"), NORMALIZATION_REMEDY),
 }
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
@@ -99,10 +99,11 @@ class Admission:
         task = self.network.task
         with_answers = batch.test and self.network.head is not None and task.probabilities is not None
         size = self.config.train.batch_size
-        network = self.network
+        crossing, whole = self.network.crossing(test=batch.test)
         check_batch(
-            batch, client, network.crossing, task.outputs, size, with_answers, task.spec, network.whole, network.reads
-        )
+            batch, client, crossing, task.outputs, size, with_answers, task.spec, whole,
+            self.network.reads(test=batch.test),
+        )  # fmt: skip
 
     def check_values(self, client: int, batch: CutBatch) -> None:
         """Raises InputError where a batch's targets, once decoded, are out of range."""

@@ -65,21 +65,16 @@ class Network:
     plans: Plans
     notes: tuple[str, ...] = ()  # what the user should hear
 
-    @property
-    def crossing(self) -> list[tuple[tuple[int, ...], str]]:
-        """Shape per sample and dtype of what crosses of each sample."""
-        return [(value.shape, value.dtype) for value in self.values if not value.whole]
+    def crossing(self, *, test: bool) -> tuple[list[tuple[tuple[int, ...], str]], ...]:
+        """Shape and dtype of what crosses: of each sample, and of a batch as a whole."""
+        plan = self.plans.get("cut")
+        values = self.values if plan is None else plan.of(not test).values
+        return tuple([(v.shape, v.dtype) for v in values if v.whole == whole] for whole in (False, True))
 
-    @property
-    def whole(self) -> list[tuple[tuple[int, ...], str]]:
-        """And of what crosses of a batch as a whole."""
-        return [(value.shape, value.dtype) for value in self.values if value.whole]
-
-    @property
-    def reads(self) -> bool:
+    def reads(self, *, test: bool) -> bool:
         """Whether what Python read of data below the cut crosses too."""
         plan = self.plans.get("cut")
-        return plan is not None and plan.reads
+        return plan is not None and plan.of(not test).reads
 
     @property
     def cut_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -310,8 +305,8 @@ def _refuse_parts(config: Config, plan: CutPlan | None) -> None:
     for name, value, usual in (
         ("train.micro_batch", config.train.micro_batch, None), ("server.merge", config.server.merge, 1),
     ):  # fmt: skip
-        if plan is not None and plan.whole and value != usual:
-            found = f"{value}, and {plan.whole} values cross that are of the batch as a whole"
+        if plan is not None and plan.train.whole and value != usual:
+            found = f"{value}, and {plan.train.whole} values cross that are of the batch as a whole"
             raise InputError(name, f"its default at model.cut {plan.layer}", found, "leave it out, or cut elsewhere")
 
 
@@ -424,6 +419,8 @@ def check_between_processes(config: Config) -> None:
     """What a server or a client can check of its settings before anything is said of the data."""
     if config.method == "centralized":
         raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
+    if config.data.workers > 0:  # they are forked, which stands still beside gRPC's threads
+        raise InputError("data.workers", "0 between processes", str(config.data.workers), "leave it out")
     check_names(config)
 
 
