@@ -48,6 +48,8 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     (["train", "--method", "decopled"], rf"method: expected one of {CHOICES}, found 'decopled'; did you mean 'decoupled'\?"),
     (["train", "--lr", "1"], r"arguments: expected a known option, found --lr; did you mean '--train.lr'\?"),
     (["train", "--seed", "1"], r"arguments: expected a known option, found --seed; did you mean '--train.seed'\?"),
+    (["train", "--task", "regression"], r"data digits, targets for task regression: expected floating point \(N,\) or \(N, columns\), found torch.int64 \(1437,\); .*"),
+    (["train", "--task=regresion"], "task.name: expected one of classification, .*, found 'regresion'; did you mean 'regression'\\?"),
     (["train", "--name", "x"], r"arguments: expected a known option, found --name; did you mean '--data.name' or '--task.name' or '--model.name'\?"),
     (["train", "--model", "resnet20"], "--model: expected one of its settings by name, such as --model.name, found 'resnet20'; name it"),
     (["train", "--wire.budget", "10MB"], "wire.budget: expected a whole number, found '10MB'; write 10000000"),
