@@ -25,6 +25,7 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
 
+WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
 DATA = "data"  # among the settings that a client sends: what its data must have in common with the others'
 
 
@@ -145,8 +146,9 @@ def connect(
 ) -> Connection:  # fmt: skip
     """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
     training samples and steps per epoch; `agreement` is what its data must have in common with other clients'."""
+    own = {DATA: agreement, WEIGHTS: network.digests}
     join = pb.Join(
-        protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | {DATA: agreement}),
+        protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | own),
         inputs=json.dumps(setup.written_spec(network.inputs)),
         outputs=network.task.outputs, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,

@@ -64,6 +64,7 @@ class Admission:
         _agree(place, "protocol", PROTOCOL, join.protocol)
         theirs, ours = _settings(place, join), setup.agreed_settings(self.config)
         data = theirs.pop("data", {})  # what the clients' data must have in common; the server has none
+        weights = theirs.pop("weights", {})
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
@@ -78,6 +79,7 @@ class Admission:
         if network is None:
             task, plans = setup.agreed_task(self.config, join.outputs, spec, names), setup.read_plans(join.plan)
             network = setup.build_network(self.config, inputs, task, plans=plans)
+        _agree_on_weights(place, network.digests, weights if isinstance(weights, dict) else {})
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
@@ -112,6 +114,18 @@ class Admission:
         if self.network.task.check is not None:
             place = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}, targets"
             self.network.task.check(place, batch.targets)
+
+
+def _agree_on_weights(place: str, ours: Mapping[str, str | None], theirs: Mapping[str, Any]) -> None:
+    """Each half begins with its owner's weights; where the other side has loaded some for it, they must be those."""
+    remedy = "give both sides the same file as model.weights, or each one that holds its own half alone"
+    if theirs.get("server") not in (None, ours.get("server")):
+        found = f"{theirs['server']!r} loaded at the client"
+        expected = f"initial weights of the server half {ours.get('server')!r} (the server's)"
+        raise InputError(place, expected, found, remedy)
+    if ours.get("client") not in (None, theirs.get("client")):
+        expected = f"initial weights of the client half {ours['client']!r}, loaded at the server"
+        raise InputError(place, expected, f"{theirs.get('client')!r} at the client", remedy)
 
 
 def read_inputs(place: str, join: pb.Join) -> Spec:

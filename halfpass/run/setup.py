@@ -33,7 +33,7 @@ from halfpass.data.samples import Stream
 from halfpass.errors import InputError, choice_error, reason
 from halfpass.networks.heads import HEADS, build_head
 from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
-from halfpass.networks.pretrained import freeze, load_weights
+from halfpass.networks.pretrained import digest, freeze, load_weights
 from halfpass.networks.replay import CutPlan, Value, plan_as_dict, plan_from_dict
 from halfpass.networks.split import Halves, check_same, crossing_values, split, split_by, split_twice
 from halfpass.networks.transformer import BYTES
@@ -63,7 +63,7 @@ class Network:
     parameters: int  # of the whole network, head not included
     fingerprint: str  # of names and shapes of weights, buffers and cut, and of how it is cut
     plans: Plans
-    notes: tuple[str, ...] = ()  # what the user should hear
+    digests: dict[str, str | None]  # by half: of its weights from model.weights; None where there are none
 
     def crossing(self, *, test: bool) -> tuple[list[tuple[tuple[int, ...], str]], ...]:
         """Shape and dtype of what crosses: of each sample, and of a batch as a whole."""
@@ -218,7 +218,7 @@ def build_network(
         config.model.name, sample_shape, task.outputs, config.train.seed, task.shape,
         pretrained=config.model.pretrained, example=example,
     )  # fmt: skip
-    notes = _set_up_weights(config, model)
+    loaded = _set_up_weights(config, model)
     cut = _cut_name(config, model)
     if config.model.edge_cut is None:
         halves = _cut(model, cut, example, samples, plans)
@@ -249,7 +249,8 @@ def build_network(
         described += write_plans(found)
     parameters = sum(p.numel() for half in (halves.client, halves.server) for p in half.parameters())
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return Network(halves, head, cut, values, spec, task, parameters, fingerprint, found, tuple(notes))
+    digests = {side: digest(loaded, half) for side, half in (("client", halves.client), ("server", halves.server))}
+    return Network(halves, head, cut, values, spec, task, parameters, fingerprint, found, digests)
 
 
 def write_plans(plans: Plans) -> str:
@@ -291,14 +292,18 @@ def _cut(
     return halves
 
 
-def _set_up_weights(config: Config, model: Model) -> list[str]:
-    """Loads initial weights and freezes what is to be frozen; returns what there is to say of it."""
+def _set_up_weights(config: Config, model: Model) -> dict[str, Tensor]:
+    """Loads initial weights, says what did not match, and freezes what is to be frozen; returns what was loaded."""
     settings = config.model
     whole = Pair(*model) if isinstance(model, tuple) else model
-    notes = [] if settings.weights is None else load_weights("model.weights", whole, settings.weights)
+    loaded: dict[str, Tensor] = {}
+    if settings.weights is not None:
+        loaded, notes = load_weights("model.weights", whole, settings.weights)
+        for note in () if IS_CHILD else notes:
+            print(f"halfpass: {note}", file=sys.stderr, flush=True)
     if settings.freeze is not None:
         freeze("model.freeze", whole, settings.freeze)
-    return notes
+    return loaded
 
 
 def _refuse_parts(config: Config, plan: CutPlan | None) -> None:
