@@ -47,7 +47,7 @@ from halfpass.report.figures import BLUE, GREY, INK, STYLE, VERMILLION
 from halfpass.report.tables import significant
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.client_process import connect
+from halfpass.run.client_process import connect, end_of_test
 from halfpass.run.records import RunFolder, command_line, environment
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
@@ -164,7 +164,8 @@ class Feeder:
         for step in range(1 if test else steps):
             connection.send_in_turn(partial(self.message, epoch, step, test))
         if test:
-            end = pb.ClientMessage(test_end=pb.TestEnd(epoch=epoch, samples=BATCH_SIZE, has_head=True))
+            scores = dict.fromkeys(map(str, self.network.task.metrics()), 0.0)
+            end = pb.ClientMessage(test_end=end_of_test(epoch, BATCH_SIZE, scores, has_head=True))
         else:
             end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=samples))
         connection.send_in_turn(lambda: [end])

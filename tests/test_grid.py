@@ -221,7 +221,7 @@ def test_what_is_no_grid_is_refused(grid, tmp_path, change, said):
     (["{grid}", "--set", "model.cut=nowhere"], "model.cut 'nowhere': expected"),
     (["{grid}", "--set", "out=runs"], "expected settings other than the seed and the folder, found out; use seeds, and --out"),
     (["{grid}", "--set", "train.lr=1", "train.lr=2"], "--set: expected train.lr once, found twice; leave one out"),
-    (["{grid}", "--set", "data.path=["], "--set: expected a value for data.path, found '[' (ParserError: while parsing a flow node"),
+    (["{grid}", "--set", "data.path=["], "--set: expected a value for data.path, found '[' (while parsing a flow node"),
     (["{grid}", "--results", "{folder}"], "--results: expected a file, found a folder at"),
     (["{grid}", "--out", "{grid}"], "out: expected a folder that can be made, found"),
     (["{grid}", "--jobs", "0"], "--jobs: expected at least 1, found 0"),

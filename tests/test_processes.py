@@ -75,9 +75,9 @@ def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_pat
     accept, forward, step, build = Hub._accept, ClientEpoch.forward, replay.server_step, setup.build_network
     tracing = threading.Lock()  # torch.fx patches nn.Module for all threads while it traces a network
 
-    def built(*arguments):
+    def built(*arguments, **named):
         with tracing:
-            return build(*arguments)
+            return build(*arguments, **named)
 
     def accepted(hub, stream, data):
         accept(hub, stream, data)

@@ -45,14 +45,14 @@ def test_targets_of_any_kind_cross_exactly_and_class_numbers_as_ever():
     message = messages.write_batch(dataclasses.replace(batch(), targets=targets), "int8").batch
     assert not message.labels
     spec = {"mask": ("int64", (4, 4)), "of/#0": ("float64", (2,)), "of/#1": ("float32", (1,))}
-    messages.check_batch(message, 0, [SHAPE], 5, 8, targets=spec)
+    messages.check_batch(message, 0, [(SHAPE, "float32")], 5, 8, targets=spec)
     back = messages.read_batch(message).targets
     assert torch.equal(back["mask"], masks)
     assert torch.equal(back["of"][0], targets["of"][0])
     assert back["of"][1].isnan().all()
     assert not messages.write_batch(batch(), "none").batch.targets
     unlabelled = messages.write_batch(dataclasses.replace(batch(), targets=torch.tensor([1, -100, 2, 0, 1])), "none").batch
-    messages.check_batch(unlabelled, 0, [SHAPE], 10, 8)
+    messages.check_batch(unlabelled, 0, [(SHAPE, "float32")], 10, 8)
     assert messages.read_batch(unlabelled).targets.tolist() == [1, -100, 2, 0, 1]
     for change, text in [
         (lambda m: m.targets.pop(), "expected targets .*'of/#1'.*, found"),
@@ -65,7 +65,7 @@ def test_targets_of_any_kind_cross_exactly_and_class_numbers_as_ever():
         bad.CopyFrom(message)
         change(bad)
         with pytest.raises(InputError, match=text):
-            messages.check_batch(bad, 0, [SHAPE], 5, 8, targets=spec)
+            messages.check_batch(bad, 0, [(SHAPE, "float32")], 5, 8, targets=spec)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -148,8 +148,8 @@ def test_what_does_not_fit_together_is_refused(change, text):
 ])  # fmt: skip
 def test_a_batch_must_fit_the_cut(sent, text):
     with pytest.raises(InputError, match=text):
-        messages.check_batch(messages.write_batch(sent, "none").batch, 0, [SHAPE], 10, 8)
-    messages.check_batch(messages.write_batch(batch(), "none").batch, 0, [SHAPE], 10, 8)
+        messages.check_batch(messages.write_batch(sent, "none").batch, 0, [(SHAPE, "float32")], 10, 8)
+    messages.check_batch(messages.write_batch(batch(), "none").batch, 0, [(SHAPE, "float32")], 10, 8)
 
 
 @pytest.mark.parametrize(("change", "text"), [
@@ -164,7 +164,7 @@ def test_a_batch_must_fit_the_cut(sent, text):
 def test_answers_must_be_probabilities(change, text):
     """Where they are wanted, and only there."""
     def take(message, wanted):
-        messages.check_batch(message, 0, [SHAPE], 10, 8, wanted)
+        messages.check_batch(message, 0, [(SHAPE, "float32")], 10, 8, wanted)
         return messages.read_batch(message)
 
     good = messages.write_batch(dataclasses.replace(batch(), answers=torch.full((5, 10), 0.1)), "none").batch
@@ -259,7 +259,7 @@ class Served:
     def __init__(self, clients=1, window=2**20, timeout=20.0, admit=lambda join: None):
         self.hub = Hub(
             "127.0.0.1:0", clients=clients, window_bytes=window, timeout=timeout, admit=admit,
-            check=lambda client, b: messages.check_batch(b, client, [SHAPE], 10, 2000),
+            check=lambda client, b: messages.check_batch(b, client, [(SHAPE, "float32")], 10, 2000),
         )  # fmt: skip
         self.address = f"127.0.0.1:{self.hub.port}"
 

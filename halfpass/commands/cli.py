@@ -26,7 +26,7 @@ from halfpass.commands.cuts import print_cuts
 from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
-from halfpass.config import Config, DataConfig, ModelConfig, from_dict, named_code, number_keys
+from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, from_dict, named_code, number_keys
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import at_home, refuse_file, write_json
 from halfpass.plugin import origin
@@ -192,7 +192,9 @@ def _check_code(run: Path, config: Config, allowed: bool) -> None:
 
 
 def _cuts(options: Namespace) -> None:
-    print_cuts(ModelConfig(**options.model.as_dict()), DataConfig(**options.data.as_dict()))
+    groups = options.model, options.data, options.task
+    model, data, task = (group.as_dict() for group in groups)
+    print_cuts(ModelConfig(**model), DataConfig(**data), TaskConfig(**task))
 
 
 # ------------------------------------------------------------------------------------------------------- the options
@@ -277,6 +279,7 @@ def _add_export(parser: ArgumentParser) -> None:
 def _add_cuts(parser: ArgumentParser) -> None:
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(DataConfig, "data")
+    parser.add_class_arguments(TaskConfig, "task")
     parser.add_argument("--config", action="config", help="YAML file with the same keys as the options.")
 
 

@@ -3,13 +3,13 @@
 from rich.console import Console
 from rich.table import Table
 
-from halfpass.config import DataConfig, ModelConfig
+from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig
 from halfpass.data.datasets import KNOWN_SHAPES
 from halfpass.networks.cut_table import CutRow, cut_table
-from halfpass.run.setup import load_data, some_samples
+from halfpass.run.setup import load_data, some_samples, task_of
 
 
-def print_cuts(model: ModelConfig, data: DataConfig) -> None:
+def print_cuts(model: ModelConfig, data: DataConfig, task: TaskConfig) -> None:
     """Prints one row per cut. The data set is read only where its sample shape is not known by its name."""
     samples = None
     if data.name in KNOWN_SHAPES:
@@ -17,10 +17,12 @@ def print_cuts(model: ModelConfig, data: DataConfig) -> None:
         shape = "×".join(map(str, sample_shape))
     else:
         read = load_data(data)
-        sample_shape, classes, samples = read.train.sample_shape, read.classes, some_samples(read)
+        sample_shape, samples = read.train.sample_shape, some_samples(read)
+        classes = task_of(Config(data=data, model=model, task=task), read).outputs
         shape = read.train.kinds()[0]
-    rows = cut_table(model.name, sample_shape, classes, model.head, samples=samples)
-    print(f"{model.name} on {data.name} ({shape}, {classes} classes), head {model.head}; FLOPs of one forward pass")
+    rows = cut_table(model.name, sample_shape, classes, model.head, samples=samples, frozen=model.freeze)
+    what = "classes" if task.name == "classification" else "outputs"
+    print(f"{model.name} on {data.name} ({shape}, {classes} {what}), head {model.head}; FLOPs of one forward pass")
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(_table(rows))
 
@@ -35,7 +37,8 @@ def _table(rows: list[CutRow]) -> Table:
     for row in rows:
         crosses = " + ".join("×".join(map(str, shape)) for shape in row.activation_shapes)
         table.add_row(", ".join([row.layer, *row.also]), crosses,
-                      f"{row.activation_bytes_per_sample / 1e3:.1f}", f"{row.client_parameters:,}",
+                      f"{row.activation_bytes_per_sample / 1e3:.1f}",
+                      f"{row.client_parameters:,}" + ("" if row.client_trained else " (frozen)"),
                       f"{row.server_parameters:,}", f"{row.client_flops / 1e6:.2f}", f"{row.server_flops / 1e6:.2f}",
                       _or_dash(row.head_parameters, "{:,}"),
                       _or_dash(row.head_flops and row.head_flops / 1e6, "{:.3f}"))  # fmt: skip

@@ -17,6 +17,7 @@ from halfpass.networks.heads import HEADS, build_head
 from halfpass.networks.models import build_model, choose
 from halfpass.networks.observe import observe
 from halfpass.networks.planning import Watched, make_plan
+from halfpass.networks.pretrained import freeze
 from halfpass.networks.replay import CutPlan, named_tensors
 from halfpass.networks.trace import Traced, trace
 from halfpass.tree import Tree, map_leaves
@@ -38,12 +39,14 @@ class CutRow:
     server_flops: int
     head_parameters: int | None  # None where the head does not fit the cut
     head_flops: int | None
+    client_trained: int = 0  # client's parameters that are not frozen: without any it makes no backward pass
     also: tuple[str, ...] = ()  # inner layers that name the same cut
 
 
 def cut_table(
-    model_name: str, sample_shape: tuple[int, ...], classes: int, head: str, seed: int = 0, samples: Tree | None = None
-) -> list[CutRow]:
+    model_name: str, sample_shape: tuple[int, ...], classes: int, head: str, seed: int = 0,
+    samples: Tree | None = None, frozen: str | None = None,
+) -> list[CutRow]:  # fmt: skip
     """A row for every valid cut, in the order of the forward pass.
 
     Sizes and FLOPs are measured by one forward pass on the CPU: of a graph, node by node, or, where the network cannot
@@ -52,15 +55,20 @@ def cut_table(
     """
     if ":" not in head:
         choose("model.head", head, HEADS)
-    model = build_model(model_name, sample_shape, classes, seed)
+    model = build_model(model_name, sample_shape, classes, seed, example=samples)
     if isinstance(model, tuple):
         raise InputError(
             f"model.name {model_name!r}", "a whole network", "two halves", "it is cut already: there is nothing to list"
         )
+    if frozen is not None:
+        freeze("model.freeze", model, frozen)
     heads = _Heads(head, classes, seed)
     try:
+        if samples is not None and not isinstance(samples, Tensor):
+            raise InputError(f"model.name {model_name!r}", "one input", "several", "give samples of all")
         traced = trace(model)
-        measured = _measure(f"model.name {model_name!r}", traced, sample_shape)
+        some = torch.zeros(SAMPLES, *sample_shape) if samples is None else samples[:SAMPLES]
+        measured = _measure(f"model.name {model_name!r}", traced, some)
     except InputError:
         if samples is None:
             raise
@@ -97,14 +105,16 @@ def _watched_row(
     sizes = [prod(value.shape) * getattr(torch, value.dtype).itemsize for value in plan.values if not value.whole]
     head_parameters, head_flops = heads.cost(shapes[0])
     return CutRow(
-        plan.layer, shapes, sum(sizes), _count(state, plan.client), _count(state, plan.server),
-        sum(flops[:until]), sum(flops[until:]), head_parameters, head_flops, also,
+        plan.layer, shapes, sum(sizes), _count(state[name] for name in plan.client),
+        _count(state[name] for name in plan.server), sum(flops[:until]), sum(flops[until:]), head_parameters,
+        head_flops, _count((state[name] for name in plan.client), trained=True), also,
     )  # fmt: skip
 
 
-def _count(state: dict[str, Tensor], names: Iterable[str]) -> int:
-    parameters = {id(state[name]): state[name] for name in names if isinstance(state[name], nn.Parameter)}
-    return sum(parameter.numel() for parameter in parameters.values())
+def _count(values: Iterable[Tensor], *, trained: bool = False) -> int:
+    """Numbers in the parameters among the values, each once."""
+    parameters = {id(value): value for value in values if isinstance(value, nn.Parameter)}
+    return sum(p.numel() for p in parameters.values() if p.requires_grad or not trained)
 
 
 @contextmanager
@@ -131,15 +141,15 @@ class _Measured(fx.Interpreter):
         return out
 
 
-def _measure(place: str, traced: Traced, sample_shape: tuple[int, ...]) -> _Measured:
+def _measure(place: str, traced: Traced, samples: Tensor) -> _Measured:
     traced.model.eval()
     measured = _Measured(traced)
     measured.module.eval()
     try:
-        measured.run(torch.zeros(SAMPLES, *sample_shape))
+        measured.run(samples)
     except Exception as error:  # whatever the model raises
         raise InputError(
-            place, f"a forward pass of {(SAMPLES, *sample_shape)}", reason(error), "choose samples that fit it"
+            place, f"a forward pass of {tuple(samples.shape)}", reason(error), "choose samples that fit it"
         ) from error
     return measured
 
@@ -161,13 +171,13 @@ def _row(traced: Traced, cut: Cut, measured: _Measured, heads: "_Heads") -> CutR
         sum(measured.flops[node.name] for node in cut.server),
         head_parameters,
         head_flops,
+        _parameters(traced, cut.client, trained=True),
         cut.also,
     )
 
 
-def _parameters(traced: Traced, nodes: Iterable[fx.Node]) -> int:
-    values = (value for node in nodes for value in traced.state[node].values())
-    return sum({id(value): value.numel() for value in values if isinstance(value, nn.Parameter)}.values())
+def _parameters(traced: Traced, nodes: Iterable[fx.Node], *, trained: bool = False) -> int:
+    return _count((value for node in nodes for value in traced.state[node].values()), trained=trained)
 
 
 class _Heads:

@@ -24,7 +24,7 @@ from halfpass.networks.observe import copied, observe, seeded_everything
 from halfpass.networks.planning import Watched, make_plan, memory_order
 from halfpass.networks.replay import CutPlan, Part, Value, named_tensors
 from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
-from halfpass.tree import Tree, call, map_leaves, sample_count
+from halfpass.tree import Tree, call, map_leaves, prediction, sample_count
 
 HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'
 
@@ -373,7 +373,8 @@ def head_prefix(names: Iterable[str]) -> str:
 
 
 def whole(halves: Halves) -> nn.Module:
-    """Both halves as one module, x → logits (B, classes). It shares their weights; its state is the joined one."""
+    """Both halves as one module, inputs → what the network returns. It shares their weights; its state is the joined
+    one."""
     return _Whole(halves)
 
 
@@ -388,8 +389,8 @@ class _Whole(nn.Module):
         super().__init__()
         self.client, self.server = halves.client, halves.server
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.server(*self.client(x))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.server(*self.client(*args, **kwargs))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return join_state(self.client.state_dict(*args, **kwargs), self.server.state_dict(*args, **kwargs))
@@ -411,9 +412,9 @@ class _Joint(_Whole):
         super().__init__(halves)
         self.auxiliary_head = head
 
-    def forward(self, x: Tensor) -> Tensor:
-        crossing = self.client(x)
-        logits = (self.server(*crossing), self.auxiliary_head(crossing[0]))
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        crossing = self.client(*args, **kwargs)
+        logits = (prediction(self.server(*crossing)), prediction(self.auxiliary_head(crossing[0])))
         return torch.logaddexp(*(each.float().log_softmax(1) for each in logits)) - math.log(2)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
