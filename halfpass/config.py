@@ -205,9 +205,9 @@ class ModelConfig:
     """The network, where it is cut, and the auxiliary head at the cut."""
 
     name: str = "digits-cnn"
-    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts); timm:NAME,
-    torchvision:NAME or hf:FOLDER, of those libraries where they are installed; or module:function returning an
-    nn.Module, or a pair of them: client half and server half."""
+    """resnet20, resnet32, resnet44, resnet56, resnet110 (of small pictures), resnet50 (of 224 pixels), digits-cnn, unet
+    (a class per pixel), transformer (of texts); timm:NAME, torchvision:NAME or hf:FOLDER, of those libraries where they
+    are installed; or module:function returning an nn.Module, or a pair of them: client half and server half."""
     cut: str | None = None
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
