@@ -26,6 +26,7 @@ from halfpass.networks.heads import build_head
 from halfpass.networks.models import build_model
 from halfpass.networks.split import Halves, cut_shapes, join_state, joint, split
 from halfpass.run.train import compare, train
+from halfpass.wire.loopback import Loopback
 from halfpass.tasks.task import Task
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "HalfpassError",
     "Halves",
     "InputError",
+    "Loopback",
     "ModelConfig",
     "RunError",
     "Server",

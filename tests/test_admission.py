@@ -22,7 +22,7 @@ CONFIG = Config(clients=ClientsConfig(count=2))
 def join(**changes):
     network = setup.build_network(CONFIG, (1, 8, 8), 10)
     good = {
-        "protocol": PROTOCOL, "client": 0, "settings": json.dumps(setup.agreed_settings(CONFIG)), "sample_shape": (1, 8, 8),
+        "protocol": PROTOCOL, "client": 0, "settings": json.dumps(setup.agreed_settings(CONFIG)), "inputs": json.dumps({"": ["float32", [1, 8, 8]]}),
         "outputs": 10, "samples": 300, "steps": 3, "parameters": network.parameters, "fingerprint": network.fingerprint,
     }  # fmt: skip
     return pb.Join(**(good | changes))
@@ -34,8 +34,8 @@ def join(**changes):
     ({"settings": "[]"}, r"settings as a JSON object, found '\[\]'"),
     ({"settings": "{}"}, r"clients.alpha 0.5 \(the server's\), found None"),
     ({"outputs": 11}, r"parameters of the network \d+ \(the server's\), found"),
-    ({"sample_shape": ()}, r"samples of 1 to \d+ values in 1 to \d+ classes, found shape \(\) in 10 classes"),
-    ({"sample_shape": (2**31, 2**31)}, "samples of 1 to"),
+    ({"inputs": '{"": ["float32", []]}'}, r"samples of 1 to \d+ values in 1 to \d+ classes, found shape \(\) in 10 classes"),
+    ({"inputs": '{"": ["float32", [2147483648, 2147483648]]}'}, "samples of 1 to"),
     ({"outputs": 2**31}, "samples of 1 to"),
     ({"steps": 4_000_000_000}, "3 steps per epoch for 300 samples, found 4000000000"),
     ({"steps": 4}, "3 steps per epoch for 300 samples, found 4"),

@@ -90,7 +90,7 @@ def test_recorded_passes_learn_the_same(settings, recordings, recorded, data):
         chosen = config(epochs=6, compile=on, **settings)
         if chosen.method != "centralized":
             return joined(run(chosen, few, (60,) if chosen.clients.count == 1 else (32, 28)))
-        whole = setup.build_whole(chosen, data.train.sample_shape, data.classes)
+        whole = setup.build_whole(chosen, data, data.classes)
         for x, y in plain_batches(few, 6):
             whole_step(whole, x, y, epoch=0, step=0)
         return whole.model.state_dict()
@@ -105,8 +105,8 @@ def test_recorded_passes_learn_the_same(settings, recordings, recorded, data):
 
 def test_few_shapes_are_recorded(recorded, data):
     """And what is not recorded is right too."""
-    whole = setup.build_whole(config(method="centralized", compile=True), data.train.sample_shape, data.classes)
-    plain = setup.build_whole(config(method="centralized"), data.train.sample_shape, data.classes)
+    whole = setup.build_whole(config(method="centralized", compile=True), data, data.classes)
+    plain = setup.build_whole(config(method="centralized"), data, data.classes)
     for step in range(WARM_UP + 2):
         for count in range(8, 8 + RECORDED + 2):
             x, y = data.train.inputs[:count], data.train.labels[:count]

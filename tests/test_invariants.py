@@ -74,7 +74,7 @@ def test_smoothed_labels_in_every_loss(data):
         local = run(settings, data)
         assert equal(joined(local), model.state_dict())
         assert not equal(joined(local), joined(run(config(method, schedule="constant"), data)))
-    whole = setup.build_whole(settings, data.train.sample_shape, data.classes)
+    whole = setup.build_whole(settings, data, data.classes)
     for x, y in plain_batches(data):
         whole_step(whole, x, y, epoch=0, step=0)
     assert equal(whole.model.state_dict(), model.state_dict())  # the end-to-end one

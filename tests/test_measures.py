@@ -16,6 +16,7 @@ from halfpass.run import centralized, epochs, local, records, setup
 from halfpass.run.epoch import Tally
 from halfpass.run.memory import PeakMemory
 from halfpass.run.train import train, with_threads
+from halfpass.tasks.table import classes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is of all time")
@@ -83,7 +84,7 @@ def test_a_result_is_of_all_epochs_and_clients():
         row(1, "server", 5.0, 80, test_accuracy=0.75),
     ]  # fmt: skip
     settings = Config(runtime="processes", clients=ClientsConfig(2, "independent"), train=TrainConfig(epochs=2))
-    found = records.result(settings, "block_2", rows, records.Wires([], None), {})
+    found = records.result(settings, classes(10), "block_2", rows, records.Wires([], None), {})
     assert (found["test_accuracy"], found["aux_test_accuracy"]) == (0.75, 0.375)
     assert found["peak_memory_bytes"] == {"client": [60, 40], "server": 80, "colocated": None}
     assert found["seconds"] == {"client_busy": 5.0, "client_waiting": 15.0, "server_busy": 7.0, "server_waiting": 13.0}

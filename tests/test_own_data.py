@@ -386,7 +386,7 @@ def joining(config, data, client=0):
     network = setup.build_network(config, data.train.sample_shape, data.classes)
     settings = setup.agreed_settings(config) | {"data": setup.agreement(config, data)}
     return pb.Join(
-        protocol=PROTOCOL, client=client, settings=json.dumps(settings), sample_shape=data.train.sample_shape,
+        protocol=PROTOCOL, client=client, settings=json.dumps(settings), inputs=json.dumps({"": ["float32", list(data.train.sample_shape)]}),
         outputs=data.classes, samples=len(data.train), steps=batch_count(len(data.train), config.train.batch_size),
         parameters=network.parameters, fingerprint=network.fingerprint,
     )  # fmt: skip
@@ -423,7 +423,7 @@ def test_sites_whose_classes_differ_are_refused_and_both_lists_shown():
         lambda: unnamed.admit(joining(config, dataclasses.replace(pictures_of(["a", "b", "c"]), names=()), 1))
     ) == (
         "client 1 at joining: expected number of classes 2 (the server's), found 3; "
-        "name the classes, or their number, in data.classes at every client"
+        "name the classes, or their number, in data.classes, alike for all clients and the server"
     )
 
 

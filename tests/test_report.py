@@ -18,7 +18,7 @@ from halfpass.errors import InputError
 from halfpass.report import tables
 from halfpass.report.beside import beside
 from halfpass.report.figures import legend, looks, panels
-from halfpass.report.page import write_report
+from halfpass.report.page import render, write_report
 from halfpass.report.runs import by_epoch, make_series, mean_curve, read_run, summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -580,3 +580,19 @@ def test_places_that_cannot_be_filled(
 
 def test_the_pages_of_this_repository_are_up_to_date(fill: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert fill.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_a_metric_that_is_no_share_leads_tables_and_curves(tmp_path: Path) -> None:
+    told: dict[str, Any] = {
+        "task": "regression", "metric": "rmse", "metric_unit": "", "higher_is_better": False, "test_accuracy": None,
+        "aux_test_accuracy": None, "test": {"rmse": 0.4321, "r2": 0.5}, "aux_test": {"rmse": 0.5, "r2": 0.4},
+        "sites": [{"client": 0, "samples": 64, "test": {"rmse": 0.25}}, {"client": 1, "samples": 9, "test": {"rmse": None}}],
+    }  # fmt: skip
+    line = {"metric": "rmse", "metric_unit": "", "test": {"rmse": 0.4321}}
+    make_run(tmp_path / "a", example_result(**told), [row(1, "server", loss=0.5, **line)])
+    page = render([read_run(tmp_path / "a")])
+    for words in ("test rmse", "0.4321", "Test rmse", "rmse 0.4321", "client 0 rmse 0.2500 of 64, client 1 – of 9 samples"):
+        assert words in page, words
+    assert "test accuracy" not in page
+    del told["metric"]
+    assert tables.score(told) is None

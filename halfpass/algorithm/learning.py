@@ -96,6 +96,6 @@ def _size(i: int, tensor: Tensor) -> Tensor:
 def check_outputs(side: str, epoch: int, step: int, *outputs: Tensor | None) -> None:
     """Raises RunError where a test's outputs are not finite: a NaN would count as the first class."""
     for output in outputs:
-        if output is not None and not bool(output.isfinite().all()):
+        if output is not None and int((~output.isfinite()).sum()):
             place = f"{side}, test after epoch {epoch + 1}, step {step + 1}"
             raise RunError(place, "finite outputs", "NaN or infinity", "lower train.lr, or check the network")

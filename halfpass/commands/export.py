@@ -90,7 +90,7 @@ def _under_all_names(config: Config, data: Dataset | None, state: dict[str, Tens
     """The state, and where the data tell the network's shape, what it has under two names under both."""
     if data is None or config.method == "centralized":
         return state
-    model = setup.build_whole(config, data.train.sample_shape, setup.task_of(config, data)).model
+    model = setup.build_whole(config, data, setup.task_of(config, data)).model
     return {name: value.clone() for name, value in join_state(state, {}, model).items()}  # a file shares no memory
 
 
@@ -127,10 +127,10 @@ def _part(file: Path, part: str) -> dict[str, Tensor]:
 
 
 def _test(config: Config, data: Dataset, task: Task, state: dict[str, Tensor], with_head: bool) -> float:
-    trained = setup.build_whole(config, data.train.sample_shape, task)
+    trained = setup.build_whole(config, data, task)
     if config.method != "centralized":
         config = config if config.model.edge_cut is None else setup.above_edge(config)
-        network = setup.build_network(config, data.train.sample_shape, task, setup.some_samples(data))
+        network = setup.network_of(config, data, task)
         head = network.head if with_head else None
         joined = whole(network.halves) if head is None else joint(network.halves, head)
         trained.model = trained.arithmetic.place(joined)

@@ -103,7 +103,8 @@ def _network(config: Config, made: Config, store: UploadStore) -> setup.Network:
     plans = setup.read_plans(held["plans"]) if "plans" in held and config.model == made.model else None
     targets = setup.read_spec(held["targets"]) if "targets" in held else CLASS_NUMBERS
     task = setup.agreed_task(config, held["classes"], targets)
-    network = setup.build_network(config, tuple(held["sample shape"]), task, plans=plans)
+    inputs = setup.read_spec(held["inputs"]) if "inputs" in held else tuple(held["sample shape"])
+    network = setup.build_network(config, inputs, task, plans=plans)
     new = setup.identity(network)
     if new["cut shapes"] != held["cut shapes"]:
         raise InputError(

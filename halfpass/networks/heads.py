@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, log2, prod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def build_head(name: str, cut_shape: tuple[int, ...], outputs: int | tuple[int, 
             head = _dense(place, name, cut_shape, shape)
         if not isinstance(head, nn.Module):
             raise InputError(place, "an nn.Module", type(head).__name__, "return the head itself")
-        check_output(place, head, cut_shape, shape)
+        check_output(place, head, torch.zeros(2, *cut_shape), shape)
     return head
 
 

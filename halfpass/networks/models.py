@@ -6,6 +6,7 @@ A new network is a function of (sample shape, classes) in MODELS. Its layers hav
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from halfpass.networks.transformer import TextTransformer
 from halfpass.networks.unet import UNet
 from halfpass.plugin import call_plugin
 from halfpass.seed import derive_seed
-from halfpass.tree import prediction
+from halfpass.tree import Tree, call, flatten, map_leaves, prediction
 
 Model = nn.Module | tuple[nn.Module, nn.Module]
 Builder = Callable[[tuple[int, ...], int], nn.Module]  # (shape of a sample, classes) → network
@@ -26,14 +27,15 @@ Builder = Callable[[tuple[int, ...], int], nn.Module]  # (shape of a sample, cla
 
 def build_model(
     name: str, sample_shape: tuple[int, ...], outputs: int, seed: int, output_shape: tuple[int, ...] | None = None, *,
-    pretrained: bool = False,
+    pretrained: bool = False, example: Tree | None = None,
 ) -> Model:  # fmt: skip
     """The network of that name, with weights that depend on `seed` alone; the caller's random state is untouched.
 
     `name` is a key of MODELS, or `module:function` for a function of (sample_shape, outputs) that returns an
     nn.Module (B, *sample_shape) → (B, *output_shape), or the pair (client half, server half) of it; or a network of
     another library, `timm:NAME`, `torchvision:NAME` or `hf:FOLDER_OR_ID`, with its published weights where
-    `pretrained`. `output_shape` is (outputs,) unless the task says otherwise. Raises InputError for an unknown name, a
+    `pretrained`. `output_shape` is (outputs,) unless the task says otherwise; `example` is a batch to try it
+    on, of zeros where there is none. Raises InputError for an unknown name, a
     sample shape that the network cannot take, and a function that fails.
     """
     place, shape = f"model.name {name!r}", output_shape or (outputs,)
@@ -51,7 +53,8 @@ def build_model(
                 remedy = "choose another task or network, e.g. your own as module:function"
                 raise InputError(place, f"a network with outputs {shape} per sample", f"one with {answers}", remedy)
             return build(sample_shape, outputs)
-        return _check_own_model(place, call_plugin(place, name, sample_shape, outputs), sample_shape, shape)
+        example = torch.zeros(2, *sample_shape) if example is None else example
+        return _check_own_model(place, call_plugin(place, name, sample_shape, outputs), example, shape)
 
 
 class BasicBlock(nn.Module):
@@ -229,17 +232,17 @@ def choose(place: str, name: str, table: dict[str, Builder]) -> Builder:
 
 
 def _check_own_model(
-    place: str, model: object, sample_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    place: str, model: object, example: Tree, output_shape: tuple[int, ...]
 ) -> Model:
     expected = "an nn.Module, or a pair of them (client half, server half)"
     if isinstance(model, tuple) and len(model) == 2 and all(isinstance(half, nn.Module) for half in model):
         for half in model:
             _check_kind(place, half)
-        check_output(place, Pair(*model), sample_shape, output_shape)
+        check_output(place, Pair(*model), example, output_shape)
         return model
     if isinstance(model, nn.Module):
         _check_kind(place, model)
-        check_output(place, model, sample_shape, output_shape)
+        check_output(place, model, example, output_shape)
         return model
     raise InputError(place, expected, f"{type(model).__name__}", "return the network itself")
 
@@ -268,23 +271,23 @@ class Pair(nn.Module):
         super().__init__()
         self.client, self.server = client, server
 
-    def forward(self, x: Tensor) -> Tensor:
-        crossing = self.client(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        crossing = self.client(*args, **kwargs)
         return self.server(*crossing) if isinstance(crossing, tuple) else self.server(crossing)
 
 
-def check_output(place: str, module: nn.Module, shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
-    """Refuse a module that does not map (B, *shape) to (B, *output_shape). Its modes and statistics stay as before."""
+def check_output(place: str, module: nn.Module, example: Tree, output_shape: tuple[int, ...]) -> None:
+    """Refuse a module that does not map a batch like `example` to (B, *output_shape). Its modes and statistics stay as
+    before."""
     modes = {part: part.training for part in module.modules()}
-    samples = torch.zeros(2, *shape)
+    samples = map_leaves(lambda leaf: leaf[:2].clone(), example)
     try:
         with torch.no_grad():
-            out = prediction(module.eval()(samples))  # on the module itself: lazy layers get their shapes here
+            out = prediction(call(module.eval(), samples))  # on the module itself: lazy layers get their shapes here
     except Exception as error:  # whatever the module raises
-        raise InputError(
-            place, f"a forward pass of (2, {', '.join(map(str, shape))})", reason(error),
-            "fit its layers to that shape",
-        ) from error
+        shapes = {name: tuple(leaf.shape) for name, leaf in flatten(samples).items()}
+        wanted = f"a forward pass of {shapes.get('', shapes)}"
+        raise InputError(place, wanted, reason(error), "fit its layers to that shape") from error
     finally:
         for part, training in modes.items():
             part.training = training

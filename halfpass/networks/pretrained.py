@@ -3,6 +3,7 @@
 Tests: tests/test_pretrained.py.
 """
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -68,9 +69,9 @@ LIBRARIES: dict[str, tuple[str, str, Callable[..., nn.Module]]] = {  # prefix â†
 }
 
 
-def load_weights(place: str, model: nn.Module, file: str) -> list[str]:
-    """Loads what a file has of the network's weights and buffers, by name; returns a line for each kind that did not
-    match. A safetensors file, or one of PyTorch that holds tensors alone.
+def load_weights(place: str, model: nn.Module, file: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Loads what a file has of the network's weights and buffers, by name; returns those, and a line for each kind that
+    did not match. A safetensors file, or one of PyTorch that holds tensors alone.
 
     Raises InputError where it cannot be read, or nothing in it is of this network.
     """
@@ -88,7 +89,19 @@ def load_weights(place: str, model: nn.Module, file: str) -> list[str]:
         "not in the file": [name for name in known if name not in state],
         "not in the network": [name for name in state if name not in known],
     }
-    return [f"{place} {file}: {len(names)} {kind}: {', '.join(names[:5])}" for kind, names in others.items() if names]
+    notes = [f"{place} {file}: {len(names)} {kind}: {', '.join(names[:5])}" for kind, names in others.items() if names]
+    return matching, notes
+
+
+def digest(loaded: dict[str, Tensor], half: nn.Module) -> str | None:
+    """Of those of the loaded weights that are the half's; None where none is."""
+    own = [name for name in half.state_dict() if name in loaded]
+    if not own:
+        return None
+    found = hashlib.sha256()
+    for name in sorted(own):
+        found.update(name.encode() + loaded[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _read(place: str, file: Path) -> dict[str, Tensor]:

@@ -81,6 +81,11 @@ class Pass:
         """Whether the client half must count calls."""
         return self.reads or any(v.output is None and v.made and v.made.call != INPUTS for v in self.values)
 
+    @property
+    def whole(self) -> int:
+        """How many tensors at the end of what crosses are of the batch as a whole: such values, and what was read."""
+        return sum(value.whole for value in self.values) + self.reads
+
 
 @dataclass(frozen=True)
 class CutPlan:
@@ -95,18 +100,8 @@ class CutPlan:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """What crosses, in either mode; values of whole batches last."""
+        """What crosses in training; values of whole batches last. In evaluation it may be less, or more."""
         return self.train.values
-
-    @property
-    def whole(self) -> int:
-        """How many tensors at the end of what crosses are of the batch as a whole: such values, and what was read."""
-        return sum(value.whole for value in self.values) + self.reads
-
-    @property
-    def reads(self) -> bool:
-        """Whether values that Python reads of data below the cut cross, in either mode."""
-        return self.train.reads or self.evaluation.reads
 
     def of(self, training: bool) -> Pass:
         return self.train if training else self.evaluation
@@ -151,10 +146,19 @@ class Part(nn.Module):
     def __init__(self, network: nn.Module, own: Iterable[str], start: CutPlan | None, end: CutPlan | None) -> None:
         super().__init__()
         self.network, self.own, self.start, self.end = network, frozenset(own), start, end
-        self.whole = 0 if end is None else end.whole  # tensors at the end of what it returns that are of no sample
-        self.exact = frozenset() if end is None else frozenset(i for i, v in enumerate(end.values) if v.exact)
         self._memory = _Memory()
         _shrink(network, self.own)
+
+    @property
+    def whole(self) -> int:
+        """How many tensors at the end of what it returns, in its mode, are of the batch as a whole."""
+        return 0 if self.end is None else self.end.of(self.training).whole
+
+    @property
+    def exact(self) -> frozenset[int]:
+        """Which of what it returns are floating point values that no codec may change."""
+        values = () if self.end is None else self.end.of(self.training).values
+        return frozenset(i for i, value in enumerate(values) if value.exact)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs, or what crossed → the network's outputs, or the tuple of what crosses."""
@@ -356,9 +360,8 @@ class _Run(TorchFunctionMode):
         self.sent_reads: list[bool | int | float] = []
         self.crossing: tuple[Tensor, ...] = ()
         if self.start is not None:
-            assert part.start is not None
             self.memory = part._memory
-            self.reads = part.start.reads
+            self.reads = self.start.reads
             self.device = next(iter(args)).device
             self._receive(args)
             self.again = frozenset(self.start.again)
@@ -511,8 +514,7 @@ class _Run(TorchFunctionMode):
                 place, expected = f"value {len(found)} that crosses the cut", "the call that made it at the start"
                 raise RunError(place, expected, "another order of calls", "cut at another layer")
             found.append(value.samples_first(self._real(tensor) if self.start else tensor))
-        assert self.part.end is not None
-        if self.part.end.reads:  # in either mode, so that all batches are alike
+        if end.reads:
             found.append(torch.tensor(self.sent_reads, dtype=torch.float64).view(torch.int64))  # its bits: no gradient
         return tuple(found)
 

@@ -168,28 +168,42 @@ def _settle_attention(model: nn.Module) -> None:
 
 def _arranged(plan: CutPlan, client: nn.Module, inputs: Tree) -> CutPlan:
     """The plan with the arrangement of values that have several entries for each sample: a sample's entries follow on
-    each other, or the samples' first ones do. Told by samples in another order; where neither fits, whole."""
+    each other, or the samples' first ones do. Told by samples in another order, in evaluation; where neither fits, or
+    a value crosses in training alone, it is one of whole batches."""
     order = torch.arange(sample_count(inputs)).roll(1)
     half = copy.deepcopy(client).eval()
     with torch.no_grad(), seeded_everything(0):
         one = call(half, map_leaves(lambda leaf: leaf.clone(), inputs))
         other = call(half, map_leaves(lambda leaf: leaf[order], inputs))
-    values = []
-    for value, a, b in zip(plan.values, one, other, strict=False):
-        choices = [value] if value.times == 1 or value.whole else [value, replace(value, mixed=True)]
-        fitting = [
-            choice for choice in choices
-            if value.times == 1 or _close(choice.samples_first(value.as_in_network(a))[order],
-                                          choice.samples_first(value.as_in_network(b)))
-        ]  # fmt: skip
-        if fitting:
-            meta = torch.empty(value.as_in_network(a).shape, device="meta")
-            values.append(replace(fitting[0], shape=tuple(fitting[0].samples_first(meta).shape[1:])))
-        else:
-            values.append(replace(value, whole=True, shape=tuple(value.as_in_network(a).shape)))
-    values.sort(key=lambda value: value.whole)
-    train, evaluation = (replace(each, values=tuple(values)) for each in (plan.train, plan.evaluation))
-    return replace(plan, train=train, evaluation=evaluation)
+    known = {
+        (value.output, value.shape, value.times): _arrangement(value, a, b, order)
+        for value, a, b in zip(plan.evaluation.values, one, other, strict=False)
+    }
+    passes = []
+    for each in (plan.train, plan.evaluation):
+        values = [_as_arranged(value, known.get((value.output, value.shape, value.times))) for value in each.values]
+        passes.append(replace(each, values=tuple(sorted(values, key=lambda value: value.whole))))
+    return replace(plan, train=passes[0], evaluation=passes[1])
+
+
+def _arrangement(value: Value, one: Tensor, other: Tensor, order: Tensor) -> bool | None:
+    """Whether the samples' first entries come first; None where neither order fits."""
+    for mixed in (False, True):
+        choice = replace(value, mixed=mixed)
+        a, b = (choice.samples_first(value.as_in_network(tensor)) for tensor in (one, other))
+        if value.times == 1 or value.whole or _close(a[order], b):
+            return mixed
+    return None
+
+
+def _as_arranged(value: Value, mixed: bool | None) -> Value:
+    if value.times == 1 or value.whole:
+        return value
+    inside = list(value.as_in_network(torch.empty((6, *value.shape), device="meta")).shape)  # of six samples
+    if mixed is None:
+        return replace(value, whole=True, shape=tuple(inside))
+    arranged = replace(value, mixed=mixed)
+    return replace(arranged, shape=tuple(arranged.samples_first(torch.empty(inside, device="meta")).shape[1:]))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

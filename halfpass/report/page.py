@@ -55,6 +55,7 @@ def render(runs: Sequence[Run]) -> str:
         paper=PAPER,
         units_note=tables.UNITS_NOTE,
         said=tables.said,
+        sites=tables.sites,
         several_seeds=any(len(group) > 1 for group in groups),
         pictures=figures.pictures(series),
         runs=[(run, summary(run)) for run in runs],

@@ -154,6 +154,13 @@ def said(result: Result) -> str:
     return number if metric == "accuracy" else f"{metric} {number}"
 
 
+def sites(result: Result) -> str:
+    """Each site's own score, `client 0 97.31 % of 64, …`; "" where there are none."""
+    of_all = {"metric": lead(result), "metric_unit": unit(result)}
+    own = [(site, said({**of_all, "test": site.get("test")})) for site in result.get("sites") or []]
+    return ", ".join(f"client {site['client']} {text or MISSING} of {site['samples']}" for site, text in own)
+
+
 def megabytes(result: Result, *keys: str) -> float | None:
     """Bytes under `keys` in MB: a number as it is, the kinds of a mapping summed, of a list (clients) the largest."""
     found = value_at(result, *keys)

@@ -23,7 +23,7 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
     """Writes the run folder; returns what `result.json` holds. Where the folder has kept the state of such a run, goes
     on with that."""
     task = setup.task_of(config, data)
-    whole = setup.build_whole(config, data.train.sample_shape, task)
+    whole = setup.build_whole(config, data, task)
     recipe, device = config.train, whole.arithmetic.device
     data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
     memory = PeakMemory(device)

@@ -25,6 +25,7 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
 
+WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
 DATA = "data"  # among the settings that a client sends: what its data must have in common with the others'
 
 
@@ -119,7 +120,7 @@ def join(config: Config, address: str, index: int) -> Path:
     data = setup.load_data(config.data)
     shard = setup.make_shards(config, data)[index]
     task = setup.task_of(config, data)
-    network = setup.build_network(config, data.train.sample_shape, task, setup.some_samples(data))
+    network = setup.network_of(config, data, task)
     client = setup.build_client(config, network, index)
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
@@ -145,9 +146,11 @@ def connect(
 ) -> Connection:  # fmt: skip
     """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
     training samples and steps per epoch; `agreement` is what its data must have in common with other clients'."""
+    own = {DATA: agreement, WEIGHTS: network.digests}
     join = pb.Join(
-        protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | {DATA: agreement}),
-        sample_shape=network.sample_shape, outputs=network.task.outputs, samples=samples, steps=steps,
+        protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | own),
+        inputs=json.dumps(setup.written_spec(network.inputs)),
+        outputs=network.task.outputs, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
         targets=json.dumps({"spec": setup.written_spec(network.task.spec), "names": network.task.names}),
         plan=setup.write_plans(network.plans),

@@ -4,6 +4,7 @@ An edge's clients see a server like any other. The link above it is a run of its
 its run folder is the whole run's, and the edge's is `edge/` in it.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -159,7 +160,8 @@ class RemoteLink(_Link):
         super().__init__(config, edge, [join.steps for join in joins])
         self._memory = PeakMemory(edge.arithmetic.device)
         upper = {"cut": setup.read_plans(joins[0].plan).get("edge_cut")}
-        network = setup.build_network(self.config, tuple(joins[0].sample_shape), task, plans=upper)
+        inputs = setup.read_spec(json.loads(joins[0].inputs))
+        network = setup.build_network(self.config, inputs, task, plans=upper)
         samples = sum(join.samples for join in joins)
         self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps), {})
 

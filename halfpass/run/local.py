@@ -181,7 +181,7 @@ def train_local(
     edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
     old, edge_folder = folder.has_checkpoint, folder.part("edge", edge)
     plans = {"cut": network.plans.get("edge_cut")}
-    upper = setup.build_network(top, data.train.sample_shape, network.task, setup.some_samples(data), plans)
+    upper = setup.network_of(top, data, network.task, plans)
     with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, data, shards, network, store, link)

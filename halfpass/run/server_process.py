@@ -37,12 +37,12 @@ from halfpass.wire.store import UploadStore
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
 MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
 LONGEST = 500  # characters of a value that a message shows
-CLASSES_REMEDY = "name the classes, or their number, in data.classes at every client"
+CLASSES_REMEDY = "name the classes, or their number, in data.classes, alike for all clients and the server"
 NORMALIZATION_REMEDY = "normalize alike, or set data.normalization to own where each client's own is meant"
 DATA_REMEDIES = {
     "class names": "give all clients the same class names in the same order: data.classes",
     "columns": "give all clients the same columns; data.categorical names the categories, which a client may lack",
-    "gray range": "set data.gray_range to the same at every client",
+    "gray range": "set data.gray_range, alike for all clients and the server",
     **dict.fromkeys(("mean", "std", "mean and deviation of columns"), NORMALIZATION_REMEDY),
 }
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
@@ -64,11 +64,13 @@ class Admission:
         _agree(place, "protocol", PROTOCOL, join.protocol)
         theirs, ours = _settings(place, join), setup.agreed_settings(self.config)
         data = theirs.pop("data", {})  # what the clients' data must have in common; the server has none
+        weights = theirs.pop("weights", {})
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
         _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
         first = next(iter(self.joins.values()), join)
-        _agree(place, "sample shape", tuple(first.sample_shape), tuple(join.sample_shape))
+        inputs = read_inputs(place, join)
+        _agree(place, "inputs", read_inputs(place, first), inputs)
         self._agree_on_data(place, data)
         _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
         spec, names = _targets(place, join)
@@ -76,7 +78,8 @@ class Admission:
         network = self.network
         if network is None:
             task, plans = setup.agreed_task(self.config, join.outputs, spec, names), setup.read_plans(join.plan)
-            network = setup.build_network(self.config, tuple(join.sample_shape), task, plans=plans)
+            network = setup.build_network(self.config, inputs, task, plans=plans)
+        _agree_on_weights(place, network.digests, weights if isinstance(weights, dict) else {})
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
         self.network, self.joins[join.client] = network, join
@@ -99,10 +102,11 @@ class Admission:
         task = self.network.task
         with_answers = batch.test and self.network.head is not None and task.probabilities is not None
         size = self.config.train.batch_size
-        network = self.network
+        crossing, whole = self.network.crossing(test=batch.test)
         check_batch(
-            batch, client, network.crossing, task.outputs, size, with_answers, task.spec, network.whole, network.reads
-        )
+            batch, client, crossing, task.outputs, size, with_answers, task.spec, whole,
+            self.network.reads(test=batch.test),
+        )  # fmt: skip
 
     def check_values(self, client: int, batch: CutBatch) -> None:
         """Raises InputError where a batch's targets, once decoded, are out of range."""
@@ -110,6 +114,31 @@ class Admission:
         if self.network.task.check is not None:
             place = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}, targets"
             self.network.task.check(place, batch.targets)
+
+
+def _agree_on_weights(place: str, ours: Mapping[str, str | None], theirs: Mapping[str, Any]) -> None:
+    """Each half begins with its owner's weights; where the other side has loaded some for it, they must be those."""
+    remedy = "give both sides the same file as model.weights, or each one that holds its own half alone"
+    if theirs.get("server") not in (None, ours.get("server")):
+        found = f"{theirs['server']!r} loaded at the client"
+        expected = f"initial weights of the server half {ours.get('server')!r} (the server's)"
+        raise InputError(place, expected, found, remedy)
+    if ours.get("client") not in (None, theirs.get("client")):
+        expected = f"initial weights of the client half {ours['client']!r}, loaded at the server"
+        raise InputError(place, expected, f"{theirs.get('client')!r} at the client", remedy)
+
+
+def read_inputs(place: str, join: pb.Join) -> Spec:
+    """What a client says of its inputs: dtypes and shapes by name."""
+    try:
+        spec = setup.read_spec(parse_json(join.inputs, MOST_SETTINGS_BYTES))
+        known = all(dtype in DTYPES and all(type(n) is int for n in shape) for dtype, shape in spec.values())
+    except (ValueError, TypeError, AttributeError):
+        known, spec = False, {}
+    if not spec or not known:
+        expected = "inputs as a JSON object of names, dtypes and shapes"
+        raise InputError(place, expected, repr(join.inputs[:40]), "use halfpass join")
+    return spec
 
 
 def _targets(place: str, join: pb.Join) -> tuple[Spec, list[str]]:
@@ -141,11 +170,12 @@ def _settings(place: str, join: pb.Join) -> dict[str, Any]:
 
 def _check_sizes(place: str, join: pb.Join, batch_size: int, of_edge: bool) -> None:
     """What a client says of its data, before anything of that size is built."""
-    values = math.prod(join.sample_shape)
-    if not (join.sample_shape and 0 < values <= MOST_VALUES and 0 < join.outputs <= MOST_CLASSES):
+    shapes = [shape for _, shape in read_inputs(place, join).values()]
+    if not (all(n > 0 for shape in shapes for n in shape) and 0 < sum(map(math.prod, shapes)) <= MOST_VALUES
+            and all(shapes) and 0 < join.outputs <= MOST_CLASSES):  # fmt: skip
         raise InputError(
             place, f"samples of 1 to {MOST_VALUES} values in 1 to {MOST_CLASSES} classes",
-            f"shape {tuple(join.sample_shape)} in {join.outputs} classes", "check the data set",
+            f"shape {shapes[0] if len(shapes) == 1 else shapes} in {join.outputs} classes", "check the data set",
         )  # fmt: skip
     if join.samples < 1:
         raise InputError(place, "training samples", "none", "check the data set")

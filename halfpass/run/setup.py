@@ -4,6 +4,7 @@ the arguments is found here, before anything is written."""
 import copy
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -32,7 +33,7 @@ from halfpass.data.samples import Stream
 from halfpass.errors import InputError, choice_error, reason
 from halfpass.networks.heads import HEADS, build_head
 from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
-from halfpass.networks.pretrained import freeze, load_weights
+from halfpass.networks.pretrained import digest, freeze, load_weights
 from halfpass.networks.replay import CutPlan, Value, plan_as_dict, plan_from_dict
 from halfpass.networks.split import Halves, check_same, crossing_values, split, split_by, split_twice
 from halfpass.networks.transformer import BYTES
@@ -41,7 +42,7 @@ from halfpass.run.memory import keep_freed_memory
 from halfpass.run.records import available_cores
 from halfpass.tasks.table import build_task, check_name, count_outputs
 from halfpass.tasks.task import CLASS_NUMBERS, Options, Spec, Task, spec_of
-from halfpass.tree import Tree, leaves
+from halfpass.tree import Tree, leaves, unflatten
 from halfpass.wire.codec import CODECS
 from halfpass.wire.messages import write_batch
 from halfpass.wire.store import UploadStore
@@ -57,28 +58,23 @@ class Network:
     head: nn.Module | None  # decoupled only
     cut: str
     values: tuple[Value, ...]  # that cross; those of whole batches last
-    sample_shape: tuple[int, ...]
+    inputs: Spec  # dtype and shape per sample, by name
     task: Task
     parameters: int  # of the whole network, head not included
     fingerprint: str  # of names and shapes of weights, buffers and cut, and of how it is cut
     plans: Plans
-    notes: tuple[str, ...] = ()  # what the user should hear
+    digests: dict[str, str | None]  # by half: of its weights from model.weights; None where there are none
 
-    @property
-    def crossing(self) -> list[tuple[tuple[int, ...], str]]:
-        """Shape per sample and dtype of what crosses of each sample."""
-        return [(value.shape, value.dtype) for value in self.values if not value.whole]
+    def crossing(self, *, test: bool) -> tuple[list[tuple[tuple[int, ...], str]], ...]:
+        """Shape and dtype of what crosses: of each sample, and of a batch as a whole."""
+        plan = self.plans.get("cut")
+        values = self.values if plan is None else plan.of(not test).values
+        return tuple([(v.shape, v.dtype) for v in values if v.whole == whole] for whole in (False, True))
 
-    @property
-    def whole(self) -> list[tuple[tuple[int, ...], str]]:
-        """And of what crosses of a batch as a whole."""
-        return [(value.shape, value.dtype) for value in self.values if value.whole]
-
-    @property
-    def reads(self) -> bool:
+    def reads(self, *, test: bool) -> bool:
         """Whether what Python read of data below the cut crosses too."""
         plan = self.plans.get("cut")
-        return plan is not None and plan.reads
+        return plan is not None and plan.of(not test).reads
 
     @property
     def cut_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -105,10 +101,10 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
         if len(data.train) < config.train.batch_size:
             expected = f"1 to {len(data.train)}, because there are {len(data.train)} samples"
             raise InputError("train.batch_size", expected, str(config.train.batch_size), "take a smaller batch")
-        build_whole(config, data.train.sample_shape, task_of(config, data))
+        build_whole(config, data, task_of(config, data))
         return Prepared(data, [], None)
     check_rounds(config, steps_per_epoch(config, shards))
-    network = build_network(config, data.train.sample_shape, task_of(config, data), some_samples(data))
+    network = network_of(config, data, task_of(config, data))
     if config.server.store is not None and Path(config.server.store).exists():
         with open_store(config, network, old=old):  # refuses another network's
             pass
@@ -206,28 +202,30 @@ def check_rounds(config: Config, steps: Sequence[int]) -> None:
 
 
 def build_network(
-    config: Config, sample_shape: tuple[int, ...], task: Task | int, samples: Any = None, plans: Plans | None = None
+    config: Config, inputs: Spec | tuple[int, ...], task: Task | int, samples: Any = None, plans: Plans | None = None
 ) -> Network:
     """Builds and cuts the network; the same settings give the same weights in every process. A number instead of a
-    task is that of classes.
+    task is that of classes, a shape instead of inputs that of float32 ones.
 
     How it is cut is found by running it on `samples`, where data are; `plans` are what was found so elsewhere. With
     neither, only what torch.fx can trace is cut.
     """
     check_names(config)
     task = _as_task(config, task)
+    spec: Spec = {"": ("float32", inputs)} if isinstance(inputs, tuple) else inputs
+    sample_shape, example = shapes_of(spec), samples if samples is not None else zeros_of(spec)
     model = build_model(
         config.model.name, sample_shape, task.outputs, config.train.seed, task.shape,
-        pretrained=config.model.pretrained,
+        pretrained=config.model.pretrained, example=example,
     )  # fmt: skip
-    notes = _set_up_weights(config, model)
+    loaded = _set_up_weights(config, model)
     cut = _cut_name(config, model)
     if config.model.edge_cut is None:
-        halves = _cut(model, cut, sample_shape, samples, plans)
+        halves = _cut(model, cut, example, samples, plans)
         found: Plans = {"cut": halves.plan}
     else:
-        halves, found = _below_edge(config, model, cut, sample_shape, task, samples, plans)
-    values = crossing_values(halves, sample_shape, samples)
+        halves, found = _below_edge(config, model, cut, spec, task, samples, plans)
+    values = crossing_values(halves, sample_shape, example)
     head = None
     frozen = not any(parameter.requires_grad for parameter in halves.client.parameters())
     if config.method == "decoupled" and config.model.head == NO_HEAD:
@@ -237,14 +235,13 @@ def build_network(
     elif config.method == "decoupled":
         head = build_head(config.model.head, values[0].shape, task.shape, config.train.seed)
         if halves.plan is None or samples is not None:
-            some = torch.zeros(2, *sample_shape) if samples is None else samples
-            _check_reached(config, halves.client, head, some)
+            _check_reached(config, halves.client, head, example)
     _refuse_parts(config, halves.plan)
     shapes = tuple(value.shape for value in values)
     _check_window(config, shapes, task, halves.client, head)
     _check_budget(config, tuple(value.shape for value in values if not value.whole))
-    if config.train.batch_size == 1 and (samples is None or isinstance(samples, Tensor)):
-        _check_single(halves, head, torch.zeros(1, *sample_shape) if samples is None else samples[:1])
+    if config.train.batch_size == 1 and isinstance(example, Tensor):
+        _check_single(halves, head, example[:1])
     state = {f"client {n}": v for n, v in halves.client.state_dict().items()}
     state |= {f"server {n}": v for n, v in halves.server.state_dict().items()}
     described = repr([(name, tuple(value.shape)) for name, value in state.items()] + [shapes, task.outputs])
@@ -252,7 +249,8 @@ def build_network(
         described += write_plans(found)
     parameters = sum(p.numel() for half in (halves.client, halves.server) for p in half.parameters())
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return Network(halves, head, cut, values, sample_shape, task, parameters, fingerprint, found, tuple(notes))
+    digests = {side: digest(loaded, half) for side, half in (("client", halves.client), ("server", halves.server))}
+    return Network(halves, head, cut, values, spec, task, parameters, fingerprint, found, digests)
 
 
 def write_plans(plans: Plans) -> str:
@@ -282,26 +280,30 @@ NO_HEAD = "none"
 
 
 def _cut(
-    model: Model, cut: str, sample_shape: tuple[int, ...], samples: Tree | None, plans: Plans | None
+    model: Model, cut: str, example: Tree, samples: Tree | None, plans: Plans | None
 ) -> Halves:
     if isinstance(model, nn.Module) and plans and (plan := plans.get("cut")) is not None:
         return split_by(model, plan)
     if samples is not None and plans is None:
         return split(model, cut, samples)
     halves = split(model, cut)
-    if isinstance(model, nn.Module):
-        check_same(f"model.cut {cut!r}", model, halves, sample_shape)
+    if isinstance(model, nn.Module) and isinstance(example, Tensor) and example.is_floating_point():
+        check_same(f"model.cut {cut!r}", model, halves, tuple(example.shape[1:]))
     return halves
 
 
-def _set_up_weights(config: Config, model: Model) -> list[str]:
-    """Loads initial weights and freezes what is to be frozen; returns what there is to say of it."""
+def _set_up_weights(config: Config, model: Model) -> dict[str, Tensor]:
+    """Loads initial weights, says what did not match, and freezes what is to be frozen; returns what was loaded."""
     settings = config.model
     whole = Pair(*model) if isinstance(model, tuple) else model
-    notes = [] if settings.weights is None else load_weights("model.weights", whole, settings.weights)
+    loaded: dict[str, Tensor] = {}
+    if settings.weights is not None:
+        loaded, notes = load_weights("model.weights", whole, settings.weights)
+        for note in () if IS_CHILD else notes:
+            print(f"halfpass: {note}", file=sys.stderr, flush=True)
     if settings.freeze is not None:
         freeze("model.freeze", whole, settings.freeze)
-    return notes
+    return loaded
 
 
 def _refuse_parts(config: Config, plan: CutPlan | None) -> None:
@@ -309,13 +311,13 @@ def _refuse_parts(config: Config, plan: CutPlan | None) -> None:
     for name, value, usual in (
         ("train.micro_batch", config.train.micro_batch, None), ("server.merge", config.server.merge, 1),
     ):  # fmt: skip
-        if plan is not None and plan.whole and value != usual:
-            found = f"{value}, and {plan.whole} values cross that are of the batch as a whole"
+        if plan is not None and plan.train.whole and value != usual:
+            found = f"{value}, and {plan.train.whole} values cross that are of the batch as a whole"
             raise InputError(name, f"its default at model.cut {plan.layer}", found, "leave it out, or cut elsewhere")
 
 
 def _below_edge(
-    config: Config, model: Model, cut: str, sample_shape: tuple[int, ...], task: Task, samples: Tree | None,
+    config: Config, model: Model, cut: str, spec: Spec, task: Task, samples: Tree | None,
     plans: Plans | None,
 ) -> tuple[Halves, Plans]:
     """The client half, and for a server half the edge's: what is between the cuts, and the head at the upper one."""
@@ -325,7 +327,7 @@ def _below_edge(
         given = plans["cut"], plans["edge_cut"]
     halves, between, upper = split_twice(model, cut, edge_cut, samples if plans is None else None, given)  # type: ignore[arg-type]
     try:
-        above = build_network(above_edge(config), sample_shape, task, samples, {"cut": upper})
+        above = build_network(above_edge(config), spec, task, samples, {"cut": upper})
     except InputError as error:
         place = error.place.replace("model.cut", "model.edge_cut")
         raise InputError(place, error.expected, error.found, error.remedy) from None
@@ -423,6 +425,8 @@ def check_between_processes(config: Config) -> None:
     """What a server or a client can check of its settings before anything is said of the data."""
     if config.method == "centralized":
         raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
+    if config.data.workers > 0:  # they are forked, which stands still beside gRPC's threads
+        raise InputError("data.workers", "0 between processes", str(config.data.workers), "leave it out")
     check_names(config)
 
 
@@ -441,6 +445,7 @@ def check_names(config: Config) -> None:
 
 def settle_process(config: Config, processes: int = 1) -> None:
     """This process's CPU threads, as configured or an even share of the cores, and its malloc, for training."""
+    importlib.import_module("halfpass.tasks.metrics")  # large: not to be counted as what the first test takes
     keep_freed_memory()
     torch.set_num_threads(threads_each(config, processes))
 
@@ -478,12 +483,12 @@ def build_server(config: Config, network: Network) -> Server:
     return Server(half, optimizer, place, seed, own_loss(task, place), task.probabilities)
 
 
-def build_whole(config: Config, sample_shape: tuple[int, ...], task: Task | int) -> Whole:
+def build_whole(config: Config, data: Dataset, task: Task | int) -> Whole:
     """The uncut network of the centralized baseline, with the same initial weights."""
-    task = _as_task(config, task)
+    task, example = _as_task(config, task), some_samples(data)
     model = build_model(
-        config.model.name, sample_shape, task.outputs, config.train.seed, task.shape,
-        pretrained=config.model.pretrained,
+        config.model.name, shapes_of(spec_of(example)), task.outputs, config.train.seed, task.shape,
+        pretrained=config.model.pretrained, example=example,
     )  # fmt: skip
     _set_up_weights(config, model)
     if isinstance(model, tuple):
@@ -529,16 +534,34 @@ def store_folder(config: Config, run: Path) -> Path:
 def identity(network: Network) -> dict[str, Any]:
     """What uploads must have in common to be trained on by one server half."""
     return {
-        "cut": network.cut, "sample shape": list(network.sample_shape),
+        "cut": network.cut, "inputs": written_spec(network.inputs),
         "cut shapes": [list(shape) for shape in network.cut_shapes], "classes": network.task.outputs,
         "network (fingerprint of names and shapes)": network.fingerprint, "plans": write_plans(network.plans),
         **({} if network.task.spec == CLASS_NUMBERS else {"targets": written_spec(network.task.spec)}),
     }  # fmt: skip
 
 
-def written_spec(targets: Spec) -> dict[str, list[Any]]:
-    """What targets are, as JSON has it."""
-    return {name: [dtype, list(shape)] for name, (dtype, shape) in targets.items()}
+def shapes_of(spec: Spec) -> Any:
+    """The shapes per sample, nested as the inputs are: as a network's function gets them."""
+    return unflatten({name: tuple(shape) for name, (_, shape) in spec.items()})
+
+
+def zeros_of(spec: Spec, samples: int = 2) -> Any:
+    """A batch of zeros of those dtypes and shapes."""
+    return unflatten(
+        {name: torch.zeros(samples, *shape, dtype=getattr(torch, dtype)) for name, (dtype, shape) in spec.items()}
+    )
+
+
+def network_of(config: Config, data: Dataset, task: Task, plans: Plans | None = None) -> Network:
+    """The network for that data, cut on a few samples of it, or by plans that were made so before."""
+    samples = some_samples(data)
+    return build_network(config, spec_of(samples), task, samples, plans)
+
+
+def written_spec(spec: Spec) -> dict[str, list[Any]]:
+    """What inputs or targets are, as JSON has it."""
+    return {name: [dtype, list(shape)] for name, (dtype, shape) in spec.items()}
 
 
 def read_spec(written: dict[str, list[Any]]) -> Spec:

@@ -23,11 +23,11 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: _Optional[bool] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "client", "settings", "sample_shape", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan")
+    __slots__ = ("protocol", "client", "settings", "inputs", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
-    SAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -38,7 +38,7 @@ class Join(_message.Message):
     protocol: int
     client: int
     settings: str
-    sample_shape: _containers.RepeatedScalarFieldContainer[int]
+    inputs: str
     outputs: int
     samples: int
     steps: int
@@ -46,7 +46,7 @@ class Join(_message.Message):
     fingerprint: str
     targets: str
     plan: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., outputs: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., inputs: _Optional[str] = ..., outputs: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers", "targets", "whole")

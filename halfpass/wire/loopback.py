@@ -31,6 +31,10 @@ class Loopback:
         received = self.up(message).batch
         return messages.read_batch(received), received
 
+    def send(self, batch: CutBatch) -> CutBatch:
+        """Up, in a loop of one's own: a training batch as the server would read it; `meter` has counted its bytes."""
+        return self.batch(messages.write_batch(batch, self.codec))[0]
+
     def ack(self, batch: CutBatch) -> None:
         """Down: the server is done with this batch."""
         self.down(pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step, before=batch.before)))
