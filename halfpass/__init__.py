@@ -26,8 +26,8 @@ from halfpass.networks.heads import build_head
 from halfpass.networks.models import build_model
 from halfpass.networks.split import Halves, cut_shapes, join_state, joint, split
 from halfpass.run.train import compare, train
-from halfpass.wire.loopback import Loopback
 from halfpass.tasks.task import Task
+from halfpass.wire.loopback import Loopback
 
 __all__ = [
     "Client",
