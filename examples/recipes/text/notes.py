@@ -1,8 +1,8 @@
 """Generated notes of a few words, of different length: `data()` for text.yaml.
 
-A note says of two things whether they are well, such as `today the leg seems not swollen , while the arm seems broken`;
-the class is what it says of the leg: 0 well, 1 ill. So one word is not enough: which thing, whether not, and how it is
-must be read together. Words are numbered, behind them the notes are padded, and the mask says where.
+A note says of two things whether they are well, such as `today the leg seems swollen , while the arm seems fine`; the
+class is what it says of the leg: 0 well, 1 ill. So which words there are is not enough: half of the notes say both.
+Words are numbered, behind them the notes are padded, and the mask says where.
 """
 
 import random
@@ -14,7 +14,7 @@ TRAIN, TEST, LENGTH = 2048, 512, 20  # notes, words
 THINGS, ILL, WELL = ("leg", "arm"), ("swollen", "broken", "sore"), ("fine", "healed", "strong")
 FILLERS = ("today", "again", "so far", "as before", "after lunch")
 VERBS = ("is", "seems", "looks")
-WORDS = ("[pad]", "[cls]", *THINGS, *ILL, *WELL, *VERBS, *" ".join(FILLERS).split(), "the", "not", ",", "while")
+WORDS = ("[pad]", "[cls]", *THINGS, *ILL, *WELL, *VERBS, *" ".join(FILLERS).split(), "the", ",", "while")
 NUMBERS = {word: number for number, word in enumerate(WORDS)}
 
 
@@ -40,12 +40,11 @@ def _note(number: int) -> tuple[dict[str, torch.Tensor], int]:
     things = draws.sample(THINGS, 2)
     words, label = ["[cls]"], 0
     for place, thing in enumerate(things):
-        ill, negated = draws.random() < 0.5, draws.random() < 0.5
-        if thing == "leg":
-            label = int(ill != negated)
-        words += ["," , "while"] if place else []
+        ill = draws.random() < 0.5
+        label = int(ill) if thing == "leg" else label
+        words += [",", "while"] if place else []
         words += draws.choice(FILLERS).split() if draws.random() < 0.5 else []
-        words += ["the", thing, draws.choice(VERBS), *(["not"] if negated else []), draws.choice(ILL if ill else WELL)]
+        words += ["the", thing, draws.choice(VERBS), draws.choice(ILL if ill else WELL)]
     numbers = torch.zeros(LENGTH, dtype=torch.int64)
     numbers[: len(words)] = torch.tensor([NUMBERS[word] for word in words])
     return {"input_ids": numbers, "attention_mask": (torch.arange(LENGTH) < len(words)).long()}, label
