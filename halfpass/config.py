@@ -30,6 +30,7 @@ TargetKind = Literal["auto", "classes", "numbers"]
 
 
 MOST_WINDOW = 2**31 - 1 - 2**20  # bytes: a message of gRPC takes no more, and has something beside a batch in it
+CLIENT = "{client}"  # in a path, stands for the client's number
 MOST_THREADS = 1024  # far beyond any gain; PyTorch does not survive every number
 _WHOLE = 2**63  # what the libraries below count in
 
@@ -119,7 +120,7 @@ class DataConfig:
     listops (generated texts), or module:function returning a (train, test) pair of torch datasets."""
     path: str | None = None
     """Folder (or official archive, or table) that holds the data set; digits and listops have none. A module:function
-    gets it as path=."""
+    gets it as path=. With clients.partition own, {client} in it is each client's number, as in DIR/site-{client}."""
     limit: int | None = None
     """Use at most this many training samples, and as many test samples."""
     download: bool = False
@@ -205,9 +206,9 @@ class ModelConfig:
     """The network, where it is cut, and the auxiliary head at the cut."""
 
     name: str = "digits-cnn"
-    """resnet20, resnet32, resnet44, resnet56, resnet110, digits-cnn, transformer (of texts); timm:NAME,
-    torchvision:NAME or hf:FOLDER, of those libraries where they are installed; or module:function returning an
-    nn.Module, or a pair of them: client half and server half."""
+    """resnet20, resnet32, resnet44, resnet56, resnet110 (of small pictures), resnet50 (of 224 pixels), digits-cnn, unet
+    (a class per pixel), transformer (of texts); timm:NAME, torchvision:NAME or hf:FOLDER, of those libraries where they
+    are installed; or module:function returning an nn.Module, or a pair of them: client half and server half."""
     cut: str | None = None
     """Layer after which the network is cut, e.g. stage_2.2; `halfpass cuts` lists them. A network that halfpass ships
     has a cut near its middle as default; a given pair of halves has none."""
@@ -410,6 +411,9 @@ class Config:
     def __post_init__(self) -> None:
         _settle(self, "")
         _at_home(self, "", "out")
+        if CLIENT in (self.data.path or "") and (self.clients.partition != "own" or self.method == "centralized"):
+            expected = f"no {CLIENT} where all data are one: it needs clients.partition own and a split method"
+            raise InputError("data.path", expected, str(self.data.path), "change one of them")
         if self.model.edge_cut is not None and self.train.feedback_every is not None:
             raise InputError("model.edge_cut", "no gradient back", "train.feedback_every", "leave one of them out")
         for name, value in (("model.edge_cut", self.model.edge_cut), ("train.micro_batch", self.train.micro_batch)):

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from halfpass.config import Config
+from halfpass.config import CLIENT, Config
 from halfpass.data.datasets import Dataset
 from halfpass.errors import InputError
 from halfpass.files import make_folder, refuse_file, replacing
@@ -49,11 +49,11 @@ def export(
     if with_head:
         prefix, head = head_prefix(state), _head_state(run, config, client)
         state = join_state(state, {f"{prefix}{name}": value for name, value in head.items()})
-    data, missing = _data_here(config)
+    data, missing = _data_here(config, client)
     make_folder("out", file.parent)
     with replacing(file) as partial:
         save_file(_under_all_names(config, data, state), partial, metadata={"model": config.model.name})
-    reported = _reported(read_result(run), "joint_test" if with_head else "test")
+    reported = _reported(_of_client(read_result(run), config, client), "joint_test" if with_head else "test")
     if data is None:
         return Exported(file, None, reported, f"not tested, because the test set is not here ({missing})")
     task = setup.task_of(config, data)
@@ -71,6 +71,12 @@ def export(
     return Exported(file, value, reported, remark)
 
 
+def _of_client(result: dict[str, Any], config: Config, client: int) -> Mapping[str, Any]:
+    """The result, or where each client's data have a place of their own and several tested, of that client's test."""
+    sites = {site["client"]: site for site in result.get("sites", ())} if CLIENT in (config.data.path or "") else {}
+    return result | {"test_accuracy": None, **sites[client]} if client in sites else result
+
+
 def _reported(result: Mapping[str, Any], part: str) -> float | None:
     """The leading metric's value; of an older result the accuracy."""
     metric = result.get("metric", "accuracy")
@@ -78,10 +84,10 @@ def _reported(result: Mapping[str, Any], part: str) -> float | None:
     return result.get(f"{part}_accuracy") if found is None and metric == "accuracy" else found
 
 
-def _data_here(config: Config) -> tuple[Dataset | None, InputError | None]:
+def _data_here(config: Config, client: int) -> tuple[Dataset | None, InputError | None]:
     """The run's data, or why they are not here."""
     try:
-        return setup.load_data(config.data), None
+        return setup.load_data(config.data, client), None
     except InputError as error:
         return None, error
 

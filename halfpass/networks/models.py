@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from halfpass.errors import InputError, choice_error, reason
 from halfpass.networks.pretrained import LIBRARIES, from_library
+from halfpass.networks.resnet import ResNet50
 from halfpass.networks.transformer import TextTransformer
+from halfpass.networks.unet import UNet
 from halfpass.plugin import call_plugin
 from halfpass.seed import derive_seed
 from halfpass.tree import Tree, call, flatten, map_leaves, prediction
@@ -46,9 +48,10 @@ def build_model(
             return from_library(place, name, sample_shape, outputs, pretrained=pretrained)
         if ":" not in name:
             build = choose("model.name", name, MODELS)
-            if len(shape) > 1:
-                remedy = "give a network of your own as module:function"
-                raise InputError(place, f"a network with outputs {shape} per sample", f"one with ({outputs},)", remedy)
+            answers = (outputs, *sample_shape[1:]) if name in DENSE else (outputs,)
+            if shape != answers:
+                remedy = "choose another task or network, e.g. your own as module:function"
+                raise InputError(place, f"a network with outputs {shape} per sample", f"one with {answers}", remedy)
             return build(sample_shape, outputs)
         example = torch.zeros(2, *sample_shape) if example is None else example
         return _check_own_model(place, call_plugin(place, name, sample_shape, outputs), example, shape)
@@ -166,6 +169,14 @@ def _digits_cnn(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
     return DigitsCNN(_image_channels("digits-cnn", sample_shape), classes)
 
 
+def _resnet50(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return ResNet50(_image_channels("resnet50", sample_shape), classes)
+
+
+def _unet(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return UNet(_image_channels("unet", sample_shape), classes)
+
+
 def _transformer(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
     if len(sample_shape) != 1:
         raise InputError(
@@ -177,12 +188,17 @@ def _transformer(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 MODELS: dict[str, Builder] = {
     **{f"resnet{6 * n + 2}": partial(_resnet, n) for n in (3, 5, 7, 9, 18)},
+    "resnet50": _resnet50,
     "digits-cnn": _digits_cnn,
+    "unet": _unet,
     "transformer": _transformer,
 }
+DENSE = ("unet",)  # those that answer for each pixel
 MIDDLE_CUTS: dict[str, str] = {  # the default cut of each; ResNet-110's is the paper's, behind 26 of 54 blocks
     **{f"resnet{6 * n + 2}": f"stage_2.{(n - 1) // 2}" for n in (3, 5, 7, 9)},
     "resnet110": "stage_2.7",
+    "resnet50": "layer3.0",  # behind 8 of 16 blocks
+    "unet": "down_2",
     "digits-cnn": "block_2",
     "transformer": "blocks.1",
 }

@@ -117,7 +117,7 @@ def join(config: Config, address: str, index: int) -> Path:
     folder = RunFolder.for_client(config.folder, index)
     setup.settle_process(config)
     setup.check_between_processes(config)
-    data = setup.load_data(config.data)
+    data = setup.load_data(config.data, index)
     shard = setup.make_shards(config, data)[index]
     task = setup.task_of(config, data)
     network = setup.network_of(config, data, task)

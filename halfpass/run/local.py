@@ -5,7 +5,7 @@ the order (step, client), which is also the order of `processes`: equal seeds gi
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,15 +34,18 @@ class LocalRun:
     """Clients, server and the wires between them. `train` and `test` are one epoch each, `finish` comes last."""
 
     def __init__(
-        self, config: Config, data: Dataset, shards: list[Samples], network: setup.Network,
+        self, config: Config, data: Dataset | Sequence[Dataset], shards: list[Samples], network: setup.Network,
         store: UploadStore | None = None, link: Callable[[Server, list[int]], Above] | None = None,
     ) -> None:  # fmt: skip
-        """`link` makes what is above the server, where that is an edge: of it, and its clients' steps per epoch."""
-        self.config, self.data, self.task = config, data, network.task
+        """`data`: of all clients, or each one's. `link` makes what is above the server, where that is an edge: of it,
+        and its clients' steps per epoch."""
+        self.config, self.task = config, network.task
         self.clients = [setup.build_client(config, network, k) for k in range(config.clients.count)]
         self.server = setup.build_server(config, network)
         device = self.server.arithmetic.device
-        self.shards, self.test_samples = [shard.to(device) for shard in shards], data.test.to(device)
+        self.shards = [shard.to(device) for shard in shards]
+        self.sites = [data] if isinstance(data, Dataset) else list(data)  # one for all, or by client
+        self.test_samples = [site.test.to(device) for site in self.sites]
         self.wires = [Loopback(config.wire.codec) for _ in self.clients]
         self.steps = setup.steps_per_epoch(config, shards)
         self.uplinks = [Uplink(config, steps) for steps in self.steps]
@@ -97,7 +100,7 @@ class LocalRun:
         take_over(self.config, self.clients[k], read_weights(received.weights))
         if begun is None:
             batches = train_batches(
-                self.data, self.shards[k], recipe.batch_size, seed=recipe.seed, client=k, epoch=epoch
+                self.sites[self._site(k)], self.shards[k], recipe.batch_size, seed=recipe.seed, client=k, epoch=epoch
             )
             begun = ClientEpoch(self.config, self.clients[k], batches, epoch, first, total)
         return begun
@@ -119,7 +122,8 @@ class LocalRun:
             test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
             weights = self.wires[k].down(pb.ServerMessage(test=test)).test.weights
             take_over(self.config, self.clients[k], read_weights(weights))
-            batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
+            site = self._site(k)
+            batches = test_batches(self.sites[site], self.test_samples[site], self.config.train.at_once)
             test_of_head: Test | None = None
             for batch, test_of_head in test_epoch(self.clients[k], batches, epoch, self.task):  # noqa: B007
                 received, upload = self.wires[k].batch(write_batch(batch, self.config.wire.codec, test=True))
@@ -130,6 +134,9 @@ class LocalRun:
         self.server.half.train()
         self.above.end_test(epoch, score)
         return score, auxiliary
+
+    def _site(self, client: int) -> int:
+        return client if len(self.sites) > 1 else 0
 
     def state(self) -> dict[str, Any]:
         """All that the coming epochs depend on; what they draw at random depends on seed, epoch and step alone."""
@@ -171,20 +178,20 @@ class LocalRun:
 
 
 def train_local(
-    config: Config, folder: RunFolder, data: Dataset, shards: list[Samples], network: setup.Network
+    config: Config, folder: RunFolder, sites: Sequence[Dataset], shards: list[Samples], network: setup.Network
 ) -> dict[str, Any]:
     """Trains by a split method in this process and writes the run folder; returns what `result.json` holds. Where the
     folder has kept the state of such a run, goes on with that."""
     if config.model.edge_cut is None:
         with setup.open_store(config, network, old=folder.has_checkpoint) as store:
-            return _train_link(config, folder, LocalRun(config, data, shards, network, store), network)
+            return _train_link(config, folder, LocalRun(config, sites, shards, network, store), network)
     edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
     old, edge_folder = folder.has_checkpoint, folder.part("edge", edge)
     plans = {"cut": network.plans.get("edge_cut")}
-    upper = setup.network_of(top, data, network.task, plans)
+    upper = setup.network_of(top, sites[0], network.task, plans)
     with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
-        run = LocalRun(edge, data, shards, network, store, link)
+        run = LocalRun(edge, sites, shards, network, store, link)
         assert isinstance(run.above, LocalLink)
         try:
             _train_link(edge, edge_folder, run, network)

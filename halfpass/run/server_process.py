@@ -36,15 +36,6 @@ from halfpass.wire.store import UploadStore
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
 MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
-LONGEST = 500  # characters of a value that a message shows
-CLASSES_REMEDY = "name the classes, or their number, in data.classes, alike for all clients and the server"
-NORMALIZATION_REMEDY = "normalize alike, or set data.normalization to own where each client's own is meant"
-DATA_REMEDIES = {
-    "class names": "give all clients the same class names in the same order: data.classes",
-    "columns": "give all clients the same columns; data.categorical names the categories, which a client may lack",
-    "gray range": "set data.gray_range, alike for all clients and the server",
-    **dict.fromkeys(("mean", "std", "mean and deviation of columns"), NORMALIZATION_REMEDY),
-}
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
 
 
@@ -72,7 +63,7 @@ class Admission:
         inputs = read_inputs(place, join)
         _agree(place, "inputs", read_inputs(place, first), inputs)
         self._agree_on_data(place, data)
-        _agree(place, "number of classes", first.outputs, join.outputs, CLASSES_REMEDY)
+        _agree(place, "number of classes", first.outputs, join.outputs, setup.CLASSES_REMEDY)
         spec, names = _targets(place, join)
         _agree(place, "targets", _targets(place, first)[0], spec)
         network = self.network
@@ -88,13 +79,7 @@ class Admission:
     def _agree_on_data(self, place: str, data: object) -> None:
         if not isinstance(data, dict):
             raise InputError(place, "what its data hold, by name", type(data).__name__, "use halfpass join")
-        first = data if self._data is None else self._data
-        for key in [*first, *(key for key in data if key not in first)]:
-            ours, theirs = first.get(key), data.get(key)
-            if ours != theirs:
-                expected = f"data, {key}: {_short(ours)} (the first client's)"
-                remedy = DATA_REMEDIES.get(key, "give all clients the same data")
-                raise InputError(place, expected, _short(theirs), remedy)
+        setup.check_agreement(place, data if self._data is None else self._data, data)
 
     def check(self, client: int, batch: pb.Batch) -> None:
         """Raises InputError where a batch does not fit the cut."""
@@ -193,12 +178,6 @@ def _agree(
 ) -> None:
     if expected != found:
         raise InputError(place, f"{what} {expected!r} (the server's)", f"{found!r}", remedy)
-
-
-def _short(value: object) -> str:
-    """For a message of one line; what a client sends has no bound of its own."""
-    text = ascii(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 class ServerRun:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.arithmetic.optimizers import build_optimizer
 from halfpass.arithmetic.precision import Arithmetic, arithmetic
-from halfpass.config import MOST_THREADS, ClientsConfig, Config, DataConfig, shared_settings
+from halfpass.config import CLIENT, MOST_THREADS, ClientsConfig, Config, DataConfig, shared_settings
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches
 from halfpass.data.datasets import Dataset, Samples, load
@@ -86,9 +86,10 @@ class Network:
 class Prepared:
     """All that a run starts from; without shards and network when it is not cut (centralized)."""
 
-    data: Dataset
+    data: Dataset  # the first client's, where each has its own
     shards: list[Samples]
     network: Network | None
+    sites: list[Dataset] = field(default_factory=list)  # by client
 
 
 def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -> Prepared:
@@ -96,7 +97,10 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     a store with uploads in it is unless the run is an `old` one."""
     check_names(config)
     data = data or load_data(config.data)
-    shards = make_shards(config, data)
+    sites = _sites(config, data)
+    shards = [make_shards(config, data)[k] for k, data in enumerate(sites)] if len(sites) > 1 else (
+        make_shards(config, data)
+    )
     if config.method == "centralized":
         if len(data.train) < config.train.batch_size:
             expected = f"1 to {len(data.train)}, because there are {len(data.train)} samples"
@@ -108,7 +112,22 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     if config.server.store is not None and Path(config.server.store).exists():
         with open_store(config, network, old=old):  # refuses another network's
             pass
-    return Prepared(data, shards, network)
+    return Prepared(data, shards, network, sites)
+
+
+def _sites(config: Config, first: Dataset) -> list[Dataset]:
+    """Each client's data set, where data.path has its number in it; else the one of all. Raises InputError where one
+    differs from the first in what clients must agree on."""
+    if CLIENT not in (config.data.path or ""):
+        return [first]
+    sites = [first, *(load_data(config.data, k) for k in range(1, config.clients.count))]
+    for k, site in enumerate(sites[1:], 1):
+        check_agreement(f"client {k}", agreement(config, first), agreement(config, site))
+        ours, theirs = (task_of(config, data).outputs for data in (first, site))
+        if ours != theirs:
+            expected = f"data, outputs: {ours} (the first client's)"
+            raise InputError(f"client {k}", expected, str(theirs), CLASSES_REMEDY)
+    return sites
 
 
 def check_index(config: Config, index: int) -> None:
@@ -120,9 +139,10 @@ def check_index(config: Config, index: int) -> None:
         )  # fmt: skip
 
 
-def load_data(config: DataConfig) -> Dataset:
-    """The data set; what is to be said of it goes to standard error, once for a command."""
-    data = load(**dataclasses.asdict(config))
+def load_data(config: DataConfig, client: int = 0) -> Dataset:
+    """The data set, or that client's; what is to be said of it goes to standard error, once for a command."""
+    path = None if config.path is None else config.path.replace(CLIENT, str(client))
+    data = load(**dataclasses.asdict(dataclasses.replace(config, path=path)))
     if not IS_CHILD:
         for note in data.notes:
             print(f"halfpass: {note}", file=sys.stderr, flush=True)
@@ -188,6 +208,33 @@ def agreement(config: Config, data: Dataset) -> dict[str, Any]:
     """What the clients' data must have alike, as JSON has it."""
     shared, agreed = config.clients.partition != "own", config.data.normalization == "agreed"
     return data.agreement(shared=shared, normalization=agreed)
+
+
+CLASSES_REMEDY = "name the classes, or their number, in data.classes, alike for all clients and the server"
+NORMALIZATION_REMEDY = "normalize alike, or set data.normalization to own where each client's own is meant"
+DATA_REMEDIES = {
+    "class names": "give all clients the same class names in the same order: data.classes",
+    "columns": "give all clients the same columns; data.categorical names the categories, which a client may lack",
+    "gray range": "set data.gray_range, alike for all clients and the server",
+    **dict.fromkeys(("mean", "std", "mean and deviation of columns"), NORMALIZATION_REMEDY),
+}
+LONGEST = 500  # characters of a value that a message shows
+
+
+def check_agreement(place: str, first: dict[str, Any], other: dict[str, Any]) -> None:
+    """Raises InputError, both values in it, where a client's agreement is not the first client's."""
+    for key in [*first, *(key for key in other if key not in first)]:
+        ours, theirs = first.get(key), other.get(key)
+        if ours != theirs:
+            expected = f"data, {key}: {_short(ours)} (the first client's)"
+            remedy = DATA_REMEDIES.get(key, "give all clients the same data")
+            raise InputError(place, expected, _short(theirs), remedy)
+
+
+def _short(value: object) -> str:
+    """For a message of one line; what a client sends has no bound of its own."""
+    text = ascii(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _largest(data: Dataset) -> int:

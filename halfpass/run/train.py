@@ -75,7 +75,7 @@ def _train_here(config: Config, folder: RunFolder, prepared: setup.Prepared) -> 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if prepared.network is None:
             return train_centralized(config, folder, prepared.data)
-        return train_local(config, folder, prepared.data, prepared.shards, prepared.network)
+        return train_local(config, folder, prepared.sites, prepared.shards, prepared.network)
 
 
 def with_folder(config: Config) -> Config:
