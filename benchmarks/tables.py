@@ -55,7 +55,7 @@ def results_markdown(content: dict[str, Any]) -> str:
     training = [row for row in rows if "test_accuracy" in row]
     other = [row for row in rows if "test_accuracy" not in row]
     parts = [markdown_table(training)] if training else []
-    parts += [markdown_rows(other)] if other else []
+    parts += [markdown_rows([{key: row[key] for key in row if key != "environment"} for row in other])] if other else []
     note = f" All rows: {settings_line(training)}. {UNITS_NOTE}." if training else ""
     return "\n\n".join([*parts, source_line(content) + note])
 
