@@ -522,10 +522,14 @@ def number_keys() -> list[str]:
 def named_code(config: Config) -> dict[str, str]:
     """The settings that name code to import and call, as module:function."""
     texts = {key: value for key, value in flatten(as_dict(config)).items() if isinstance(value, str)}
-    return {key: value for key, value in texts.items() if ":" in value and key not in _NO_CODE}
+    return {
+        key: value for key, value in texts.items()
+        if ":" in value and key not in _NO_CODE and not (key == "model.name" and value.split(":")[0] in LIBRARIES)
+    }  # fmt: skip
 
 
-_NO_CODE = {"data.path", "server.store", "out", "train.device"}  # whose colons have another meaning
+LIBRARIES = ("timm", "torchvision", "hf")  # what model.name may begin with: networks of these, and no code of a user's
+_NO_CODE = {"data.path", "model.weights", "server.store", "out", "train.device"}  # whose colons have another meaning
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from small import config, run
 from torch import nn
 
-from halfpass.config import Config, ModelConfig
+from halfpass.config import LIBRARIES, Config, ModelConfig, as_dict, named_code
 from halfpass.errors import InputError
+from halfpass.networks import pretrained
 from halfpass.networks.models import build_model
 from halfpass.networks.pretrained import freeze, load_weights
 from halfpass.run import setup
@@ -157,3 +158,10 @@ def test_what_both_sides_have_loaded_is_agreed_on(tmp_path):
         Admission(plain).admit(joining(plain, digests))
     with pytest.raises(InputError, match=r"expected initial weights of the client half '.*', loaded at the server, found None at the client; give both"):
         Admission(loaded).admit(joining(plain, {"client": None, "server": None}))
+
+
+def test_a_library_s_network_is_no_code_of_a_run_folder():
+    settings = Config(model=ModelConfig("timm:resnet18", "layer1", weights="a:b.safetensors"))
+    assert named_code(as_dict(settings)) == {}
+    assert set(named_code(as_dict(Config(model=ModelConfig("mine:network", "a"))))) == {"model.name"}
+    assert set(LIBRARIES) == set(pretrained.LIBRARIES)

@@ -295,6 +295,33 @@ def test_what_crosses():
     assert values(Shared(), "a", draws(5, 5, 6)) == ([((5, 6), "float32", False), ((1, 5, 1), "float32", True)], False)
 
 
+class Sparing(Encoder):
+    """Leaves its mask out where it masks nothing, as networks of text do."""
+
+    def forward(self, input_ids, attention_mask):
+        h, padding = self.tokens(input_ids), None
+        if not attention_mask.all():
+            padding = attention_mask.bool().logical_not() * self.tokens.weight.isfinite().all()
+        for layer in self.layers:
+            h = layer(h, src_key_padding_mask=padding)
+        return {"logits": self.out(h.mean(1))}
+
+
+@pytest.mark.parametrize("tried", [MASKED["attention_mask"], torch.ones(5, 9, dtype=torch.long)], ids=["some", "none"])
+def test_batches_with_and_without_padding_go_their_own_way(tried):
+    model = Sparing().eval()
+    halves = split(model, "layers.0", MASKED | {"attention_mask": tried})
+    client, server = halves.client.eval(), halves.server.eval()
+    answers = []
+    for mask in (MASKED["attention_mask"], torch.ones(5, 9, dtype=torch.long)):
+        for count in (5, 1):
+            inputs = {"input_ids": MASKED["input_ids"][:count], "attention_mask": mask[:count]}
+            with torch.no_grad():
+                answers.append(server(*client(**inputs))["logits"])
+                assert torch.equal(answers[-1], model(**inputs)["logits"])
+    assert not torch.equal(answers[0], answers[2])
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_samples_of_windows_can_be_merged(mixed):
     """Two batches, each cut alone, are one batch for the server half, sample by sample."""

@@ -4,6 +4,7 @@ Everything that ran when the layer returned for the last time is below, the rest
 weights or random numbers and is used above crosses; what depends on sizes and constants alone is made again above.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -46,7 +47,7 @@ class Watched:
         """What each memory, by its identity, depends on after so many calls. Views share one."""
         found: dict[int, set[str]] = {}
         for tensor in self.seen.inputs.values():
-            found[_memory(tensor)] = {MASK if _is_mask(tensor) else DATA}
+            found[_memory(tensor)] = {MASK if is_mask(tensor) else DATA}
         for value in self.state.values():
             found[_memory(value)] = self._of_state(value)
         for each in self.seen.calls[:until]:
@@ -181,7 +182,7 @@ def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _is_mask(tensor: Tensor) -> bool:
+def is_mask(tensor: Tensor) -> bool:
     """Whole numbers or truth values of which there are zeros and ones alone: it says where samples are."""
     if tensor.dtype == torch.bool:
         return True
@@ -211,18 +212,26 @@ def _refuse_name(place: str, seen: Observed, layer: str) -> NoReturn:
 # --- one plan from several passes -------------------------------------------------------------------------------------
 
 
-def make_plan(place: str, layer: str, train: Sequence[Watched], evaluation: Sequence[Watched]) -> CutPlan:
-    """The plan of the cut behind `layer`, from passes in either mode: of two different numbers of samples, then more,
-    of as many samples as the first, under other seeds.
+Passes = Sequence[Watched]  # of two different numbers of samples, then of as many as the first under other seeds
+
+
+def make_plan(
+    place: str, layer: str, train: Passes, evaluation: Passes, others: Sequence[tuple[Passes, Passes]] = ()
+) -> CutPlan:
+    """The plan of the cut behind `layer`, from passes in training and evaluation; `others` are of other samples, by
+    whose values Python may go another way.
 
     Raises InputError where the cut is refused, or passes differ in what crosses.
     """
-    passes, client, server = [], dict[str, Tensor](), dict[str, Tensor]()
-    for pair in (train, evaluation):
-        sides = [each.cut(place, layer) for each in pair]
-        for side in sides:
-            client, server = client | side.client, server | side.server
-        passes.append(_laid_out(place, sides, [each.samples for each in pair]))
+    passes, client, server = list[Pass](), dict[str, Tensor](), dict[str, Tensor]()
+    for ways in zip((train, evaluation), *others, strict=True):
+        found: list[Pass] = []
+        for watched in ways:
+            sides = [each.cut(place, layer) for each in watched]
+            for side in sides:
+                client, server = client | side.client, server | side.server
+            found.append(_laid_out(place, sides, [each.samples for each in watched]))
+        passes.append(functools.reduce(functools.partial(_both_ways, place), found))
     _refuse_difference(place, passes[0].values[:1], passes[1].values[:1], "in evaluation than in training")
     for name in client.keys() & server.keys():
         if client[name].requires_grad:
@@ -235,6 +244,17 @@ def make_plan(place: str, layer: str, train: Sequence[Watched], evaluation: Sequ
         for name, value in train[0].seen.inputs.items()
     }
     return CutPlan(layer, passes[0], passes[1], inputs, tuple(client), tuple(server))
+
+
+def _both_ways(place: str, one: Pass, other: Pass) -> Pass:
+    """A pass in which the values of both cross, where Python decides by its data which way to go."""
+    own = [[value for value in each.values if value.output is not None] for each in (one, other)]
+    _refuse_difference(place, own[0], own[1], "for other samples")
+    known = {value.made for value in one.values}
+    new = [value for value in other.values if value.output is None and value.made not in known]
+    values = tuple(sorted((*one.values, *new), key=lambda value: value.whole))
+    again = tuple(sorted({*one.again, *other.again}))
+    return replace(one, values=values, again=again, reads=one.reads or other.reads)
 
 
 def _laid_out(place: str, sides: Sequence[Sides], samples: Sequence[int]) -> Pass:

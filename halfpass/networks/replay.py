@@ -414,7 +414,8 @@ class _Run(TorchFunctionMode):
 
     def _below(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         assert self.start is not None
-        again, name = number in self.again, name_of(func)
+        name = name_of(func)
+        again = number in self.again and not any(id(t) in self.memory.fakes for t in tensors_in((args, kwargs)))
         if name in READS and not again:
             return self._received_read(func, args)
         done = self.remembered[number] if number < len(self.remembered) else None
@@ -510,13 +511,22 @@ class _Run(TorchFunctionMode):
         found: list[Tensor] = []
         for value in end.values:
             tensor = self._made(value.made) if value.output is None else leaves[value.output]
-            if tensor is None:
-                place, expected = f"value {len(found)} that crosses the cut", "the call that made it at the start"
-                raise RunError(place, expected, "another order of calls", "cut at another layer")
+            if tensor is None:  # this batch takes a way on which it is not made, nor used above
+                found.append(self._nothing(end, value, found))
+                continue
             found.append(value.samples_first(self._real(tensor) if self.start else tensor))
         if end.reads:
             found.append(torch.tensor(self.sent_reads, dtype=torch.float64).view(torch.int64))  # its bits: no gradient
         return tuple(found)
+
+    def _nothing(self, end: Pass, value: Value, before: Sequence[Tensor]) -> Tensor:
+        """In the place of a value that is not made. What Python read of the data decides the way, alike on either side;
+        where it read nothing there is one way alone."""
+        if not end.reads:
+            place, expected = f"value {len(before)} that crosses the cut", "the call that made it at the start"
+            raise RunError(place, expected, "another order of calls", "cut at another layer")
+        shape = value.shape if value.whole else (len(before[0]), *value.shape)
+        return torch.zeros(shape, dtype=getattr(torch, value.dtype), device=before[0].device)
 
     def _made(self, made: Made | None) -> Tensor | None:
         """What that call made here, or what was received at the start: it crosses both cuts."""

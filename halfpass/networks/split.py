@@ -21,10 +21,10 @@ from halfpass.networks.checking import check_exact
 from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
 from halfpass.networks.models import Model
 from halfpass.networks.observe import copied, observe, seeded_everything
-from halfpass.networks.planning import Watched, make_plan, memory_order
+from halfpass.networks.planning import Watched, is_mask, make_plan, memory_order
 from halfpass.networks.replay import CutPlan, Part, Value, named_tensors
 from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
-from halfpass.tree import Tree, call, map_leaves, prediction, sample_count
+from halfpass.tree import Tree, call, leaves, map_leaves, prediction, sample_count
 
 HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'
 
@@ -89,6 +89,13 @@ class Watching:
         self.train, self.evaluation = ([watch(mode, batch) for batch in (inputs, fewer)] for mode in (True, False))
         if self.draws:  # it may decide by them
             self.train += [watch(True, inputs, seed) for seed in MORE_SEEDS]
+        reads = any(each.is_read for watched in (*self.train, *self.evaluation) for each in watched.seen.calls)
+        self.other_inputs = _other_masks(inputs) if reads else []
+        self.others = [
+            tuple([watch(mode, batch), watch(mode, map_leaves(lambda leaf: leaf[: samples - 1], batch))]
+                  for mode in (True, False))
+            for batch in self.other_inputs
+        ]  # fmt: skip
 
     @property
     def lost(self) -> str | None:
@@ -134,7 +141,7 @@ class Watching:
 
     def plan(self, place: str, layer: str) -> CutPlan:
         """How the network is replayed on either side of a cut; raises InputError where it cannot be cut there."""
-        plan = make_plan(place, layer, self.train, self.evaluation)
+        plan = make_plan(place, layer, self.train, self.evaluation, self.others)
         state = dict(named_tensors(self.train[0].seen.network))
         refuse_untrainable(place, "server", [state[name] for name in plan.server])
         if any(value.times > 1 for value in plan.values):
@@ -142,9 +149,22 @@ class Watching:
         return plan
 
     def _check(self, place: str, halves: Halves) -> None:
-        check_exact(
-            place, self.model, halves.client, halves.server, self.inputs, draws=self.draws, remedy=REMEDY
-        )
+        for inputs in (self.inputs, *self.other_inputs):
+            check_exact(place, self.model, halves.client, halves.server, inputs, draws=self.draws, remedy=REMEDY)
+
+
+def _other_masks(inputs: Tree) -> list[Tree]:
+    """The inputs with masks of ones alone, and with masks that end in zeros: networks leave out what masks nothing."""
+    if not any(is_mask(leaf) for leaf in leaves(inputs)):
+        return []
+
+    def ending(leaf: Tensor) -> Tensor:
+        leaf = leaf.clone()
+        leaf[1:, ..., -1:] = 0
+        return leaf
+
+    ones = map_leaves(lambda leaf: torch.ones_like(leaf) if is_mask(leaf) else leaf, inputs)
+    return [ones, map_leaves(lambda leaf: ending(leaf) if is_mask(leaf) and leaf.ndim > 1 else leaf, ones)]
 
 
 MORE_SEEDS = (1, 2, 3)
