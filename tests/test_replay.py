@@ -169,6 +169,20 @@ class UNet(nn.Module):
         return self.out(torch.cat([first, F.interpolate(self.up(deep), x.shape[-2:], mode="bilinear")], 1))
 
 
+class Running(Three):
+    """A buffer that is a new tensor after each step: torch.fx raises an error of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.training:
+            self.mean = self.mean * 0.9 + h.detach().mean(0) * 0.1
+        return self.c(self.b(h))
+
+
 MASKED = {
     "input_ids": torch.randint(0, 20, (5, 9), generator=torch.Generator().manual_seed(1)),
     "attention_mask": (torch.arange(9)[None] < torch.tensor([9, 3, 5, 7, 2])[:, None]).long(),
@@ -439,6 +453,27 @@ def test_hooks_that_hold_the_network_are_refused():
     assert refusal(model, "a", draws(5, 6)) == (
         "model Condition, a hook of a: expected hooks that look at the module or gradient that they are given, "
         "found one that holds a part of the network; use the hook's first argument instead"
+    )
+
+
+class Overwritten(Three):
+    def forward(self, x):
+        h = self.a(x)
+        h[:, :3].mul_(2)
+        g = self.b(h)
+        h[:, 3:].add_(1)
+        return self.c(g + h)
+
+
+def test_a_network_that_cannot_train_by_itself_is_refused():
+    text = refusal(Overwritten(), "a", draws(5, 6))
+    assert text.startswith("model.cut 'a': expected a network that runs and trains by itself, found RuntimeError: one of")
+    assert text.endswith("in training mode with 5 samples; make it train uncut first")
+
+
+def test_a_buffer_that_would_be_lost_is_refused():
+    assert refusal(Running(), "a", draws(5, 6)) == (
+        "model.cut 'a': expected buffers that are written in place, found 'mean' in neither half; use copy_()"
     )
 
 

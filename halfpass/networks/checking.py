@@ -65,7 +65,11 @@ def check_exact(
         when = f"in {'training' if case.training else 'evaluation'} mode with {count} samples"
         for module in (network, twin, below, above):
             module.train(case.training).zero_grad(set_to_none=True)
-        expected = _uncut(network, batch, case, seed)
+        try:
+            expected = _uncut(network, batch, case, seed)
+        except Exception as error:  # whatever the network or a hook of it raises
+            wanted = "a network that runs and trains by itself"
+            raise InputError(place, wanted, f"{reason(error)}, {when}", "make it train uncut first") from error
         if seed == 0 and (other := _difference(expected, _uncut(twin, batch, case, seed))) is not None:
             raise InputError(place, "a network that repeats itself under one seed", f"another {other} {when}", remedy)
         try:
@@ -78,6 +82,12 @@ def check_exact(
         if (other := _difference(expected, found, whole=case.marked or not case.training)) is not None:
             wanted = "halves that do exactly what the network does"
             raise InputError(place, wanted, f"another {other} {when}", remedy)
+
+    kept = {name for half in (below, above) for name, _ in half.named_buffers(remove_duplicate=False)}
+    before = dict(model.named_buffers(remove_duplicate=False))
+    for name, buffer in network.named_buffers(remove_duplicate=False):
+        if name in before and name not in kept and not _equal(before[name], buffer):
+            raise InputError(place, "buffers that are written in place", f"{name!r} in neither half", "use copy_()")
 
 
 def _uncut(network: nn.Module, inputs: Tree, case: _Case, seed: int) -> _Step:
