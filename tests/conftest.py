@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parent.parent / "halfpass"
 # Networks are called with stand-ins for tensors; and beartype draws from Python's random numbers, which a check compares.
-UNCHECKED = ("models", "transformer", "trace", "split", "observe", "planning", "replay", "checking", "__init__")
+UNCHECKED = ("models", "resnet", "unet", "transformer", "trace", "split", "observe", "planning", "replay", "checking", "__init__")
 CHECKED = [
     f"halfpass.{room}.{file.stem}"
     for room in ("algorithm", "arithmetic", "data", "networks")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from small import config, run
 from torch import nn
 
-from halfpass.config import LIBRARIES, Config, ModelConfig, as_dict, named_code
+from halfpass.config import LIBRARIES, Config, ModelConfig, named_code
 from halfpass.errors import InputError
 from halfpass.networks import pretrained
 from halfpass.networks.models import build_model
@@ -162,6 +162,6 @@ def test_what_both_sides_have_loaded_is_agreed_on(tmp_path):
 
 def test_a_library_s_network_is_no_code_of_a_run_folder():
     settings = Config(model=ModelConfig("timm:resnet18", "layer1", weights="a:b.safetensors"))
-    assert named_code(as_dict(settings)) == {}
-    assert set(named_code(as_dict(Config(model=ModelConfig("mine:network", "a"))))) == {"model.name"}
+    assert named_code(settings) == {}
+    assert set(named_code(Config(model=ModelConfig("mine:network", "a")))) == {"model.name"}
     assert set(LIBRARIES) == set(pretrained.LIBRARIES)

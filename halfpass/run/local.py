@@ -188,7 +188,8 @@ def train_local(
     edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
     old, edge_folder = folder.has_checkpoint, folder.part("edge", edge)
     plans = {"cut": network.plans.get("edge_cut")}
-    upper = setup.network_of(top, sites[0], network.task, plans)
+    first = sites if isinstance(sites, Dataset) else sites[0]
+    upper = setup.network_of(top, first, network.task, plans)
     with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, sites, shards, network, store, link)

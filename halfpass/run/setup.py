@@ -359,7 +359,8 @@ def _refuse_parts(config: Config, plan: CutPlan | None) -> None:
         ("train.micro_batch", config.train.micro_batch, None), ("server.merge", config.server.merge, 1),
     ):  # fmt: skip
         if plan is not None and plan.train.whole and value != usual:
-            found = f"{value}, and {plan.train.whole} values cross that are of the batch as a whole"
+            some = "a value crosses that is" if plan.train.whole == 1 else f"{plan.train.whole} values cross that are"
+            found = f"{value}, and {some} of the batch as a whole"
             raise InputError(name, f"its default at model.cut {plan.layer}", found, "leave it out, or cut elsewhere")
 
 
