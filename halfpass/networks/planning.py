@@ -179,6 +179,8 @@ def _place(made: Made | None) -> tuple[int, int]:
 
 def _memory(tensor: Tensor) -> int:
     """The identity of its memory, which views share."""
+    if tensor.layout != torch.strided:  # a sparse tensor has several memories, and no views
+        return id(tensor)
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -8,15 +8,15 @@ Tests: tests/test_split.py.
 import copy
 import itertools
 import math
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from halfpass.errors import InputError, reason
+from halfpass.errors import HalfpassError, InputError, reason
 from halfpass.networks.checking import check_exact
 from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
 from halfpass.networks.models import Model
@@ -58,7 +58,19 @@ def split(model: Model, layer: str, inputs: Tree | None = None) -> Halves:
         return _split_pair(model, layer)
     if inputs is None:
         return _split_graph(model, layer)
-    return Watching(model, inputs).split(layer)
+    with _explained(f"model.cut {layer!r}"):
+        return Watching(model, inputs).split(layer)
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """Raises InputError for whatever a network, or PyTorch on what is unusual in it, raises while it is watched."""
+    try:
+        yield
+    except (HalfpassError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(place, "a network that can be watched and cut", reason(error), REMEDY) from error
 
 
 def split_by(model: nn.Module, plan: CutPlan) -> Halves:
@@ -249,7 +261,8 @@ def split_twice(
         return _parts(model, *plans)
     if inputs is None:
         return _graphs(model, lower, upper)
-    return Watching(model, inputs).split_twice(lower, upper)
+    with _explained(place):
+        return Watching(model, inputs).split_twice(lower, upper)
 
 
 def _graphs(model: nn.Module, lower: str, upper: str) -> tuple[Halves, nn.Module, None]:
