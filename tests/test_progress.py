@@ -8,7 +8,7 @@ from halfpass.config import Config, TrainConfig
 from halfpass.run import setup
 from halfpass.run.progress import EpochProgress
 
-ROW = {"epoch": 1, "loss": 0.5, "test_accuracy": 0.25, "busy_seconds": 1.0, "waiting_seconds": 0.5}
+ROW = {"epoch": 1, "loss": 0.5, "test": {"accuracy": 0.25}, "metric": "accuracy", "metric_unit": "%", "busy_seconds": 1.0, "waiting_seconds": 0.5}
 
 
 def test_a_line_has_the_time_of_day(capsys):
@@ -36,5 +36,5 @@ def test_counts_and_time_left_are_whole_in_every_width(capsys, monkeypatch, colu
 ])  # fmt: skip
 def test_omp_num_threads_counts_unless_threads_are_set(monkeypatch, value, threads, expected):
     monkeypatch.setattr(setup, "available_cores", lambda: 16)
-    monkeypatch.delenv("OMP_NUM_THREADS") if value is None else monkeypatch.setenv("OMP_NUM_THREADS", value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False) if value is None else monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert setup.threads_each(Config(train=TrainConfig(threads=threads)), 2) == expected

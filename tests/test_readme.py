@@ -15,7 +15,8 @@ def test_the_library_example_runs_and_trains_both_halves():
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict = {}
     exec(example, names)
-    assert len(names["batch"]) == 8
+    assert len(names["batch"]) == 32
+    assert dict(names["wire"].meter.up)["activations"] > 256 * 32 * 4  # 256 samples of 32 values, in float32
     assert torch.isfinite(torch.tensor([names["local_loss"], names["loss"]])).all()
     for side in ("client", "server"):
         assert all(p.grad is not None for group in names[side].optimizer.param_groups for p in group["params"])
