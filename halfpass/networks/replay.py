@@ -23,6 +23,7 @@ from halfpass.tree import call, unflatten
 MOST_STAND_INS = 2**15  # then all is forgotten: passes that are never the same leave theirs behind
 REMEMBERED = 8  # passes below a cut: whole batches, a last smaller one, both modes, and micro-batches
 INPUTS = -1  # the number of the call that made the network's inputs
+MANY = frozenset({"tolist", "numpy", "__array__"})  # reads of more than a number: of constants alone, and made again
 TRUTHS = frozenset({"__bool__", "equal", "allclose", "is_nonzero", "__contains__"})
 
 
@@ -408,15 +409,15 @@ class _Run(TorchFunctionMode):
             if number in self.wanted:
                 for leaf, tensor in enumerate(tensors_in(output)):
                     self.grabbed[Made(number, leaf, name_of(func))] = tensor
-            if self.end.reads and name_of(func) in READS:
-                self._send_read(number, output)
+            if self.end.reads and name_of(func) in READS and name_of(func) not in MANY:
+                self.sent_reads.append(output)  # of constants too: which calls they are differs from way to way
         return output
 
     def _below(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         assert self.start is not None
         name = name_of(func)
         again = number in self.again and not any(id(t) in self.memory.fakes for t in tensors_in((args, kwargs)))
-        if name in READS and not again:
+        if name in READS and (not again or (self.reads and name not in MANY)):
             return self._received_read(func, args)
         done = self.remembered[number] if number < len(self.remembered) else None
         if done is not None and done.is_of(func, args, kwargs):
@@ -473,11 +474,6 @@ class _Run(TorchFunctionMode):
             return bool(value)
         whole = name in ("__int__", "__index__") or (name == "item" and not read.is_floating_point())
         return int(value) if whole else value
-
-    def _send_read(self, number: int, value: Any) -> None:
-        assert self.end is not None
-        if number not in self.end.again:
-            self.sent_reads.append(value)
 
     # --- returns of layers
 
