@@ -103,11 +103,11 @@ class Watching:
             self.train += [watch(True, inputs, seed) for seed in MORE_SEEDS]
         reads = any(each.is_read for watched in (*self.train, *self.evaluation) for each in watched.seen.calls)
         self.other_inputs = _other_masks(inputs) if reads else []
-        self.others = [
-            tuple([watch(mode, batch), watch(mode, map_leaves(lambda leaf: leaf[: samples - 1], batch))]
-                  for mode in (True, False))
-            for batch in self.other_inputs
-        ]  # fmt: skip
+
+        def both(mode: bool, batch: Tree) -> list[Watched]:
+            return [watch(mode, batch), watch(mode, map_leaves(lambda leaf: leaf[: samples - 1], batch))]
+
+        self.others = [(both(True, batch), both(False, batch)) for batch in self.other_inputs]
 
     @property
     def lost(self) -> str | None:
