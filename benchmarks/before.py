@@ -77,7 +77,7 @@ def measure(before: Path, steps: int, rounds: int, precision: str) -> dict[str, 
         for side in sides:
             stack.callback(side.stop)
         turns = [[side.turn() for side in sides] for _ in range(rounds + 1)][1:]  # the first is not counted
-    (ours, peak, digest), (theirs, other_peak, other_digest) = turns[-1]
+    (_, peak, digest), (_, other_peak, other_digest) = turns[-1]
     if digest != other_digest:
         raise RunError("the two checkouts", "the same weights", "others", "find what changed the arithmetic")
     ratios = sorted(a[0] / b[0] for a, b in turns)
@@ -111,7 +111,8 @@ def main() -> int:
               f"quartiles {row['quartiles'][0]:.3f} to {row['quartiles'][1]:.3f}; "
               f"{row['memory_ratio']:.3f} × its memory (≤ {MEMORY_BOUND})", flush=True)  # fmt: skip
     if options.out is not None:
-        about = {"command": command_line("benchmarks/before.py"), "before": commit.stdout.strip(), "environment": environment()}
+        command, older_commit = command_line("python benchmarks/before.py"), commit.stdout.strip()
+        about = {"command": command, "before": older_commit, "environment": environment()}
         write_json(options.out, {**about, "rows": rows})
     return int(any(row["ratio"] > BOUND or row["memory_ratio"] > MEMORY_BOUND for row in rows))
 

@@ -27,6 +27,11 @@ READS = frozenset({
     "__contains__", "numpy", "__array__",
 })  # fmt: skip
 SENT = (bool, int, float)  # a read value that can be sent
+# Calls that use the size and type of their first argument, and no value of it.
+LIKE = frozenset({
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros",
+    "new_ones", "new_full", "new_empty",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,8 @@ class _Watch(TorchFunctionMode):
         if is_read:
             self.seen.lost = self.seen.lost or f"its forward reads a value of its data ({name})"
         metadata = not makes and not writes and not is_read
-        uses = [] if metadata else given
+        used = (args[1:], kwargs) if name in LIKE else (args, kwargs)
+        uses = [] if metadata else tensors_in(used)
         drawn = not torch.equal(draws, torch.default_generator.get_state())
         done = self.flops() - flops
         self.seen.calls.append(Call(name, uses, makes, writes, drawn, output if is_read else None, is_read, done))

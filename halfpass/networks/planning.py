@@ -234,7 +234,9 @@ def make_plan(
                 client, server = client | side.client, server | side.server
             found.append(_laid_out(place, sides, [each.samples for each in watched]))
         passes.append(functools.reduce(functools.partial(_both_ways, place), found))
-    _refuse_difference(place, passes[0].values[:1], passes[1].values[:1], "in evaluation than in training")
+    _refuse_difference(
+        place, passes[0].values[:1], passes[1].values[:1], "in evaluation than in training", sizes=False
+    )
     for name in client.keys() & server.keys():
         if client[name].requires_grad:
             raise InputError(
@@ -294,10 +296,13 @@ def _lay_out(value: Value, one: tuple[int, ...], other: tuple[int, ...], samples
 
 
 def _refuse_difference(
-    place: str, ones: Sequence[Value], others: Sequence[Value], when: str, *, shapes: bool = True
+    place: str, ones: Sequence[Value], others: Sequence[Value], when: str, *, shapes: bool = True, sizes: bool = True
 ) -> None:
+    """`shapes`: how samples lie in them counts too; `sizes`: and how large each is."""
+
     def key(value: Value) -> tuple[object, ...]:
-        laid = (value.shape, value.dim, value.times, value.whole) if shapes else len(value.shape)
+        shape = value.shape if sizes else len(value.shape)
+        laid = (shape, value.dim, value.times, value.whole) if shapes else len(value.shape)
         return value.dtype, value.output, laid
 
     if list(map(key, ones)) != list(map(key, others)):

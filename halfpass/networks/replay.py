@@ -17,13 +17,16 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from halfpass.errors import InputError, RunError
-from halfpass.networks.observe import READS, Made, copied, name_of, tensors_in, with_tensors
+from halfpass.networks.observe import LIKE, READS, Made, copied, name_of, tensors_in, with_tensors
 from halfpass.tree import call, unflatten
 
 MOST_STAND_INS = 2**15  # then all is forgotten: passes that are never the same leave theirs behind
 REMEMBERED = 8  # passes below a cut: whole batches, a last smaller one, both modes, and micro-batches
 INPUTS = -1  # the number of the call that made the network's inputs
 MANY = frozenset({"tolist", "numpy", "__array__"})  # reads of more than a number: of constants alone, and made again
+# Their fake kernels refuse what the real ones take, as PyTorch 2.13 does float32 on a CPU. Their outputs' sizes are not
+# in any data.
+BY_COMPUTING = frozenset({"_grouped_mm", "grouped_mm"})
 TRUTHS = frozenset({"__bool__", "equal", "allclose", "is_nonzero", "__contains__"})
 
 
@@ -299,6 +302,7 @@ class _Memory:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.fakes: dict[int, Tensor] = {}  # by the identity of the stand-in, or of the other side's weight
         self._stand_ins: dict[int, Tensor] = {}  # by that of the fake; both tables keep what they name alive
+        self._weights: list[Tensor] = []  # kept alive too: a forward may put another buffer in the place of its own
         self._calls: dict[Any, list[_Remembered]] = {}
         self._inputs: dict[Any, Any] = {}
 
@@ -336,6 +340,7 @@ class _Memory:
             with self.mode, torch.no_grad():
                 like = torch.empty(value.shape, dtype=value.dtype, device=device)
             is_parameter = isinstance(value, nn.Parameter)
+            self._weights.append(value)
             self.fakes[id(value)] = nn.Parameter(like, value.requires_grad) if is_parameter else like
         return self.fakes[id(value)]
 
@@ -416,7 +421,8 @@ class _Run(TorchFunctionMode):
     def _below(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         assert self.start is not None
         name = name_of(func)
-        again = number in self.again and not any(id(t) in self.memory.fakes for t in tensors_in((args, kwargs)))
+        used = (args[1:], kwargs) if name in LIKE else (args, kwargs)
+        again = number in self.again and not any(id(t) in self.memory.fakes for t in tensors_in(used))
         if name in READS and (not again or (self.reads and name not in MANY)):
             return self._received_read(func, args)
         done = self.remembered[number] if number < len(self.remembered) else None
@@ -453,8 +459,19 @@ class _Run(TorchFunctionMode):
 
     def _on_fakes(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = with_tensors(args, self._fake), with_tensors(kwargs, self._fake)
+        if name_of(func) in BY_COMPUTING:
+            return self._on_zeros(func, args, kwargs)
         with self.memory.mode:
             return func(*args, **kwargs)
+
+    def _on_zeros(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A fake of what `func` gives for tensors of zeros."""
+        def zeros(tensor: Tensor) -> Tensor:
+            return torch.zeros(tensor.shape, dtype=tensor.dtype, device=self.device)
+
+        with torch.no_grad():
+            output = func(*with_tensors(args, zeros), **with_tensors(kwargs, zeros))
+        return with_tensors(output, self.memory.mode.from_tensor)
 
     def _of_stand_ins(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A size or type of what did not cross is known above the cut, a value is not."""

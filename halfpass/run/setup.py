@@ -32,7 +32,7 @@ from halfpass.data.partition import partition
 from halfpass.data.samples import Stream
 from halfpass.errors import InputError, choice_error, reason
 from halfpass.networks.heads import HEADS, build_head
-from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model
+from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_model, check_output
 from halfpass.networks.pretrained import digest, freeze, load_weights
 from halfpass.networks.replay import CutPlan, Value, plan_as_dict, plan_from_dict
 from halfpass.networks.split import Halves, check_same, crossing_values, split, split_by, split_twice
@@ -281,6 +281,9 @@ def build_network(
             raise InputError("model.head", expected, NO_HEAD, remedy)
     elif config.method == "decoupled":
         head = build_head(config.model.head, values[0].shape, task.shape, config.train.seed)
+        if halves.plan is not None and (tested := halves.plan.evaluation.values[0].shape) != values[0].shape:
+            place = f"model.head {config.model.head!r}, in evaluation, where {tested} crosses per sample"
+            check_output(place, head, torch.zeros(2, *tested), task.shape)  # of tokens training may drop some
         if halves.plan is None or samples is not None:
             _check_reached(config, halves.client, head, example)
     _refuse_parts(config, halves.plan)
