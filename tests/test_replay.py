@@ -93,6 +93,24 @@ class Square(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * gradient
 
 
+class Shaking(Three):
+    """Draws in the backward pass too, after ShakeDrop (Yamada et al. 2018, arXiv 1802.02375)."""
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.c(Shake.apply(self.b(Shake.apply(h) + h)))
+
+
+class Shake(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * torch.rand(())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.rand(())
+
+
 class InPlace(Three):
     def forward(self, x):
         h = self.a(x)
@@ -183,6 +201,55 @@ class Running(Three):
         return self.c(self.b(h))
 
 
+class Marked(Three):
+    """What it marks by depends on the size of its input alone, of which no value crosses."""
+
+    def forward(self, x):
+        marks = torch.ones_like(x)
+        marks[:, 0] = 0
+        h = self.a(x)
+        return self.c(self.b(h * marks) + x.new_full(h.shape, 0.5))
+
+
+class Dropping(Three):
+    """Half the tokens are dropped in training, after PatchDropout (Liu et al. 2022, arXiv 2208.07220)."""
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.training:
+            kept = torch.rand(x.shape[:2]).topk(4, dim=-1).indices
+            h = h.gather(1, kept[..., None].expand(-1, -1, 6))
+        return self.c(F.gelu(self.b(h)).mean(1))
+
+
+class Placed(Three):
+    """Puts another tensor in its buffer's place in each forward pass, as CTRL of transformers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("places", draws(1, 6), persistent=False)
+
+    def forward(self, x):
+        self.places = self.places.to(x.dtype).view(1, 6)
+        return self.c(F.relu(self.b(self.a(x) + self.places)))
+
+
+class Experts(nn.Module):
+    """Two experts in one product, as transformers' mixtures compute them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.experts = nn.Parameter(draws(2, 8, 8))
+        self.b = nn.Linear(8, 8)
+
+    def forward(self, x):
+        rows = self.a(x).transpose(0, 1).flatten(0, 1)  # (B, 8, 8) → (8 × B, 8): four tokens for each expert
+        ends = torch.tensor([len(rows) // 2, len(rows)], dtype=torch.int32)
+        mixed = F.grouped_mm(rows, self.experts, offs=ends)
+        return self.c(self.b(mixed).unflatten(0, (8, -1)).mean(0))
+
+
 MASKED = {
     "input_ids": torch.randint(0, 20, (5, 9), generator=torch.Generator().manual_seed(1)),
     "attention_mask": (torch.arange(9)[None] < torch.tensor([9, 3, 5, 7, 2])[:, None]).long(),
@@ -200,6 +267,7 @@ CASES = [
     (Custom(), "a", draws(5, 6)),
     (Custom(), "b", draws(5, 6)),
     (InPlace(), "a", draws(5, 6)),
+    (Shaking(), "b", draws(5, 6)),
     (Encoder(), "tokens", MASKED),
     (Encoder(), "layers.0", MASKED),
     (Encoder(), "layers.2", MASKED),
@@ -208,6 +276,11 @@ CASES = [
     (Windows(mixed=True), "a", draws(5, 7, 6)),
     (Shared(), "a", draws(5, 5, 6)),
     (UNet(), "down_2", draws(4, 3, 9, 9)),
+    (Marked(), "a", draws(5, 6)),
+    (Dropping(), "a", draws(5, 8, 6)),
+    (Dropping(), "b", draws(5, 8, 6)),
+    (Placed(), "b", draws(5, 6)),
+    (Experts(), "b", draws(4, 8, 8)),
 ]
 
 
@@ -408,6 +481,18 @@ class Tied(Three):
         return self.c(self.b(h) @ self.a.weight) if h.std() >= 0 else h
 
 
+class ByPlace(nn.Module):
+    """What becomes of a row depends on its place in the batch, so that its samples cannot be told apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        rows = x.flatten(0, 1)
+        return self.b(self.a(rows * torch.arange(len(rows))[:, None])).unflatten(0, x.shape[:2])
+
+
 class Unrepeatable(Three):
     generator = np.random.default_rng()
 
@@ -440,6 +525,12 @@ def test_what_cannot_be_cut_is_refused_by_name(model, layer, text):
     assert refusal(model, layer, draws(5, 6)) == text
     if isinstance(model, Condition):
         split(model, "a", draws(5, 6))
+
+
+def test_values_without_an_order_of_samples_are_refused():
+    assert refusal(ByPlace(), "a", draws(5, 7, 6)) == (
+        "model.cut 'a': expected an output of the layer that has a dimension of samples, found values that depend on the sample's place in the batch; cut at another layer, or give the two halves: --model.name module:function that returns (client half, server half)"
+    )
 
 
 def test_what_would_differ_is_refused():

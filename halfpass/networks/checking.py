@@ -28,6 +28,7 @@ class _Step:
     outputs: list[Tensor]
     state: dict[str, Tensor | None]  # gradients and buffers by name
     draws: tuple[Any, ...]  # where random numbers have got to
+    draws_forward: tuple[Any, ...]  # and had before the backward pass
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ def check_exact(
 def _uncut(network: nn.Module, inputs: Tree, case: _Case, seed: int) -> _Step:
     with seeded_everything(seed), torch.set_grad_enabled(case.training):
         outputs = tensors_in(call(network, map_leaves(lambda leaf: leaf.clone(), inputs)))
+        forward = _draws()
         if case.training:
             _backward(outputs)
-        return _Step([each.detach() for each in outputs], _state(network), _draws())
+        return _Step([each.detach() for each in outputs], _state(network), _draws(), forward)
 
 
 def _cut(below: nn.Module, above: nn.Module, inputs: Tree, case: _Case, seed: int) -> _Step:
@@ -106,6 +108,7 @@ def _cut(below: nn.Module, above: nn.Module, inputs: Tree, case: _Case, seed: in
         random.setstate(began[0])  # both halves go through the same Python, each from its beginning
         np.random.set_state(began[1])
         outputs = tensors_in(above(*received))
+        forward = _draws()
         if case.training:
             _backward(outputs)
         if case.marked:
@@ -113,7 +116,7 @@ def _cut(below: nn.Module, above: nn.Module, inputs: Tree, case: _Case, seed: in
             if pairs:
                 torch.autograd.backward([z for z, _ in pairs], [gradient for _, gradient in pairs])
         state = _state(above) | (_state(below) if case.marked or not case.training else {})
-        return _Step([each.detach() for each in outputs], state, _draws())
+        return _Step([each.detach() for each in outputs], state, _draws(), forward)
 
 
 def _as_received(tensor: Tensor, marked: bool) -> Tensor:
@@ -148,7 +151,8 @@ def _draws() -> tuple[Any, ...]:
 
 
 def _difference(expected: _Step, found: _Step, *, whole: bool = True) -> str | None:
-    """The first thing that differs, by name; None where nothing does. `whole`: all that has a gradient is there."""
+    """The first thing that differs, by name; None where nothing does. `whole`: all that has a gradient is there, and
+    every backward pass was done, which may draw random numbers too."""
     if len(expected.outputs) != len(found.outputs):
         return "number of outputs"
     for i, (one, other) in enumerate(zip(expected.outputs, found.outputs, strict=True)):
@@ -162,7 +166,8 @@ def _difference(expected: _Step, found: _Step, *, whole: bool = True) -> str | N
             if tensor is not None and name.startswith("gradient") and name not in found.state:
                 return name
     kinds = ("PyTorch", "Python", "NumPy", "NumPy")
-    for kind, one_draw, other_draw in zip(kinds, expected.draws, found.draws, strict=True):
+    draws = (expected.draws, found.draws) if whole else (expected.draws_forward, found.draws_forward)
+    for kind, one_draw, other_draw in zip(kinds, *draws, strict=True):
         if not (torch.equal(one_draw, other_draw) if isinstance(one_draw, Tensor) else one_draw == other_draw):
             return f"use of {kind}'s random numbers"
     return None

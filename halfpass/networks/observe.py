@@ -222,8 +222,7 @@ class _Watch(TorchFunctionMode):
         if is_read:
             self.seen.lost = self.seen.lost or f"its forward reads a value of its data ({name})"
         metadata = not makes and not writes and not is_read
-        used = (args[1:], kwargs) if name in LIKE else (args, kwargs)
-        uses = [] if metadata else tensors_in(used)
+        uses = [] if metadata else used_by(name, args, kwargs)
         drawn = not torch.equal(draws, torch.default_generator.get_state())
         done = self.flops() - flops
         self.seen.calls.append(Call(name, uses, makes, writes, drawn, output if is_read else None, is_read, done))
@@ -249,6 +248,11 @@ def _version(tensor: Tensor) -> int:
 def name_of(func: Any) -> str:
     """What a function mode's `func` is called; of an attribute the descriptor's method, as `__get__`."""
     return str(getattr(func, "__name__", type(func).__name__))
+
+
+def used_by(name: str, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors whose values a call of that name uses."""
+    return tensors_in((args[1:] if name in LIKE else args, kwargs))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from halfpass.errors import InputError, RunError
-from halfpass.networks.observe import LIKE, READS, Made, copied, name_of, tensors_in, with_tensors
+from halfpass.networks.observe import READS, Made, copied, name_of, tensors_in, used_by, with_tensors
 from halfpass.tree import call, unflatten
 
 MOST_STAND_INS = 2**15  # then all is forgotten: passes that are never the same leave theirs behind
@@ -407,7 +407,7 @@ class _Run(TorchFunctionMode):
             return self._below(number, func, args, kwargs)
         if self.start is not None:
             args, kwargs = with_tensors(args, self._real), with_tensors(kwargs, self._real)
-            if any(id(tensor) in self.memory.fakes for tensor in tensors_in((args, kwargs))):
+            if any(id(tensor) in self.memory.fakes for tensor in used_by(name_of(func), args, kwargs)):
                 return self._of_stand_ins(func, args, kwargs)
         output = func(*args, **kwargs)
         if self.end is not None:
@@ -421,8 +421,7 @@ class _Run(TorchFunctionMode):
     def _below(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         assert self.start is not None
         name = name_of(func)
-        used = (args[1:], kwargs) if name in LIKE else (args, kwargs)
-        again = number in self.again and not any(id(t) in self.memory.fakes for t in tensors_in(used))
+        again = number in self.again and not any(id(t) in self.memory.fakes for t in used_by(name, args, kwargs))
         if name in READS and (not again or (self.reads and name not in MANY)):
             return self._received_read(func, args)
         done = self.remembered[number] if number < len(self.remembered) else None

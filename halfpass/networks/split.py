@@ -158,6 +158,9 @@ class Watching:
         refuse_untrainable(place, "server", [state[name] for name in plan.server])
         if any(value.times > 1 for value in plan.values):
             plan = _arranged(plan, split_by(self.model, plan).client, self.inputs)
+            if all(value.whole for value in plan.values):
+                found = "values that depend on the sample's place in the batch"
+                raise InputError(place, "an output of the layer that has a dimension of samples", found, REMEDY)
         return plan
 
     def _check(self, place: str, halves: Halves) -> None:
