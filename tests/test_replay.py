@@ -111,6 +111,15 @@ class Shake(torch.autograd.Function):
         return gradient * torch.rand(())
 
 
+class Telling(Three):
+    """Returns what is in between too, as networks with `hidden_states` do."""
+
+    def forward(self, x):
+        first = self.a(x) if x.mean() > -100 else x
+        second = self.b(F.relu(first))
+        return first, second, self.c(F.relu(second))
+
+
 class InPlace(Three):
     def forward(self, x):
         h = self.a(x)
@@ -268,6 +277,8 @@ CASES = [
     (Custom(), "b", draws(5, 6)),
     (InPlace(), "a", draws(5, 6)),
     (Shaking(), "b", draws(5, 6)),
+    (Telling(), "a", draws(5, 6)),
+    (Telling(), "b", draws(5, 6)),
     (Encoder(), "tokens", MASKED),
     (Encoder(), "layers.0", MASKED),
     (Encoder(), "layers.2", MASKED),

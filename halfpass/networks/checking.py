@@ -131,9 +131,10 @@ def _backward(outputs: Sequence[Tensor]) -> None:
     weights = torch.Generator().manual_seed(0)
     total: Tensor | None = None
     for tensor in outputs:
-        if tensor.requires_grad:
-            parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-            loss = (parts.double() * torch.randn(parts.shape, generator=weights, dtype=torch.float64)).sum()
+        parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        drawn = torch.randn(parts.shape, generator=weights, dtype=torch.float64)  # also for one that needs no gradient
+        if tensor.requires_grad:  # such as one that crossed, in decoupled training
+            loss = (parts.double() * drawn).sum()
             total = loss if total is None else total + loss
     if total is not None:
         total.backward()
