@@ -439,6 +439,50 @@ def test_a_graph_is_kept_where_nothing_is_lost():
     assert split(plain, "1", draws(5, 6)).plan is not None
 
 
+class Grouped(nn.Module):
+    """A group norm behind the cut, with or without a value that no trace can know."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3)
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.how == "run" and h.mean() > 100:
+            h = h * 2
+        return self.b(F.relu(self.norm(h)))
+
+
+@pytest.mark.parametrize("how", ["run", "graph", "pair"])
+def test_group_norms_of_what_crossed_take_a_gradient(how):
+    model, x = Grouped(how), draws(4, 3, 6, 6)
+    pair = (nn.Sequential(copy.deepcopy(model.a)), nn.Sequential(copy.deepcopy(model.norm), nn.ReLU(), model.b))
+    server = split(pair if how == "pair" else model, "" if how == "pair" else "a", x).server.train()
+    seen = []
+    norm = next(part for part in server.modules() if isinstance(part, nn.GroupNorm))
+    norm.register_forward_hook(lambda module, args, output: seen.append(output.grad_fn.next_functions[0][0]))
+    last = draws(4, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    server(last)
+    assert seen[0] is not None  # the backward pass goes on to the input of the norm
+    server(last.contiguous())
+    assert seen[1] is None
+    assert not last.requires_grad
+
+
+@pytest.mark.parametrize("how", ["run", "graph"])
+def test_so_do_those_behind_what_is_frozen(how):
+    model, x = Grouped(how), draws(4, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    model.a.requires_grad_(False)
+    client = split(model, "norm", x).client.train()
+    seen = []
+    norm = next(part for part in client.modules() if isinstance(part, nn.GroupNorm))
+    norm.register_forward_hook(lambda module, args, output: seen.append(output.grad_fn.next_functions[0][0]))
+    client(x)
+    assert seen[0] is not None
+
+
 def test_hooks_act_in_the_halves():
     model = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, 3))
     mask = (torch.arange(9) % 2).float()[:, None]

@@ -577,7 +577,7 @@ def test_a_pair_is_taken_as_it_is() -> None:
     assert refusal(pair, "0") == (
         "model.cut '0': expected no layer (\"\") for two halves that are given, found '0'; leave model.cut empty"
     )
-    assert "'weight' used by both halves" in refusal((pair[1], pair[1]), "")
+    assert "'server.weight' used by both halves (on the client as 'client.weight')" in refusal((pair[1], pair[1]), "")
 
 
 def test_joining_halves_that_overlap_is_refused() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from halfpass.arithmetic.fused import check_compiler, fuse
 from halfpass.arithmetic.graphs import Backward, Graphs, Pass, backward_of
 from halfpass.errors import InputError, reason
+from halfpass.networks.group_norm import guard_group_norms
 from halfpass.tree import flatten, map_leaves, unflatten
 
 
@@ -33,6 +34,7 @@ class Arithmetic:
         the first one void.
         """
         module.to(self.device)
+        guard_group_norms(module)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from halfpass.errors import InputError, reason
+from halfpass.networks.group_norm import guard_group_norms
 from halfpass.networks.observe import copied, seeded_everything, tensors_in
 from halfpass.tree import Tree, call, map_leaves, sample_count
 
@@ -57,6 +58,8 @@ def check_exact(
     network that does not repeat itself under one seed cannot be checked, and is refused.
     """
     network, twin, below, above = copied(model), copied(model), copy.deepcopy(client), copy.deepcopy(server)
+    for module in (network, twin):
+        guard_group_norms(module)
     samples = sample_count(inputs)
     for seed, case in enumerate((*USUAL, *UNDER_MORE_SEEDS) if draws else USUAL):
         count = samples - case.fewer

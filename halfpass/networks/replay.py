@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from halfpass.errors import InputError, RunError
+from halfpass.networks.group_norm import with_gradient
 from halfpass.networks.observe import READS, Made, copied, name_of, tensors_in, used_by, with_tensors
 from halfpass.tree import call, unflatten
 
@@ -407,8 +408,11 @@ class _Run(TorchFunctionMode):
             return self._below(number, func, args, kwargs)
         if self.start is not None:
             args, kwargs = with_tensors(args, self._real), with_tensors(kwargs, self._real)
-            if any(id(tensor) in self.memory.fakes for tensor in used_by(name_of(func), args, kwargs)):
+            used = used_by(name_of(func), args, kwargs)
+            if any(id(tensor) in self.memory.fakes for tensor in used):
                 return self._of_stand_ins(func, args, kwargs)
+            if name_of(func) == "group_norm" and args and any(tensor.requires_grad for tensor in used[1:]):
+                args = (with_gradient(args[0]), *args[1:])
         output = func(*args, **kwargs)
         if self.end is not None:
             if number in self.wanted:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from halfpass.errors import HalfpassError, InputError, reason
 from halfpass.networks.checking import check_exact
 from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
+from halfpass.networks.group_norm import guard_group_norms
 from halfpass.networks.models import Model
 from halfpass.networks.observe import copied, observe, seeded_everything
 from halfpass.networks.planning import Watched, is_mask, make_plan, memory_order
@@ -39,6 +40,10 @@ class Halves:
     """forward(*tensors) → what the network returns"""
     plan: CutPlan | None = None
     """How the network is replayed above and below the cut; None where the halves are graphs, or were given."""
+
+    def __post_init__(self) -> None:
+        for half in (self.client, self.server):
+            guard_group_norms(half)
 
 
 def split(model: Model, layer: str, inputs: Tree | None = None) -> Halves:
@@ -495,9 +500,10 @@ def _split_pair(pair: tuple[nn.Module, nn.Module], layer: str) -> Halves:
     place = f"model.cut {layer!r}"
     if layer:
         raise InputError(place, 'no layer ("") for two halves that are given', f"{layer!r}", "leave model.cut empty")
-    refuse_shared(place, *(state_of(half) for half in pair))
+    refuse_shared(place, state_of(pair[0], "client."), state_of(pair[1], "server."))
     refuse_untrainable(place, "server", pair[1].parameters())
-    return Halves(_ClientOfPair(copy.deepcopy(pair[0])), _ServerOfPair(copy.deepcopy(pair[1])))
+    client, server = _ClientOfPair(copy.deepcopy(pair[0])), _ServerOfPair(copy.deepcopy(pair[1]))
+    return Halves(client, server)
 
 
 # --- building the halves ----------------------------------------------------------------------------------------------
