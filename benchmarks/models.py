@@ -10,6 +10,9 @@ beside the two halves, and not by the check of `split` itself. Each network has 
     --resume                       goes on where the rows beside the results file (.jsonl) end
     --build                        only builds each network and takes a step of it
 
+Where raw input is needed above the cut and is one of MAY_CROSS, the cut is tried again with the leave of
+`model.may_cross`, which the row then has too.
+
 A row's outcome: ok (halves and network are the same, bit for bit), refused (InputError), wrong (accepted, and
 something differs), crash (anything else). Exit status: 1 where one is wrong or crashed.
 """
@@ -53,6 +56,8 @@ NEAR = 0.12  # so far from its place a better kind of layer is taken
 SPLIT_BATCH = 4
 RATE = 1e-3
 WAIT = 5  # times its seconds at work a network may take by the clock: others may use the machine
+# Inputs beside the samples themselves: a graph's edges, what a decoder is given, what a diffusion model is told.
+MAY_CROSS = ("edges", "adjacency", "decoder_input_ids", "encoder_hidden_states")
 OUTCOMES = ("ok", "refused", "wrong", "crash")
 
 Row = dict[str, Any]
@@ -61,10 +66,10 @@ Row = dict[str, Any]
 # --- The one place that calls halfpass --------------------------------------------------------------------------------
 
 
-def split(model: nn.Module, layer: str, inputs: tree.Tree) -> halfpass.Halves:
+def split(model: nn.Module, layer: str, inputs: tree.Tree, may_cross: Sequence[str] = ()) -> halfpass.Halves:
     """The halves, from samples where `split` takes them."""
     if "inputs" in halfpass.split.__annotations__:
-        return halfpass.split(model, layer, inputs)  # type: ignore[call-arg]
+        return halfpass.split(model, layer, inputs, may_cross)  # type: ignore[call-arg]
     if not isinstance(inputs, Tensor):
         raise InputError(f"layer {layer!r}", "one tensor", "several", "wait for a cut that takes trees")
     return halfpass.split(model, layer)
@@ -246,18 +251,24 @@ def compare(before: Mapping[str, Tensor], whole: dict[str, Any], halves: dict[st
     return f"{extra[0]}: the network has no such thing" if extra else ""
 
 
-def judge(network: nn.Module, layer: str, architecture: Architecture) -> tuple[str, str]:
-    """(outcome, reason) of one cut."""
+def judge(
+    network: nn.Module, layer: str, architecture: Architecture, may_cross: Sequence[str] = ()
+) -> tuple[str, str, list[str]]:
+    """(outcome, reason, inputs that had to be allowed to cross) of one cut."""
     samples = architecture.inputs(SPLIT_BATCH, 100)
     given = copy.deepcopy(network)
     seed_all(7)
     try:
-        halves = split(given, layer, tree.map_leaves(Tensor.clone, samples))
+        halves = split(given, layer, tree.map_leaves(Tensor.clone, samples), may_cross)
     except InputError as error:
-        return "refused", str(error)
+        names = [name for name in tree.flatten(samples) if name in MAY_CROSS]
+        if names and not may_cross and "raw input" in str(error):
+            outcome = judge(network, layer, architecture, names)
+            return ("refused", str(error), []) if outcome[0] == "refused" else outcome
+        return "refused", str(error), []
     changed = [name for name, value in state(network).items() if not same(value, state(given)[name])]
     if changed or given.training != network.training:
-        return "wrong", f"split changed the network that it was given: {(changed or ['its mode'])[0]}"
+        return "wrong", f"split changed the network that it was given: {(changed or ['its mode'])[0]}", []
     whole = copy.deepcopy(network)
     before = state(network)
     for case in CASES:
@@ -269,8 +280,8 @@ def judge(network: nn.Module, layer: str, architecture: Architecture) -> tuple[s
         update(whole)
         update(halves.client, halves.server)
         if where:
-            return "wrong", f"{case}: {where}"
-    return "ok", ""
+            return "wrong", f"{case}: {where}", list(may_cross)
+    return "ok", "", list(may_cross)
 
 
 # --- Where to cut -----------------------------------------------------------------------------------------------------
@@ -386,9 +397,9 @@ def run_one(architecture: Architecture, only_build: bool, seconds: int, pipe: Co
     for place, layer in {} if only_build else cuts.items():
         begun = time.perf_counter()
         try:
-            outcome, why = judge(network, layer, architecture)
+            outcome, why, allowed = judge(network, layer, architecture)
         except Exception as error:
-            outcome, why = "crash", reason(error)
+            outcome, why, allowed = "crash", reason(error), []
         row = {
             "cut": layer,
             "place": place,
@@ -396,6 +407,8 @@ def run_one(architecture: Architecture, only_build: bool, seconds: int, pipe: Co
             "reason": why,
             "seconds": round(time.perf_counter() - begun, 2),
         }
+        if allowed:
+            row["may_cross"] = allowed
         pipe.send(("row", row))
 
 

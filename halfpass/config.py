@@ -222,6 +222,9 @@ class ModelConfig:
     """Take the published weights of a network of timm, torchvision or hf."""
     freeze: str | None = None
     """Parameters that are not trained, as patterns separated by commas: stem.*, stage_1.*"""
+    may_cross: str | None = None
+    """Names of inputs, separated by commas, that the server may see as they are, such as adjacency or
+    decoder_input_ids. Default: none, except masks; a cut that needs another is refused."""
     edge_cut: str | None = None
     """A second, later cut of decoupled training: what is between the two runs on an edge server, which learns from an
     auxiliary head of its own and uploads in its turn. Default: none; client and server."""

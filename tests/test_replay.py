@@ -196,6 +196,20 @@ class UNet(nn.Module):
         return self.out(torch.cat([first, F.interpolate(self.up(deep), x.shape[-2:], mode="bilinear")], 1))
 
 
+class GroupedUNet(UNet):
+    """Group norms below and above the cut; a skip, and a value that no trace can know."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = nn.GroupNorm(2, 4), nn.GroupNorm(2, 8)
+
+    def forward(self, x):
+        first = self.norm(F.relu(self.down_1(x)))
+        scale = 2 if first.mean() > -100 else 1
+        deep = self.last(F.relu(self.down_2(first)))
+        return self.out(torch.cat([first * scale, F.interpolate(self.up(deep), x.shape[-2:], mode="bilinear")], 1))
+
+
 class Running(Three):
     """A buffer that is a new tensor after each step: torch.fx raises an error of its own."""
 
@@ -287,6 +301,8 @@ CASES = [
     (Windows(mixed=True), "a", draws(5, 7, 6)),
     (Shared(), "a", draws(5, 5, 6)),
     (UNet(), "down_2", draws(4, 3, 9, 9)),
+    (GroupedUNet(), "last", draws(4, 3, 9, 9)),
+    (GroupedUNet(), "down_2", draws(4, 3, 9, 9)),
     (Marked(), "a", draws(5, 6)),
     (Dropping(), "a", draws(5, 8, 6)),
     (Dropping(), "b", draws(5, 8, 6)),
@@ -580,6 +596,32 @@ def test_what_cannot_be_cut_is_refused_by_name(model, layer, text):
     assert refusal(model, layer, draws(5, 6)) == text
     if isinstance(model, Condition):
         split(model, "a", draws(5, 6))
+
+
+class Neighbours(nn.Module):
+    """Nodes that learn from their neighbours, layer after layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, nodes, adjacency):
+        h = F.relu(self.a(adjacency @ nodes))
+        h = F.relu(self.b(adjacency.softmax(-1) @ h))
+        return self.c(adjacency @ h)
+
+
+def test_an_input_crosses_where_its_owner_says_so():
+    model, graph = Neighbours(), {"nodes": draws(5, 4, 6), "adjacency": draws(5, 4, 4) ** 2}
+    assert refusal(model, "a", graph) == (
+        "model.cut 'a': expected values that the client half has learned, found the raw input 'adjacency', (5, 4, 4), used above the cut; cut at another layer: the data itself must not cross, unless model.may_cross names it"
+    )
+    halves = split(model, "a", graph, may_cross=["adjacency"])
+    assert [(value.shape, value.exact) for value in halves.plan.values] == [((4, 6), False), ((4, 4), True)]
+    uncut, trained = train_whole(model, graph, steps=3), train_halves(halves, graph, steps=3)
+    assert all(torch.equal(trained[name], uncut[name]) for name in uncut)
+    with pytest.raises(InputError, match="expected names of inputs: nodes, adjacency, found 'edges'"):
+        split(model, "a", graph, may_cross=["edges"])
 
 
 def test_values_without_an_order_of_samples_are_refused():

@@ -6,7 +6,7 @@ from rich.table import Table
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig
 from halfpass.data.datasets import KNOWN_SHAPES
 from halfpass.networks.cut_table import CutRow, cut_table
-from halfpass.run.setup import load_data, some_samples, task_of
+from halfpass.run.setup import load_data, names_of, some_samples, task_of
 
 
 def print_cuts(model: ModelConfig, data: DataConfig, task: TaskConfig) -> None:
@@ -20,7 +20,9 @@ def print_cuts(model: ModelConfig, data: DataConfig, task: TaskConfig) -> None:
         sample_shape, samples = read.train.sample_shape, some_samples(read)
         classes = task_of(Config(data=data, model=model, task=task), read).outputs
         shape = read.train.kinds()[0]
-    rows = cut_table(model.name, sample_shape, classes, model.head, samples=samples, frozen=model.freeze)
+    rows = cut_table(
+        model.name, sample_shape, classes, model.head, samples=samples, frozen=model.freeze, may_cross=names_of(model),
+    )
     what = "classes" if task.name == "classification" else "outputs"
     print(f"{model.name} on {data.name} ({shape}, {classes} {what}), head {model.head}; FLOPs of one forward pass")
     console = Console()

@@ -45,7 +45,7 @@ class CutRow:
 
 def cut_table(
     model_name: str, sample_shape: tuple[int, ...], classes: int, head: str, seed: int = 0,
-    samples: Tree | None = None, frozen: str | None = None,
+    samples: Tree | None = None, frozen: str | None = None, may_cross: Iterable[str] = (),
 ) -> list[CutRow]:  # fmt: skip
     """A row for every valid cut, in the order of the forward pass.
 
@@ -72,14 +72,14 @@ def cut_table(
     except InputError:
         if samples is None:
             raise
-        return _watched_rows(model, samples, heads)
+        return _watched_rows(model, samples, heads, may_cross)
     return [_row(traced, cut, measured, heads) for cut in all_cuts(traced) if _can_cross(cut, measured)]
 
 
-def _watched_rows(model: nn.Module, samples: Tree, heads: "_Heads") -> list[CutRow]:
+def _watched_rows(model: nn.Module, samples: Tree, heads: "_Heads", may_cross: Iterable[str]) -> list[CutRow]:
     with _counted() as counter:
         passes = [
-            Watched(observe(model, batch, training=False, flops=counter.get_total_flops))
+            Watched(observe(model, batch, training=False, flops=counter.get_total_flops), may_cross)
             for batch in (samples, map_leaves(lambda leaf: leaf[:-1], samples))
         ]
     rows: dict[object, CutRow] = {}

@@ -29,7 +29,7 @@ def with_gradient(x: Tensor) -> Tensor:
 
 
 def _give_gradient(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-        return args
     with torch._C.DisableTorchFunction():  # no calls of the network's, which are counted
+        if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            return args
         return tuple(with_gradient(value) if isinstance(value, Tensor) else value for value in args)

@@ -32,8 +32,9 @@ class Sides:
 class Watched:
     """An observed pass, ready to be cut anywhere."""
 
-    def __init__(self, seen: Observed) -> None:
-        self.seen = seen
+    def __init__(self, seen: Observed, may_cross: Iterable[str] = ()) -> None:
+        """`may_cross`: inputs that the server may see as they are, such as the edges of a graph."""
+        self.seen, self.may_cross = seen, frozenset(may_cross)
         self.samples = sample_count(seen.inputs)
         self.names: dict[int, list[str]] = {}
         self.state: dict[int, Tensor] = {}
@@ -46,8 +47,8 @@ class Watched:
     def depends(self, until: int) -> dict[int, set[str]]:
         """What each memory, by its identity, depends on after so many calls. Views share one."""
         found: dict[int, set[str]] = {}
-        for tensor in self.seen.inputs.values():
-            found[_memory(tensor)] = {MASK if is_mask(tensor) else DATA}
+        for name, tensor in self.seen.inputs.items():
+            found[_memory(tensor)] = {MASK if is_mask(tensor) or name in self.may_cross else DATA}
         for value in self.state.values():
             found[_memory(value)] = self._of_state(value)
         for each in self.seen.calls[:until]:
@@ -140,7 +141,8 @@ class Watched:
                 name = self.inputs.get(id(tensor))
                 alone = "" if name is not None else " through operations without weights"
                 what = f"the raw input{f' {name!r}' if name else ''}{alone}, {tuple(tensor.shape)}, used above the cut"
-                remedy = "cut at another layer: the data itself must not cross"
+                unless = ", unless model.may_cross names it" if name else ""
+                remedy = f"cut at another layer: the data itself must not cross{unless}"
                 raise InputError(place, "values that the client half has learned", what, remedy)
 
     def _used(self, calls: Iterable[Call]) -> dict[str, Tensor]:

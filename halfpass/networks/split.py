@@ -25,7 +25,7 @@ from halfpass.networks.observe import copied, observe, seeded_everything
 from halfpass.networks.planning import Watched, is_mask, make_plan, memory_order
 from halfpass.networks.replay import CutPlan, Part, Value, named_tensors
 from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
-from halfpass.tree import Tree, call, leaves, map_leaves, prediction, sample_count
+from halfpass.tree import Tree, call, flatten, leaves, map_leaves, prediction, sample_count
 
 HEAD = "auxiliary_head."  # begins the names of the head's weights where they are beside the halves'
 
@@ -46,13 +46,14 @@ class Halves:
             guard_group_norms(half)
 
 
-def split(model: Model, layer: str, inputs: Tree | None = None) -> Halves:
+def split(model: Model, layer: str, inputs: Tree | None = None, may_cross: Iterable[str] = ()) -> Halves:
     """Cut `model` where `layer`, a module's name such as `stage_2.8`, has returned for the last time.
 
     `inputs` is a batch of at least two samples as the network takes it: one tensor, a tuple, or a dict of keyword
     arguments. The halves then do exactly what the network does, in training and in evaluation, which is tried on
     copies; a network that a trace would change is run itself, on either side (`replay.py`). Without `inputs` only
-    networks that torch.fx can trace are cut, and nothing is tried.
+    networks that torch.fx can trace are cut, and nothing is tried. `may_cross` names inputs that the server half may
+    see as they are, such as the edges of a graph or what a decoder is given; they cross exactly.
 
     The halves' states have the names of the model's own state, each trained name in one half. They follow train() and
     eval(). A pair (client half, server half) needs no cut: `layer` is "", and names begin with `client.` and
@@ -64,7 +65,7 @@ def split(model: Model, layer: str, inputs: Tree | None = None) -> Halves:
     if inputs is None:
         return _split_graph(model, layer)
     with _explained(f"model.cut {layer!r}"):
-        return Watching(model, inputs).split(layer)
+        return Watching(model, inputs, may_cross).split(layer)
 
 
 @contextmanager
@@ -91,8 +92,11 @@ def split_by(model: nn.Module, plan: CutPlan) -> Halves:
 class Watching:
     """A network that is run on samples in both modes, to be cut at one layer or at many."""
 
-    def __init__(self, model: nn.Module, inputs: Tree) -> None:
-        samples = sample_count(inputs)
+    def __init__(self, model: nn.Module, inputs: Tree, may_cross: Iterable[str] = ()) -> None:
+        samples, names = sample_count(inputs), list(flatten(inputs))
+        if unknown := [name for name in may_cross if name not in names]:
+            known = ", ".join(filter(None, names)) or "one input without a name"
+            raise InputError("model.may_cross", f"names of inputs: {known}", repr(unknown[0]), "correct it")
         if samples < 2:
             raise InputError("inputs", "at least 2 samples", f"{samples}", "give a larger batch")
         self.model, self.inputs = model, inputs
@@ -101,7 +105,7 @@ class Watching:
         networks = {mode: copied(model) for mode in (True, False)}
 
         def watch(mode: bool, batch: Tree, seed: int = 0) -> Watched:
-            return Watched(observe(networks[mode], batch, training=mode, seed=seed, copy_first=False))
+            return Watched(observe(networks[mode], batch, training=mode, seed=seed, copy_first=False), may_cross)
 
         self.train, self.evaluation = ([watch(mode, batch) for batch in (inputs, fewer)] for mode in (True, False))
         if self.draws:  # it may decide by them
@@ -253,7 +257,8 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def split_twice(
-    model: Model, lower: str, upper: str, inputs: Tree | None = None, plans: tuple[CutPlan, CutPlan] | None = None
+    model: Model, lower: str, upper: str, inputs: Tree | None = None, plans: tuple[CutPlan, CutPlan] | None = None,
+    may_cross: Iterable[str] = (),
 ) -> tuple[Halves, nn.Module, CutPlan | None]:
     """Cut `model` behind two layers: (what is below the lower cut and what is above the upper one, the part between,
     the plan of the upper cut).
@@ -270,7 +275,7 @@ def split_twice(
     if inputs is None:
         return _graphs(model, lower, upper)
     with _explained(place):
-        return Watching(model, inputs).split_twice(lower, upper)
+        return Watching(model, inputs, may_cross).split_twice(lower, upper)
 
 
 def _graphs(model: nn.Module, lower: str, upper: str) -> tuple[Halves, nn.Module, None]:

@@ -24,7 +24,7 @@ from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.arithmetic.optimizers import build_optimizer
 from halfpass.arithmetic.precision import Arithmetic, arithmetic
-from halfpass.config import CLIENT, MOST_THREADS, ClientsConfig, Config, DataConfig, shared_settings
+from halfpass.config import CLIENT, MOST_THREADS, ClientsConfig, Config, DataConfig, ModelConfig, shared_settings
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches
 from halfpass.data.datasets import Dataset, Samples, load
@@ -268,7 +268,7 @@ def build_network(
     loaded = _set_up_weights(config, model)
     cut = _cut_name(config, model)
     if config.model.edge_cut is None:
-        halves = _cut(model, cut, example, samples, plans)
+        halves = _cut(model, cut, example, samples, plans, names_of(config.model))
         found: Plans = {"cut": halves.plan}
     else:
         halves, found = _below_edge(config, model, cut, spec, task, samples, plans)
@@ -330,16 +330,21 @@ NO_HEAD = "none"
 
 
 def _cut(
-    model: Model, cut: str, example: Tree, samples: Tree | None, plans: Plans | None
+    model: Model, cut: str, example: Tree, samples: Tree | None, plans: Plans | None, may_cross: Sequence[str]
 ) -> Halves:
     if isinstance(model, nn.Module) and plans and (plan := plans.get("cut")) is not None:
         return split_by(model, plan)
     if samples is not None and plans is None:
-        return split(model, cut, samples)
+        return split(model, cut, samples, may_cross)
     halves = split(model, cut)
     if isinstance(model, nn.Module) and isinstance(example, Tensor) and example.is_floating_point():
         check_same(f"model.cut {cut!r}", model, halves, tuple(example.shape[1:]))
     return halves
+
+
+def names_of(model: ModelConfig) -> list[str]:
+    """The inputs of `model.may_cross`."""
+    return [name.strip() for name in (model.may_cross or "").split(",") if name.strip()]
 
 
 def _set_up_weights(config: Config, model: Model) -> dict[str, Tensor]:
@@ -376,7 +381,10 @@ def _below_edge(
     given = None
     if plans and plans.get("cut") is not None and plans.get("edge_cut") is not None:
         given = plans["cut"], plans["edge_cut"]
-    halves, between, upper = split_twice(model, cut, edge_cut, samples if plans is None else None, given)  # type: ignore[arg-type]
+    halves, between, upper = split_twice(
+        model, cut, edge_cut, samples if plans is None else None, given,  # type: ignore[arg-type]
+        names_of(config.model),
+    )  # fmt: skip
     try:
         above = build_network(above_edge(config), spec, task, samples, {"cut": upper})
     except InputError as error:
