@@ -6,7 +6,6 @@
 A recipe whose run is in runs/recipes/NAME already is not trained again.
 """
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ def train(name: str) -> dict[str, Any]:
     recipe, out = ROOT / "examples/recipes" / name, OUT / name
     if not (out / "result.json").is_file():
         if (recipe / "sites.py").is_file() and not Path("data", name).is_dir():
-            runpy.run_path(str(recipe / "sites.py"), run_name="__main__")
+            subprocess.run([sys.executable, str(recipe / "sites.py")], check=True)
         words = ["train", "--config", str(recipe / f"{name}.yaml"), "--out", str(out)]
         subprocess.run([sys.executable, "-m", "halfpass", *words], check=True)
     return read_result(out)
