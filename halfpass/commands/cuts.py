@@ -27,6 +27,8 @@ def print_cuts(model: ModelConfig, data: DataConfig, task: TaskConfig) -> None:
     print(f"{model.name} on {data.name} ({shape}, {classes} {what}), head {model.head}; FLOPs of one forward pass")
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(_table(rows))
+    if not rows:
+        print("no layer can be cut; halfpass train --model.cut LAYER says what stands against it")
 
 
 def _table(rows: list[CutRow]) -> Table:

@@ -44,10 +44,10 @@ class CutRow:
 
 
 def cut_table(
-    model_name: str, sample_shape: tuple[int, ...], classes: int, head: str, seed: int = 0,
+    model_name: str, sample_shape: Any, classes: int, head: str, seed: int = 0,
     samples: Tree | None = None, frozen: str | None = None, may_cross: Iterable[str] = (),
 ) -> list[CutRow]:  # fmt: skip
-    """A row for every valid cut, in the order of the forward pass.
+    """A row for every valid cut, in the order of the forward pass. `sample_shape` is a dict where inputs have names.
 
     Sizes and FLOPs are measured by one forward pass on the CPU: of a graph, node by node, or, where the network cannot
     be traced, of itself on `samples`, call by call. Raises InputError for a network that cannot be built, nor traced
