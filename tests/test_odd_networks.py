@@ -25,6 +25,7 @@ from halfpass import (
     train,
 )
 from halfpass.errors import InputError
+from halfpass.networks.models import check_output
 from halfpass.run import setup
 
 SHAPE = (1, 8, 8)
@@ -162,3 +163,26 @@ def test_export_loads_strictly_into_the_users_network(tmp_path):
     with_head = export(tmp_path / "run", with_head=True)
     assert with_head.accuracy == with_head.reported
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["out"] == str(tmp_path / "run")
+
+
+class FirstBatch(nn.Module):
+    """Sets its scale by the first batch that it sees, as ActNorm does (Kingma and Dhariwal 2018, arXiv 1807.03039)."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+        self.register_buffer("settled", torch.tensor(0))
+
+    def forward(self, x):
+        if self.settled == 0:
+            with torch.no_grad():
+                self.scale.copy_(1 / x.std(0))
+                self.settled.fill_(1)
+        return x * self.scale
+
+
+def test_trying_a_network_settles_nothing_in_it():
+    net = nn.Sequential(nn.Linear(6, 6), FirstBatch(), nn.Linear(6, 3))
+    check_output("here", net, torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), (3,))
+    assert net[1].settled == 0
+    assert torch.equal(net[1].scale, torch.ones(6))

@@ -3,8 +3,9 @@
 A new network is a function of (sample shape, classes) in MODELS. Its layers have names that can be cut at (split.py).
 """
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -277,13 +278,17 @@ class Pair(nn.Module):
 
 
 def check_output(place: str, module: nn.Module, example: Tree, output_shape: tuple[int, ...]) -> None:
-    """Refuse a module that does not map a batch like `example` to (B, *output_shape). Its modes and statistics stay as
-    before."""
+    """Refuse a module that does not map a batch like `example` to (B, *output_shape). Tried on a copy, for a forward
+    may settle things by its first batch; on the module itself where it has lazy layers, which get their shapes here."""
+    lazy = any(nn.parameter.is_lazy(value) for value in (*module.parameters(), *module.buffers()))
+    if not lazy:
+        with suppress(Exception):  # what cannot be copied is refused later, by name
+            module = copy.deepcopy(module)
     modes = {part: part.training for part in module.modules()}
     samples = map_leaves(lambda leaf: leaf[:2].clone(), example)
     try:
         with torch.no_grad():
-            out = prediction(call(module.eval(), samples))  # on the module itself: lazy layers get their shapes here
+            out = prediction(call(module.eval(), samples))
     except Exception as error:  # whatever the module raises
         shapes = {name: tuple(leaf.shape) for name, leaf in flatten(samples).items()}
         wanted = f"a forward pass of {shapes.get('', shapes)}"
