@@ -93,7 +93,7 @@ class Watching:
     """A network that is run on samples in both modes, to be cut at one layer or at many."""
 
     def __init__(self, model: nn.Module, inputs: Tree, may_cross: Iterable[str] = ()) -> None:
-        samples, names = sample_count(inputs), list(flatten(inputs))
+        samples, names, may_cross = sample_count(inputs), list(flatten(inputs)), tuple(may_cross)
         if unknown := [name for name in may_cross if name not in names]:
             known = ", ".join(filter(None, names)) or "one input without a name"
             raise InputError("model.may_cross", f"names of inputs: {known}", repr(unknown[0]), "correct it")
