@@ -211,7 +211,7 @@ class GroupedUNet(UNet):
 
 
 class Running(Three):
-    """A buffer that is a new tensor after each step: torch.fx raises an error of its own."""
+    """A buffer that is a new tensor after each step."""
 
     def __init__(self):
         super().__init__()
@@ -255,6 +255,29 @@ class Placed(Three):
     def forward(self, x):
         self.places = self.places.to(x.dtype).view(1, 6)
         return self.c(F.relu(self.b(self.a(x) + self.places)))
+
+
+class Settling(Three):
+    """The first batch sets a scale, and a buffer remembers that, after ActNorm (Kingma and Dhariwal 2018, arXiv
+    1807.03039): later passes write nothing."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.scale = nn.Parameter(torch.ones(6))
+        self.register_buffer("settled", torch.tensor(0))
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.settled == 0 and self.training:
+            with torch.no_grad():
+                self.scale.copy_(1 / h.std(0))
+            if self.how == "filled":
+                self.settled.fill_(1)
+            elif self.how == "added":
+                self.settled += 1
+            else:
+                self.settled = torch.tensor(1)
+        return self.c(F.relu(self.b(h * self.scale)))
 
 
 class Experts(nn.Module):
@@ -307,12 +330,15 @@ CASES = [
     (Dropping(), "a", draws(5, 8, 6)),
     (Dropping(), "b", draws(5, 8, 6)),
     (Placed(), "b", draws(5, 6)),
+    (Running(), "a", draws(5, 6)),
+    (Running(), "b", draws(5, 6)),
+    *((Settling(how=how), cut, draws(5, 6)) for how in ("filled", "added", "replaced") for cut in ("a", "b")),
     (Experts(), "b", draws(4, 8, 8)),
 ]
 
 
 def named(case):
-    return f"{type(case[0]).__name__}-{case[1]}"
+    return "-".join(filter(None, (type(case[0]).__name__, getattr(case[0], "how", None), case[1])))
 
 
 def seed(value):
@@ -659,8 +685,17 @@ def test_a_network_that_cannot_train_by_itself_is_refused():
     assert text.endswith("in training mode with 5 samples; make it train uncut first")
 
 
+class Keeping(Running):
+    """Puts away what it has seen, and never looks at it."""
+
+    def forward(self, x):
+        h = self.a(x)
+        self.mean = h.detach().mean(0)
+        return self.c(self.b(h))
+
+
 def test_a_buffer_that_would_be_lost_is_refused():
-    assert refusal(Running(), "a", draws(5, 6)) == (
+    assert refusal(Keeping(), "a", draws(5, 6)) == (
         "model.cut 'a': expected buffers that are written in place, found 'mean' in neither half; use copy_()"
     )
 

@@ -15,10 +15,10 @@ from halfpass.errors import InputError, reason
 from halfpass.networks.crossing import Cut, all_cuts, refuse_untrainable
 from halfpass.networks.heads import HEADS, build_head
 from halfpass.networks.models import build_model, choose
-from halfpass.networks.observe import observe
-from halfpass.networks.planning import Watched, make_plan
+from halfpass.networks.observe import named_tensors, observe
+from halfpass.networks.planning import Watched, make_plan, share_written
 from halfpass.networks.pretrained import freeze
-from halfpass.networks.replay import CutPlan, named_tensors
+from halfpass.networks.replay import CutPlan
 from halfpass.networks.trace import Traced, trace
 from halfpass.tree import Tree, map_leaves
 
@@ -82,6 +82,7 @@ def _watched_rows(model: nn.Module, samples: Tree, heads: "_Heads", may_cross: I
             Watched(observe(model, batch, training=False, flops=counter.get_total_flops), may_cross)
             for batch in (samples, map_leaves(lambda leaf: leaf[:-1], samples))
         ]
+    share_written(passes)
     rows: dict[object, CutRow] = {}
     state = dict(named_tensors(passes[0].seen.network))
     for layer in passes[0].seen.returned:  # an outer module returns after its inner ones

@@ -63,6 +63,7 @@ class Observed:
 
     network: nn.Module  # the copy that ran
     inputs: dict[str, Tensor]  # by name, as the network got them
+    state: list[tuple[str, Tensor]]  # weights and buffers by name, before the pass: it may put others in their places
     calls: list[Call] = field(default_factory=list)
     returned: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)  # (calls so far, output), by module name
     outputs: Any = None
@@ -79,7 +80,7 @@ def observe(
     """
     network = (copied(model) if copy_first else model).train(training)
     inputs = map_leaves(lambda leaf: leaf.clone(), inputs)
-    seen = Observed(network, flatten(inputs))
+    seen = Observed(network, flatten(inputs), list(named_tensors(network)))
     seen.lost = _hooks(network)
     for name, part in network.named_modules():
         if part.training != training:
@@ -139,6 +140,12 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
             own.register_post_accumulate_grad_hook(hook)
     return new
+
+
+def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers, under each of their names."""
+    yield from network.named_parameters(remove_duplicate=False)
+    yield from network.named_buffers(remove_duplicate=False)
 
 
 def _all_hooks(model: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from halfpass.errors import InputError, near_miss
-from halfpass.networks.observe import SENT, Call, Made, Observed, tensors_in
-from halfpass.networks.replay import INPUTS, CutPlan, Pass, Value, named_tensors
+from halfpass.networks.observe import SENT, Call, Made, Observed, named_tensors, tensors_in
+from halfpass.networks.replay import INPUTS, CutPlan, Pass, Value
 from halfpass.tree import sample_count
 
 DATA, MASK, WEIGHTS, TRAINED, DRAWN = "data", "mask", "weights", "trained", "drawn"  # what a value depends on
@@ -38,11 +38,15 @@ class Watched:
         self.samples = sample_count(seen.inputs)
         self.names: dict[int, list[str]] = {}
         self.state: dict[int, Tensor] = {}
-        for name, value in named_tensors(seen.network):
-            self.names.setdefault(id(value), []).append(name)
+        before, after = dict(seen.state), dict(named_tensors(seen.network))
+        for name, value in (*before.items(), *after.items()):
+            if name not in (names := self.names.setdefault(id(value), [])):
+                names.append(name)
             self.state[id(value)] = value
         self.inputs = {id(value): name for name, value in seen.inputs.items()}
-        self.written = {id(value) for each in seen.calls for value in each.writes}
+        self.written = {name for each in seen.calls for value in each.writes for name in self.names.get(id(value), ())}
+        """Names of what a pass writes, in place or by another in its place. Of this one; `share_written` adds others."""
+        self.written |= {name for name in before.keys() & after.keys() if before[name] is not after[name]}
 
     def depends(self, until: int) -> dict[int, set[str]]:
         """What each memory, by its identity, depends on after so many calls. Views share one."""
@@ -61,8 +65,11 @@ class Watched:
         return found
 
     def _of_state(self, value: Tensor) -> set[str]:
-        trained = value.requires_grad or id(value) in self.written
+        trained = value.requires_grad or self._is_written(value)
         return ({WEIGHTS} if isinstance(value, nn.Parameter) else set()) | ({TRAINED} if trained else set())
+
+    def _is_written(self, value: Tensor) -> bool:
+        return any(name in self.written for name in self.names[id(value)])
 
     def cut(self, place: str, layer: str) -> Sides:
         """The cut behind the last return of `layer`; raises InputError where there can be none."""
@@ -155,13 +162,21 @@ class Watched:
         """A weight that is trained, or a buffer that is written, can have one owner alone."""
         theirs = {id(value) for value in server.values()}
         for name, value in client.items():
-            if id(value) in theirs and (value.requires_grad or id(value) in self.written):
+            if id(value) in theirs and (value.requires_grad or self._is_written(value)):
                 others = [other for other in self.names[id(value)] if other in server and other != name]
                 also = f" (above as {others[0]!r})" if others else ""
                 raise InputError(
                     place, "weights and buffers that one half uses", f"{name!r} used by both halves{also}",
                     "cut where all its uses are on one side, or freeze it (model.freeze)",
                 )  # fmt: skip
+
+
+def share_written(watched: Iterable[Watched]) -> None:
+    """What one pass writes counts as written in all of them, as where the first batch alone sets a buffer."""
+    watched = list(watched)
+    written = set().union(*(each.written for each in watched))
+    for each in watched:
+        each.written |= written
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from halfpass.errors import InputError, RunError
 from halfpass.networks.group_norm import with_gradient
-from halfpass.networks.observe import READS, Made, copied, name_of, tensors_in, used_by, with_tensors
+from halfpass.networks.observe import READS, Made, copied, name_of, named_tensors, tensors_in, used_by, with_tensors
 from halfpass.tree import call, unflatten
 
 MOST_STAND_INS = 2**15  # then all is forgotten: passes that are never the same leave theirs behind
@@ -252,11 +252,6 @@ class Part(nn.Module):
         new = Part(copied(self.network, memo), self.own, self.start, self.end)
         new.training = self.training
         return new
-
-
-def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from network.named_parameters(remove_duplicate=False)
-    yield from network.named_buffers(remove_duplicate=False)
 
 
 def _small(value: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from halfpass.networks.checking import check_exact
 from halfpass.networks.crossing import Cut, all_cuts, find_cut, refuse_shared, refuse_untrainable
 from halfpass.networks.group_norm import guard_group_norms
 from halfpass.networks.models import Model
-from halfpass.networks.observe import copied, observe, seeded_everything
-from halfpass.networks.planning import Watched, is_mask, make_plan, memory_order
-from halfpass.networks.replay import CutPlan, Part, Value, named_tensors
+from halfpass.networks.observe import copied, named_tensors, observe, seeded_everything
+from halfpass.networks.planning import Watched, is_mask, make_plan, memory_order, share_written
+from halfpass.networks.replay import CutPlan, Part, Value
 from halfpass.networks.trace import BY_HAND, Traced, state_of, trace
 from halfpass.tree import Tree, call, flatten, leaves, map_leaves, prediction, sample_count
 
@@ -117,6 +117,8 @@ class Watching:
             return [watch(mode, batch), watch(mode, map_leaves(lambda leaf: leaf[: samples - 1], batch))]
 
         self.others = [(both(True, batch), both(False, batch)) for batch in self.other_inputs]
+        ways = (way for pair in self.others for way in pair)
+        share_written(each for passes in (self.train, self.evaluation, *ways) for each in passes)
 
     @property
     def lost(self) -> str | None:
