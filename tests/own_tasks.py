@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn.functional import l1_loss
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import TensorDataset
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
@@ -142,3 +143,35 @@ def classes():
     """Ten of them, as the bright and the dark have."""
     x = _pictures()
     return _split(x, (4 + 2 * x[:, 0].mean((1, 2))).long().clamp(0, 9))
+
+
+class Shaken(TorchDataset):
+    """Points of two classes, moved at random each time that one is taken."""
+
+    classes = ("left", "right")
+
+    def __init__(self, count, first):
+        self.count, self.first = count, first
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        label = (self.first + i) % 2
+        return torch.randn(6) + label * 2 - 1, label
+
+
+def shaken():
+    return Shaken(96, 0), Shaken(32, 1)
+
+
+def shaken_locally():
+    """Of a class that no other process can import."""
+    class Local(Shaken):
+        pass
+
+    return Local(96, 0), Local(32, 1)
+
+
+def points(shape, outputs):
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, outputs))

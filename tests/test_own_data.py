@@ -2,25 +2,31 @@
 
 import dataclasses
 import json
+import os
 import random
+import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runtimes import train_in_both_runtimes
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import TensorDataset, random_split
 
-from halfpass.config import Config, DataConfig
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
 from halfpass.data import cifar
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import DATASETS, Dataset, Samples, Source, Stream, from_datasets, load
 from halfpass.data.samples import digest, draw, overlap
-from halfpass.errors import InputError
+from halfpass.errors import HalfpassError, InputError
 from halfpass.run import setup
 from halfpass.run.server_process import Admission
+from halfpass.run.train import train
 from halfpass.seed import derive_seed
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import PROTOCOL
@@ -683,3 +689,67 @@ def test_a_pickle_of_many_parts_or_with_a_far_memo_takes_no_more_than_it_holds(m
     value = cifar._unpickle("file", shared)  # 2¹² tuples by name, of 12 in memory; as a key of a dict it is refused
     assert value[0] is value[1]
     assert "a part of another kind, tuple" in message(lambda: cifar._unpickle("file", b"\x80\x02}" + b")N" + b"s."))
+
+
+# --- drawn in processes, between processes ----------------------------------------------------------------------------
+
+
+def drawn_in_workers(name="shaken"):
+    return Config(
+        data=DataConfig(f"own_tasks:{name}", workers=2), model=ModelConfig("own_tasks:points", "1", "linear"),
+        clients=ClientsConfig(2), train=TrainConfig(epochs=2, batch_size=16, lr=0.05, threads=1), wire=WireConfig(timeout=20),
+    )  # fmt: skip
+
+
+def test_workers_draw_the_same_between_processes_as_in_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)  # where the processes find own_tasks
+    train_in_both_runtimes(drawn_in_workers(), tmp_path)
+
+
+def test_what_no_worker_can_be_given_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    settings = dataclasses.replace(drawn_in_workers("shaken_locally"), out=str(tmp_path / "run"))
+    train(settings)  # forked, they have it
+    with pytest.raises(HalfpassError) as refused:
+        train(dataclasses.replace(settings, runtime="processes", out=str(tmp_path / "processes")))
+    assert "data own_tasks:shaken_locally: expected a data set that can be sent to its workers, found " in str(refused.value)
+    assert str(refused.value).endswith("; no lambda or local class in it, or no workers")
+
+
+DRAWING = """
+import os, sys, time
+import torch
+from own_tasks import shaken
+from halfpass.data.batches import draw_beside_threads, train_batches
+from halfpass.data.own import from_datasets
+
+if __name__ == "__main__":
+    draw_beside_threads()
+    data = from_datasets("own", *shaken(), workers=2)
+    batches = train_batches(data, data.train, 4, seed=0, client=0, epoch=0)
+    next(batches)
+    print("drawn", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    script = tmp_path / "drawing.py"
+    script.write_text(DRAWING)
+    here = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=here, start_new_session=True)
+
+    def members():
+        found = subprocess.run(["ps", "-o", "pid=", "-s", str(parent.pid)], capture_output=True, text=True).stdout
+        return {int(pid) for pid in found.split()} - {parent.pid}
+
+    assert parent.stdout.readline() == "drawn\n"
+    try:
+        assert len(members()) >= 3  # the fork server and two workers
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 10
+    while left := members():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)

@@ -27,6 +27,7 @@ from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, from_dict, named_code, number_keys
+from halfpass.data.batches import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import at_home, refuse_file, write_json
 from halfpass.plugin import origin
@@ -101,6 +102,7 @@ def _serve(options: Namespace) -> None:
 
 def _join(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
+    draw_beside_threads()
     folder = join(config, options.address, options.client)
     if not IS_CHILD:
         print(f"saved {folder / f'client-{options.client}.safetensors'}")

@@ -484,8 +484,6 @@ def check_between_processes(config: Config) -> None:
     """What a server or a client can check of its settings before anything is said of the data."""
     if config.method == "centralized":
         raise InputError("method", "decoupled or conventional between processes", "'centralized'", "use halfpass train")
-    if config.data.workers > 0:  # they are forked, which stands still beside gRPC's threads
-        raise InputError("data.workers", "0 between processes", str(config.data.workers), "leave it out")
     check_names(config)
 
 
