@@ -45,7 +45,7 @@ class Watched:
             self.state[id(value)] = value
         self.inputs = {id(value): name for name, value in seen.inputs.items()}
         self.written = {name for each in seen.calls for value in each.writes for name in self.names.get(id(value), ())}
-        """Names of what a pass writes, in place or by another in its place. Of this one; `share_written` adds others."""
+        """Names of what a pass writes, in place or by another in its place; of others too, after `share_written`."""
         self.written |= {name for name in before.keys() & after.keys() if before[name] is not after[name]}
 
     def depends(self, until: int) -> dict[int, set[str]]:
