@@ -32,6 +32,7 @@ from halfpass.data.cifar import CIFAR
 from halfpass.data.datasets import Dataset, Samples, load
 from halfpass.files import write_json
 from halfpass.run import setup
+from halfpass.run.network import build_network
 from halfpass.run.records import command_line, environment
 from halfpass.wire.codec import CODECS
 from halfpass.wire.messages import read_tensor, write_tensor
@@ -50,7 +51,7 @@ def pictures(path: str | None) -> Dataset:
 
 def build_client(data: Dataset) -> Client:
     config = with_precision(replace(MIDDLE, train=replace(MIDDLE.train, lr=0.1)), "bf16")
-    return setup.build_client(config, setup.build_network(config, data.train.sample_shape, CLASSES), 0)
+    return setup.build_client(config, build_network(config, data.train.sample_shape, CLASSES), 0)
 
 
 def trained_activations(client: Client, data: Dataset, steps: int) -> Tensor:

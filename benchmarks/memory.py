@@ -56,6 +56,7 @@ from halfpass.networks.split import Halves
 from halfpass.run import setup
 from halfpass.run.client_process import join
 from halfpass.run.local import LocalRun
+from halfpass.run.network import Network, build_network
 from halfpass.run.records import command_line, environment
 from halfpass.run.train import train
 
@@ -112,9 +113,9 @@ def networks_of(method: str) -> contextlib.AbstractContextManager[object]:
     """In it, halfpass builds networks that keep checkpoints, where the method says so."""
     if method != "checkpointed":
         return contextlib.nullcontext()
-    build = setup.build_network
+    build = build_network
 
-    def build_checkpointed(config: Config, sample_shape: tuple[int, ...], *others: Any, **named: Any) -> setup.Network:
+    def build_checkpointed(config: Config, sample_shape: tuple[int, ...], *others: Any, **named: Any) -> Network:
         halves = checkpointed_halves(str(config.model.cut), sample_shape, config.train.seed)
         return replace(build(config, sample_shape, *others, **named), halves=halves)
 

@@ -48,6 +48,7 @@ from halfpass.report.tables import significant
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.client_process import connect, end_of_test
+from halfpass.run.network import build_network
 from halfpass.run.records import RunFolder, command_line, environment
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
@@ -133,7 +134,7 @@ class Feeder:
     def __init__(self, config: Config) -> None:
         data = setup.load_data(config.data)
         shard = setup.make_shards(config, data)[0]
-        self.network = setup.build_network(config, data.train.sample_shape, data.classes)
+        self.network = build_network(config, data.train.sample_shape, data.classes)
         client = setup.build_client(config, self.network, 0)
         drawn = list(itertools.islice(train_batches(data, shard, BATCH_SIZE, seed=0, client=0, epoch=0), MADE_BATCHES))
         cut = [client_side.decoupled_step(client, x, labels, 0, step)[0] for step, (x, labels) in enumerate(drawn)]

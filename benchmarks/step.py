@@ -38,6 +38,7 @@ from halfpass.networks.models import CifarResNet, build_model
 from halfpass.networks.split import join_state
 from halfpass.run import setup
 from halfpass.run.local import LocalRun
+from halfpass.run.network import build_network
 from halfpass.run.records import command_line, environment
 from halfpass.run.train import compare
 
@@ -109,7 +110,7 @@ class BareLoop:
     def __init__(self, config: Config, data: Dataset, shard: Samples, *, plain: bool = False) -> None:
         self.config, self.data, self.shard, self.plain = config, data, shard, plain
         model = build_model("resnet20", data.train.sample_shape, CLASSES, config.train.seed)
-        network = setup.build_network(config, data.train.sample_shape, CLASSES)
+        network = build_network(config, data.train.sample_shape, CLASSES)
         assert isinstance(model, CifarResNet)
         assert network.head is not None
         order = torch.contiguous_format if plain else torch.channels_last
@@ -137,7 +138,7 @@ class BareLoop:
 
 def local_run(config: Config, data: Dataset, shard: Samples, *, plain: bool = False) -> LocalRun:
     """halfpass in one process. `plain` takes its channels-last memory away from it: weights and inputs contiguous."""
-    run = LocalRun(config, data, [shard], setup.build_network(config, data.train.sample_shape, CLASSES))
+    run = LocalRun(config, data, [shard], build_network(config, data.train.sample_shape, CLASSES))
     for half in (run.clients[0].half, run.server.half) if plain else ():
         half.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         half.register_forward_pre_hook(lambda _, inputs: tuple(tensor.contiguous() for tensor in inputs))

@@ -11,6 +11,7 @@ from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, Trai
 from halfpass.data.batches import train_batches
 from halfpass.run import setup
 from halfpass.run.local import LocalRun
+from halfpass.run.network import build_network
 
 RECIPE = TrainConfig(epochs=2, batch_size=16, lr=0.05, threads=1)
 SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
@@ -33,7 +34,7 @@ def shards(data, counts):
 
 
 def run(settings, data, counts=(64,)):
-    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    network = build_network(settings, data.train.sample_shape, data.classes)
     local = LocalRun(settings, data, shards(data, list(counts)), network)
     for epoch in range(settings.train.epochs):
         local.train(epoch, lambda: None)
@@ -49,7 +50,7 @@ def joined(local, client=0):
 
 def plain_start(settings, data, plain=HandCut):
     """The same initial network and head as ordinary modules."""
-    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    network = build_network(settings, data.train.sample_shape, data.classes)
     model = plain()
     model.load_state_dict(network.halves.client.state_dict() | network.halves.server.state_dict())
     place = setup.build_server(settings, network).arithmetic.place

@@ -12,6 +12,7 @@ from halfpass.algorithm.handover import client_weights
 from halfpass.config import ClientsConfig, Config
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
+from halfpass.run.network import build_network
 from halfpass.run.server_process import Admission, ServerRun
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import PROTOCOL, write_weights
@@ -20,7 +21,7 @@ CONFIG = Config(clients=ClientsConfig(count=2))
 
 
 def join(**changes):
-    network = setup.build_network(CONFIG, (1, 8, 8), 10)
+    network = build_network(CONFIG, (1, 8, 8), 10)
     good = {
         "protocol": PROTOCOL, "client": 0, "settings": json.dumps(setup.agreed_settings(CONFIG)), "inputs": json.dumps({"": ["float32", [1, 8, 8]]}),
         "outputs": 10, "samples": 300, "steps": 3, "parameters": network.parameters, "fingerprint": network.fingerprint,

@@ -17,7 +17,7 @@ from halfpass.arithmetic.precision import Arithmetic
 from halfpass.config import Config, ModelConfig
 from halfpass.data.batches import crop_and_flip, test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
-from halfpass.run import setup
+from halfpass.run.network import build_network
 
 
 def steps_on_a_pretended_device() -> list[str]:
@@ -29,7 +29,7 @@ def steps_on_a_pretended_device() -> list[str]:
     Tensor.item, Tensor.__int__ = (lambda self: 0.0), (lambda self: 0)  # of a loss; there are no values
     Tensor.tolist = lambda self: [0.0] * len(self)
     device = torch.device("pretended", 0)
-    network = setup.build_network(Config(model=ModelConfig("resnet20", "stage_2.1", "tail")), (3, 32, 32), 10)
+    network = build_network(Config(model=ModelConfig("resnet20", "stage_2.1", "tail")), (3, 32, 32), 10)
     pixels, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8)
     samples = Samples(pixels.contiguous(memory_format=torch.channels_last), labels)
     data = Dataset("made", samples, samples, 10, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), crop_padding=4)

@@ -20,8 +20,8 @@ from halfpass.networks.models import build_model
 from halfpass.networks.split import split_twice
 from halfpass.report import tables
 from halfpass.report.runs import read_run, summary
-from halfpass.run import setup
 from halfpass.run.local import train_local
+from halfpass.run.network import above_edge, build_network
 from halfpass.run.records import RunFolder
 
 
@@ -78,8 +78,8 @@ def test_what_crosses_both_cuts_is_copied():
 def test_a_chain_is_one_module_with_detach_at_both_cuts(data, tmp_path):
     settings = config(schedule="constant", model="test_edge:three_parts")
     settings = dataclasses.replace(settings, out=str(tmp_path), model=dataclasses.replace(settings.model, edge_cut="middle"))
-    network = setup.build_network(settings, data.train.sample_shape, data.classes)
-    upper = setup.build_network(setup.above_edge(settings), data.train.sample_shape, data.classes)
+    network = build_network(settings, data.train.sample_shape, data.classes)
+    upper = build_network(above_edge(settings), data.train.sample_shape, data.classes)
     model, (low, high) = ThreeParts(), (network.head, upper.head)
     model.load_state_dict(upper.halves.client.state_dict() | upper.halves.server.state_dict())
     model, low, high = (part.to(memory_format=torch.channels_last) for part in (model, low, high))

@@ -8,8 +8,8 @@ import torch
 from halfpass.arithmetic.graphs import Graphs
 from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig
 from halfpass.data.datasets import Dataset, Samples
-from halfpass.run import setup
 from halfpass.run.local import LocalRun
+from halfpass.run.network import build_network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -34,7 +34,7 @@ def trained(device, compile, method="decoupled", epochs=4, precision="fp32", mod
         ),
     )  # fmt: skip
     data = dataset()
-    network = setup.build_network(settings, (3, 32, 32), 10)
+    network = build_network(settings, (3, 32, 32), 10)
     local = LocalRun(settings, data, [data.train], network)
     for epoch in range(epochs):
         clients, server = local.train(epoch, lambda: None)

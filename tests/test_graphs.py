@@ -70,7 +70,7 @@ def recorded(monkeypatch):
         place = precision.Arithmetic(bf16=config.train.precision == "bf16")
         return dataclasses.replace(place, graphs=Graphs(place.device)) if config.train.compile else place
 
-    monkeypatch.setattr(setup, "_arithmetic", with_graphs)
+    monkeypatch.setattr(setup, "arithmetic_of", with_graphs)
     return made
 
 

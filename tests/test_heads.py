@@ -13,7 +13,7 @@ from torch import nn
 from halfpass.config import Config, ModelConfig
 from halfpass.errors import InputError
 from halfpass.networks.heads import HEADS, FlatLinear, build_head
-from halfpass.run import setup
+from halfpass.run.network import build_network
 
 IMAGES = [(16, 8, 8), (3, 5, 7), (8, 1, 1), (4, 1, 6)]
 FITTING = [
@@ -76,7 +76,7 @@ def test_a_tail_has_blocks_for_each_stage_above_the_cut() -> None:
 
 def test_tail_2_at_the_deep_cut_is_the_server_half() -> None:
     """ResNet-20 behind stage_3.0: what the client half learns from there is what the server half does with it."""
-    network = setup.build_network(Config(model=ModelConfig("resnet20", "stage_3.0", "tail-2")), (3, 32, 32), 10)
+    network = build_network(Config(model=ModelConfig("resnet20", "stage_3.0", "tail-2")), (3, 32, 32), 10)
     head, server = ([p.shape for p in half.parameters()] for half in (network.head, network.halves.server))
     assert head == server
 

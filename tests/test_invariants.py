@@ -21,6 +21,7 @@ from halfpass.data.batches import test_batches, train_batches
 from halfpass.errors import InputError
 from halfpass.run import replay, setup
 from halfpass.run.local import LocalRun
+from halfpass.run.network import build_network
 from halfpass.run.rounds import place_in_epoch, turns
 
 # ------------------------------------------------------------------------------------------- 1. split equals whole
@@ -133,7 +134,7 @@ def test_adamw_is_the_whole_s(data):
 
 
 def built(settings, data):
-    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    network = build_network(settings, data.train.sample_shape, data.classes)
     return setup.build_client(settings, network, 0), setup.build_server(settings, network)
 
 
@@ -277,7 +278,7 @@ def test_adamw_s_memory_travels_too(data):
 
 def test_splitfed_averages_weights_and_buffers_of_unequal_clients_alike(data):
     settings = config(clients=2, schedule="constant", epochs=1)
-    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    network = build_network(settings, data.train.sample_shape, data.classes)
     local = LocalRun(settings, data, shards(data, [32, 16]), network)  # two batches and one: 1.5 are counted as 2
     seen = {}
     take = local.handover.take

@@ -122,6 +122,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next():
 
 def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(setup, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for runtime, clients, threads, each in [
         ("local", 3, None, 8), ("processes", 1, None, 4), ("processes", 3, None, 2), ("processes", 20, None, 1), ("processes", 3, 5, 5),
     ]:  # fmt: skip

@@ -25,6 +25,7 @@ from halfpass.data.datasets import DATASETS, Dataset, Samples, Source, Stream, f
 from halfpass.data.samples import digest, draw, overlap
 from halfpass.errors import HalfpassError, InputError
 from halfpass.run import setup
+from halfpass.run.network import build_network
 from halfpass.run.server_process import Admission
 from halfpass.run.train import train
 from halfpass.seed import derive_seed
@@ -389,7 +390,7 @@ def test_the_digest_is_of_values_and_order_not_of_memory():
 
 
 def joining(config, data, client=0):
-    network = setup.build_network(config, data.train.sample_shape, data.classes)
+    network = build_network(config, data.train.sample_shape, data.classes)
     settings = setup.agreed_settings(config) | {"data": setup.agreement(config, data)}
     return pb.Join(
         protocol=PROTOCOL, client=client, settings=json.dumps(settings), inputs=json.dumps({"": ["float32", list(data.train.sample_shape)]}),
@@ -720,8 +721,9 @@ DRAWING = """
 import os, sys, time
 import torch
 from own_tasks import shaken
-from halfpass.data.batches import draw_beside_threads, train_batches
+from halfpass.data.batches import train_batches
 from halfpass.data.own import from_datasets
+from halfpass.data.workers import draw_beside_threads
 
 if __name__ == "__main__":
     draw_beside_threads()

@@ -18,6 +18,7 @@ from halfpass.networks.models import build_model
 from halfpass.networks.pretrained import freeze, load_weights
 from halfpass.run import setup
 from halfpass.run.client_process import WEIGHTS
+from halfpass.run.network import build_network
 from halfpass.run.server_process import Admission
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import PROTOCOL
@@ -90,7 +91,7 @@ def frozen_config(method, head):
 @pytest.mark.parametrize(("method", "head"), [("decoupled", "linear"), ("decoupled", "none"), ("conventional", "linear")])
 def test_a_frozen_client_half_stays_and_the_others_train(data, method, head):
     settings = frozen_config(method, head)
-    before = setup.build_network(settings, data.train.sample_shape, data.classes)
+    before = build_network(settings, data.train.sample_shape, data.classes)
     local = run(settings, data)
     client, server = local.clients[0], local.server
     weights = {name: value for name, value in client.half.named_parameters()}
@@ -108,7 +109,7 @@ def test_no_head_is_for_frozen_client_halves(data):
     settings = config(model="digits-cnn", cut="block_2")
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, head="none"))
     with pytest.raises(InputError) as caught:
-        setup.build_network(settings, data.train.sample_shape, data.classes)
+        build_network(settings, data.train.sample_shape, data.classes)
     assert str(caught.value) == (
         "model.head: expected a head that the client half learns from, found none; choose one, or freeze all below the cut"
     )
@@ -136,8 +137,8 @@ def joining(settings, weights):
     return pb.Join(
         protocol=PROTOCOL, client=0, settings=json.dumps(setup.agreed_settings(settings) | {WEIGHTS: weights}),
         inputs=json.dumps({"": ["float32", [1, 8, 8]]}), outputs=10, samples=64, steps=1,
-        parameters=setup.build_network(settings, (1, 8, 8), 10).parameters,
-        fingerprint=setup.build_network(settings, (1, 8, 8), 10).fingerprint,
+        parameters=build_network(settings, (1, 8, 8), 10).parameters,
+        fingerprint=build_network(settings, (1, 8, 8), 10).fingerprint,
     )  # fmt: skip
 
 
@@ -145,13 +146,13 @@ def test_what_both_sides_have_loaded_is_agreed_on(tmp_path):
     plain = Config(model=ModelConfig("digits-cnn", "block_2"))
     file = _saved(tmp_path, network(1))
     loaded = dataclasses.replace(plain, model=ModelConfig("digits-cnn", "block_2", weights=file))
-    digests = setup.build_network(loaded, (1, 8, 8), 10).digests
+    digests = build_network(loaded, (1, 8, 8), 10).digests
     assert set(digests) == {"client", "server"}
     assert None not in digests.values()
     Admission(loaded).admit(joining(plain, digests))
     half = tmp_path / "client.safetensors"
     save_file({name: value for name, value in network(1).state_dict().items() if name.startswith(("block_1.", "block_2."))}, half)
-    own = setup.build_network(dataclasses.replace(plain, model=ModelConfig("digits-cnn", "block_2", weights=str(half))), (1, 8, 8), 10).digests
+    own = build_network(dataclasses.replace(plain, model=ModelConfig("digits-cnn", "block_2", weights=str(half))), (1, 8, 8), 10).digests
     assert own == {"client": digests["client"], "server": None}
     Admission(plain).admit(joining(plain, own))  # each side its own half
     with pytest.raises(InputError, match=r"client 0 at joining: expected initial weights of the server half None \(the server's\), found '.*' loaded at the client; give both"):

@@ -15,7 +15,7 @@ from halfpass.errors import InputError
 from halfpass.networks.cut_table import cut_table
 from halfpass.networks.models import build_model
 from halfpass.networks.split import Halves, check_same, cut_shapes, join_state, layer_names, split, whole
-from halfpass.run.setup import build_network
+from halfpass.run.network import build_network
 
 
 def chain(halves: Halves, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -560,6 +560,14 @@ def test_values_that_are_not_floats_per_sample_are_refused_when_measured() -> No
 
 
 # --- two halves given directly --------------------------------------------------------------------------------------
+
+
+def test_a_pair_lets_nothing_cross_but_what_its_client_half_returns() -> None:
+    with pytest.raises(InputError) as refused:
+        split((nn.Linear(6, 5), nn.Linear(5, 2)), "", vectors(), may_cross=["edges"])
+    assert str(refused.value) == (
+        "model.may_cross: expected none with two halves that are given, found 'edges'; let the client half return what is to cross"
+    )
 
 
 def test_a_pair_is_taken_as_it_is() -> None:

@@ -24,8 +24,9 @@ from halfpass.cut import CutBatch
 from halfpass.data.batches import micro_batches
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in
-from halfpass.run import replay, setup
+from halfpass.run import replay
 from halfpass.run.local import LocalRun
+from halfpass.run.network import build_network, identity
 from halfpass.run.server_process import ServerRun
 from halfpass.run.train import train
 from halfpass.wire.store import UploadStore
@@ -40,7 +41,7 @@ def with_server(settings, **values):
 
 
 def run(settings, data, counts=(64,), store=None):
-    network = setup.build_network(settings, data.train.sample_shape, data.classes)
+    network = build_network(settings, data.train.sample_shape, data.classes)
     local = LocalRun(settings, data, shards(data, list(counts)), network, store)
     local.tallies = [local.train(epoch, lambda: None) for epoch in range(settings.train.epochs)]
     return local
@@ -140,8 +141,8 @@ def test_conventional_training_cannot_do_without_an_answer(capsys, words, name):
 
 @pytest.fixture
 def store(data, tmp_path):
-    network = setup.build_network(config(), data.train.sample_shape, data.classes)
-    with UploadStore.open(tmp_path / "store", identity=setup.identity(network), limit_bytes=2**24) as made:
+    network = build_network(config(), data.train.sample_shape, data.classes)
+    with UploadStore.open(tmp_path / "store", identity=identity(network), limit_bytes=2**24) as made:
         yield made
 
 

@@ -27,7 +27,7 @@ from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, from_dict, named_code, number_keys
-from halfpass.data.batches import draw_beside_threads
+from halfpass.data.workers import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import at_home, refuse_file, write_json
 from halfpass.plugin import origin

@@ -6,7 +6,8 @@ from rich.table import Table
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig
 from halfpass.data.datasets import KNOWN_SHAPES
 from halfpass.networks.cut_table import CutRow, cut_table
-from halfpass.run.setup import load_data, names_of, some_samples, task_of
+from halfpass.run.network import names_of, some_samples
+from halfpass.run.setup import load_data, task_of
 
 
 def print_cuts(model: ModelConfig, data: DataConfig, task: TaskConfig) -> None:

@@ -18,6 +18,7 @@ from halfpass.files import make_folder, refuse_file, replacing
 from halfpass.networks.split import head_prefix, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.centralized import test_whole
+from halfpass.run.network import above_edge, network_of
 from halfpass.run.records import read_config, read_result
 from halfpass.tasks.task import Task
 
@@ -135,8 +136,8 @@ def _part(file: Path, part: str) -> dict[str, Tensor]:
 def _test(config: Config, data: Dataset, task: Task, state: dict[str, Tensor], with_head: bool) -> float:
     trained = setup.build_whole(config, data, task)
     if config.method != "centralized":
-        config = config if config.model.edge_cut is None else setup.above_edge(config)
-        network = setup.network_of(config, data, task)
+        config = config if config.model.edge_cut is None else above_edge(config)
+        network = network_of(config, data, task)
         head = network.head if with_head else None
         joined = whole(network.halves) if head is None else joint(network.halves, head)
         trained.model = trained.arithmetic.place(joined)

@@ -17,6 +17,7 @@ from halfpass.files import alone_in
 from halfpass.run import setup
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
+from halfpass.run.network import Network, above_edge, agreed_task, build_network, identity, read_plans, read_spec
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import Row, RunFolder, Wires, difference, epoch_rows, read_config, refuse_run, result
 from halfpass.run.replay import in_steps, read_step, shuffled
@@ -48,7 +49,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     refuse_run(out)
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
         if made.model.edge_cut == store.identity["cut"]:  # an edge's uploads, not its clients'
-            config = setup.above_edge(config)
+            config = above_edge(config)
         network = _network(config, made, store)
         passes = _passes(config, store)
         setup.settle_process(config)
@@ -77,7 +78,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                 rows += folder.add_rows([new])
                 progress.epoch(new)
             folder.save_server(server, config)
-            _copy_clients(run, folder, store.identity == setup.identity(network))
+            _copy_clients(run, folder, store.identity == identity(network))
             used_once = dataclasses.replace(config, server=dataclasses.replace(config.server, replay=1))
             outcome = result(used_once, network.task, network.cut, rows, Wires([], None), folder.environment)
             return folder.finish(outcome | {"retrained_from": str(run)})
@@ -96,16 +97,16 @@ def _is_fixed(key: str) -> bool:
     return key in FIXED or (groups and key not in ("data.path", "data.download"))
 
 
-def _network(config: Config, made: Config, store: UploadStore) -> setup.Network:
+def _network(config: Config, made: Config, store: UploadStore) -> Network:
     """The network of the configuration, if its server half takes what the store holds."""
     held = store.identity
     # Without data only another network that can be traced is cut; the run's own is as it was.
-    plans = setup.read_plans(held["plans"]) if "plans" in held and config.model == made.model else None
-    targets = setup.read_spec(held["targets"]) if "targets" in held else CLASS_NUMBERS
-    task = setup.agreed_task(config, held["classes"], targets)
-    inputs = setup.read_spec(held["inputs"]) if "inputs" in held else tuple(held["sample shape"])
-    network = setup.build_network(config, inputs, task, plans=plans)
-    new = setup.identity(network)
+    plans = read_plans(held["plans"]) if "plans" in held and config.model == made.model else None
+    targets = read_spec(held["targets"]) if "targets" in held else CLASS_NUMBERS
+    task = agreed_task(config, held["classes"], targets)
+    inputs = read_spec(held["inputs"]) if "inputs" in held else tuple(held["sample shape"])
+    network = build_network(config, inputs, task, plans=plans)
+    new = identity(network)
     if new["cut shapes"] != held["cut shapes"]:
         raise InputError(
             "model.cut", f"tensors of {held['cut shapes']} per sample, as the store holds them",

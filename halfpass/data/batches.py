@@ -6,11 +6,7 @@ device. What is random is drawn on the CPU, each from a stream of its own, so it
 `pytest tests/test_data.py`.
 """
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection
 from pickle import PicklingError
 from typing import Any
 
@@ -20,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from halfpass.data.samples import Dataset, Samples, Stream, check_classes, draw, drawn, stacked, undisturbed
+from halfpass.data.workers import end_with_parent
 from halfpass.errors import InputError, reason
 from halfpass.seed import derive_seed
 from halfpass.tree import Tree, leaves, map_leaves
@@ -136,7 +133,7 @@ def _streamed(
     """Batches that are drawn when they are due, in the samples' workers."""
     loader: DataLoader[Any] = DataLoader(
         _Drawn(samples, seeds), batch_sampler=[batch.tolist() for batch in batches], num_workers=samples.workers,  # type: ignore[arg-type]
-        collate_fn=list, generator=torch.Generator(), worker_init_fn=_end_with_parent,
+        collate_fn=list, generator=torch.Generator(), worker_init_fn=end_with_parent,
     )  # fmt: skip
     for taken in _started(data, loader):
         if isinstance(taken[0], InputError):
@@ -152,26 +149,6 @@ def _started(data: Dataset, loader: "DataLoader[Any]") -> Iterator[Any]:
     except (PicklingError, AttributeError, TypeError) as error:  # where workers are not forked from this process
         expected, remedy = "a data set that can be sent to its workers", "no lambda or local class in it, or no workers"
         raise InputError(f"data {data.name}", expected, reason(error), remedy) from error
-
-
-def draw_beside_threads() -> None:
-    """Workers of this process are forked from a server from here on: a fork of a process with gRPC's threads can stand
-    still for ever."""
-    multiprocessing.set_forkserver_preload([__name__])
-    multiprocessing.set_start_method("forkserver", force=True)
-
-
-def _end_with_parent(worker: int) -> None:
-    """PyTorch's workers look after the process that forked them, which a fork server is, and would outlive the one
-    that they draw for (findings/torch-dataloader-forkserver-orphans.sh)."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def draw_crop_and_flip(count: int, padding: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,6 +61,9 @@ def split(model: Model, layer: str, inputs: Tree | None = None, may_cross: Itera
     cut, a half with nothing to train, and halves that would do something else than the network.
     """
     if isinstance(model, tuple):
+        if may_cross := tuple(may_cross):
+            expected, remedy = "none with two halves that are given", "let the client half return what is to cross"
+            raise InputError("model.may_cross", expected, repr(may_cross[0]), remedy)
         return _split_pair(model, layer)
     if inputs is None:
         return _split_graph(model, layer)

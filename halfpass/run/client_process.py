@@ -18,6 +18,7 @@ from halfpass.run import setup
 from halfpass.run.children import for_peer
 from halfpass.run.epoch import ClientEpoch, Tally, Test, Values, handed_over, take_over, test_epoch
 from halfpass.run.memory import PeakMemory
+from halfpass.run.network import Network, network_of, write_plans, written_spec
 from halfpass.run.records import RunFolder
 from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
@@ -120,7 +121,7 @@ def join(config: Config, address: str, index: int) -> Path:
     data = setup.load_data(config.data, index)
     shard = setup.make_shards(config, data)[index]
     task = setup.task_of(config, data)
-    network = setup.network_of(config, data, task)
+    network = network_of(config, data, task)
     client = setup.build_client(config, network, index)
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
@@ -141,7 +142,7 @@ def join(config: Config, address: str, index: int) -> Path:
 
 
 def connect(
-    config: Config, network: setup.Network, address: str, name: str, index: int, samples: int, steps: int,
+    config: Config, network: Network, address: str, name: str, index: int, samples: int, steps: int,
     agreement: dict[str, Any],
 ) -> Connection:  # fmt: skip
     """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
@@ -149,11 +150,11 @@ def connect(
     own = {DATA: agreement, WEIGHTS: network.digests}
     join = pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | own),
-        inputs=json.dumps(setup.written_spec(network.inputs)),
+        inputs=json.dumps(written_spec(network.inputs)),
         outputs=network.task.outputs, samples=samples, steps=steps,
         parameters=network.parameters, fingerprint=network.fingerprint,
-        targets=json.dumps({"spec": setup.written_spec(network.task.spec), "names": network.task.names}),
-        plan=setup.write_plans(network.plans),
+        targets=json.dumps({"spec": written_spec(network.task.spec), "names": network.task.names}),
+        plan=write_plans(network.plans),
     )  # fmt: skip
     connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
     try:

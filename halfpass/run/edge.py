@@ -22,6 +22,7 @@ from halfpass.run.above import Above
 from halfpass.run.client_process import connect, encoded, end_of_test
 from halfpass.run.epoch import Score, Tally, Values
 from halfpass.run.memory import PeakMemory
+from halfpass.run.network import Network, above_edge, build_network, read_plans, read_spec
 from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, peak_so_far, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import place_in_epoch, schedule_position
@@ -39,7 +40,7 @@ class _Link(Above):
     def __init__(self, config: Config, edge: Server, steps: Sequence[int]) -> None:
         """`config` is the edge's own; `steps` are its clients' per epoch."""
         assert isinstance(edge.half, EdgeHalf)
-        self.config, self._half, self._below, self._steps = setup.above_edge(config), edge.half, config, steps
+        self.config, self._half, self._below, self._steps = above_edge(config), edge.half, config, steps
         in_order = config.wire.order == "round-robin" and config.wire.budget is None
         self._in_places = in_order and (config.wire.every == 1 or config.clients.rounds == 1)
         self._step, self._uploads = -1, 0
@@ -78,7 +79,7 @@ class LocalLink(_Link):
     """The server above, in the edge's own process."""
 
     def __init__(
-        self, config: Config, edge: Server, steps: Sequence[int], network: setup.Network, folder: RunFolder,
+        self, config: Config, edge: Server, steps: Sequence[int], network: Network, folder: RunFolder,
         store: UploadStore | None,
     ) -> None:  # fmt: skip
         super().__init__(config, edge, steps)
@@ -159,9 +160,9 @@ class RemoteLink(_Link):
     def __init__(self, config: Config, edge: Server, joins: Sequence[pb.Join], task: Task, address: str) -> None:
         super().__init__(config, edge, [join.steps for join in joins])
         self._memory = PeakMemory(edge.arithmetic.device)
-        upper = {"cut": setup.read_plans(joins[0].plan).get("edge_cut")}
-        inputs = setup.read_spec(json.loads(joins[0].inputs))
-        network = setup.build_network(self.config, inputs, task, plans=upper)
+        upper = {"cut": read_plans(joins[0].plan).get("edge_cut")}
+        inputs = read_spec(json.loads(joins[0].inputs))
+        network = build_network(self.config, inputs, task, plans=upper)
         samples = sum(join.samples for join in joins)
         self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps), {})
 

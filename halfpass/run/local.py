@@ -19,6 +19,7 @@ from halfpass.run.above import Above
 from halfpass.run.edge import LocalLink
 from halfpass.run.epoch import ClientEpoch, Score, Tally, Test, Values, handed_over, take_over, test_epoch
 from halfpass.run.epochs import run_epochs
+from halfpass.run.network import Network, above_edge, network_of
 from halfpass.run.records import RunFolder, Wires, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
@@ -34,7 +35,7 @@ class LocalRun:
     """Clients, server and the wires between them. `train` and `test` are one epoch each, `finish` comes last."""
 
     def __init__(
-        self, config: Config, data: Dataset | Sequence[Dataset], shards: list[Samples], network: setup.Network,
+        self, config: Config, data: Dataset | Sequence[Dataset], shards: list[Samples], network: Network,
         store: UploadStore | None = None, link: Callable[[Server, list[int]], Above] | None = None,
     ) -> None:  # fmt: skip
         """`data`: of all clients, or each one's. `link` makes what is above the server, where that is an edge: of it,
@@ -178,18 +179,18 @@ class LocalRun:
 
 
 def train_local(
-    config: Config, folder: RunFolder, sites: Sequence[Dataset], shards: list[Samples], network: setup.Network
+    config: Config, folder: RunFolder, sites: Sequence[Dataset], shards: list[Samples], network: Network
 ) -> dict[str, Any]:
     """Trains by a split method in this process and writes the run folder; returns what `result.json` holds. Where the
     folder has kept the state of such a run, goes on with that."""
     if config.model.edge_cut is None:
         with setup.open_store(config, network, old=folder.has_checkpoint) as store:
             return _train_link(config, folder, LocalRun(config, sites, shards, network, store), network)
-    edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), setup.above_edge(config)
+    edge, top = dataclasses.replace(config, out=str(folder.path / "edge")), above_edge(config)
     old, edge_folder = folder.has_checkpoint, folder.part("edge", edge)
     plans = {"cut": network.plans.get("edge_cut")}
     first = sites if isinstance(sites, Dataset) else sites[0]
-    upper = setup.network_of(top, first, network.task, plans)
+    upper = network_of(top, first, network.task, plans)
     with setup.open_store(edge, network, old=old) as store, setup.open_store(top, upper, old=old) as upper_store:
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, sites, shards, network, store, link)
@@ -202,7 +203,7 @@ def train_local(
         return run.above.result()
 
 
-def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: setup.Network) -> dict[str, Any]:
+def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: Network) -> dict[str, Any]:
     """The clients, and the server or edge that is next to them."""
     try:
         rows = run_epochs(config, run, folder)

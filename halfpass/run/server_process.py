@@ -23,6 +23,7 @@ from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import Score, Tally, Values
 from halfpass.run.epochs import run_epochs
+from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
 from halfpass.run.records import RunFolder, Wires, refuse_run, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
@@ -45,7 +46,7 @@ class Admission:
         """`of_edge`: the newcomer is an edge, whose steps are those of its clients."""
         self.config, self._of_edge = config, of_edge
         self.joins: dict[int, pb.Join] = {}
-        self.network: setup.Network | None = None  # only once a client has been admitted
+        self.network: Network | None = None  # only once a client has been admitted
         self._data: dict[str, Any] | None = None  # what the first one says of its data
 
     def admit(self, join: pb.Join) -> None:
@@ -67,8 +68,8 @@ class Admission:
         _agree(place, "targets", _targets(place, first)[0], spec)
         network = self.network
         if network is None:
-            task, plans = setup.agreed_task(self.config, join.outputs, spec, names), setup.read_plans(join.plan)
-            network = setup.build_network(self.config, inputs, task, plans=plans)
+            task, plans = agreed_task(self.config, join.outputs, spec, names), read_plans(join.plan)
+            network = build_network(self.config, inputs, task, plans=plans)
         _agree_on_weights(place, network.digests, weights if isinstance(weights, dict) else {})
         _agree(place, "parameters of the network", network.parameters, join.parameters)
         _agree(place, "network (fingerprint of names and shapes)", network.fingerprint, join.fingerprint)
@@ -115,7 +116,7 @@ def _agree_on_weights(place: str, ours: Mapping[str, str | None], theirs: Mappin
 def read_inputs(place: str, join: pb.Join) -> Spec:
     """What a client says of its inputs: dtypes and shapes by name."""
     try:
-        spec = setup.read_spec(parse_json(join.inputs, MOST_SETTINGS_BYTES))
+        spec = read_spec(parse_json(join.inputs, MOST_SETTINGS_BYTES))
         known = all(dtype in DTYPES and all(type(n) is int for n in shape) for dtype, shape in spec.values())
     except (ValueError, TypeError, AttributeError):
         known, spec = False, {}
@@ -132,7 +133,7 @@ def _targets(place: str, join: pb.Join) -> tuple[Spec, list[str]]:
     expected = "targets as a JSON object of names, dtypes and shapes"
     try:
         said = parse_json(join.targets, MOST_SETTINGS_BYTES)
-        spec, names = setup.read_spec(said["spec"]), list(map(str, said["names"]))
+        spec, names = read_spec(said["spec"]), list(map(str, said["names"]))
         sizes = [math.prod(shape) for _, shape in spec.values()]
         known = all(dtype in DTYPES for dtype, _ in spec.values()) and all(n >= 0 for _, s in spec.values() for n in s)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -426,7 +427,7 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
         raise InputError("--above", "a run with model.edge_cut", "none", "give both, or neither")
     given, of_edge = config, above is None and config.model.edge_cut is not None
     if of_edge:
-        config = setup.above_edge(config)
+        config = above_edge(config)
     refuse_run(out)
     setup.check_between_processes(config)
     setup.settle_process(config)
