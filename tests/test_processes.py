@@ -267,15 +267,15 @@ def test_a_killed_server_ends_the_clients(tmp_path):
     assert re.fullmatch(rf"halfpass: server at {address}: expected a connection until the end, found .*\n", err), err
 
 
-def processes_of(folder):
-    """Command lines of live processes that name the folder, by process id."""
+def processes_of(text):
+    """Command lines of live processes with that text, such as a folder, in them, in words, by process id."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = entry.read_bytes().decode().split("\0")
+            words = entry.read_bytes().decode().replace("\0", " ").split()
         except OSError:
             continue
-        if any(str(folder) in word for word in words):
+        if str(text) in " ".join(words):
             found[int(entry.parent.name)] = words
     return found
 
@@ -288,10 +288,11 @@ def test_stopping_the_command_stops_every_process_within_5_seconds(tmp_path, sto
     command = start(words, tmp_path)
     wait_for_rows(out)
     assert len(processes_of(out)) == 4  # the command, the server, two clients
+    assert len(processes_of(f"fork server of {command.pid}")) == (sys.platform == "linux")
     began = time.monotonic()
     os.kill(command.pid, stop)
     command.wait(5)
-    while processes_of(out):
+    while processes_of(out) or processes_of(f"fork server of {command.pid}"):
         assert time.monotonic() - began < 5
         time.sleep(0.05)
     err = command.stderr.read()

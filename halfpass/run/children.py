@@ -1,8 +1,8 @@
 """Child processes of a command: started, watched and stopped so that none is ever left behind.
 
-A child runs `python -m halfpass …` in a session of its own, so that Ctrl-C reaches the parent alone, which then stops
-its children. Its standard input is a pipe that nobody writes to: when the parent dies, however it dies, the pipe
-closes and the child stops itself.
+A child runs `halfpass …` in a session of its own, so that Ctrl-C reaches the parent alone, which then stops its
+children; it is forked where it can be (`fork_server.py`). Its standard input is a pipe that nobody writes to: when the
+parent dies, however it dies, the pipe closes and the child stops itself.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from types import FrameType
 from typing import IO
 
 from halfpass.errors import HalfpassError, PassedOnError
+from halfpass.run.fork_server import CHILD, Forked, fork
 
-_VARIABLE = "HALFPASS_CHILD"
-IS_CHILD = os.environ.pop(_VARIABLE, None) is not None  # taken away, so that what this process starts is not one
+IS_CHILD = os.environ.pop(CHILD, None) is not None  # taken away, so that what this process starts is not one
 STOP_SECONDS = 2.0
 INTERRUPTED = 130  # exit status of an interrupted child, which says nothing itself
 
@@ -32,10 +32,11 @@ class Child:
     def __init__(self, name: str, arguments: Sequence[str], *, quiet: bool = False, pipe: bool = False) -> None:
         self.name = name
         self._errors: IO[str] | None = tempfile.TemporaryFile("w+") if quiet else None  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "halfpass", *arguments], stdin=subprocess.PIPE, text=True,
-            stdout=subprocess.PIPE if pipe else None, stderr=self._errors, start_new_session=True,
-            env=os.environ | {_VARIABLE: "1"},
+        stdout, errors = subprocess.PIPE if pipe else None, None if self._errors is None else self._errors.fileno()
+        forked = fork(arguments, stdout=stdout, stderr=errors)
+        self.process: Forked | subprocess.Popen[str] = forked or subprocess.Popen(
+            [sys.executable, "-m", "halfpass", *arguments], stdin=subprocess.PIPE, text=True, stdout=stdout,
+            stderr=errors, start_new_session=True, env=os.environ | {CHILD: "1"},
         )  # fmt: skip
         self._first: queue.SimpleQueue[str] = queue.SimpleQueue()
         if pipe:
@@ -67,7 +68,7 @@ class Child:
 
     def failure(self) -> PassedOnError:
         """Why it failed, in a line that the user has not read yet."""
-        status = self.process.returncode
+        status = self.status() or 0
         if status in (1, 2):  # it has said so itself
             return PassedOnError(self._last_line(), status)
         found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -12,7 +12,7 @@ import torch
 from halfpass.config import Config, Method, as_dict, without_decoupled
 from halfpass.errors import InputError, choice_error
 from halfpass.files import alone_in, write_json
-from halfpass.run import setup
+from halfpass.run import fork_server, setup
 from halfpass.run.centralized import train_centralized
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_local
@@ -40,6 +40,8 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     out = config.folder
     refuse_run(out)
     config = with_threads(config)
+    if process_count(config) > 1:
+        fork_server.start()
     prepared = setup.prepare(config)
     with alone_in(out):
         if process_count(config) > 1:

@@ -1,0 +1,72 @@
+"""Children that are forked: as those that are started the usual way, and none left behind."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from halfpass.run import fork_server
+from halfpass.run.children import Child, stopping
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux alone")
+
+SAYING = """
+import os, random, sys
+import numpy as np
+import torch
+
+def data():
+    path = [entry for entry in sys.path if entry == os.getcwd()]
+    raise ValueError(" ".join(map(str, (
+        os.environ.get("SAID"), os.environ.get("HALFPASS_CHILD"), os.getcwd(), path != [], os.getsid(0) == os.getpid(),
+        random.random(), np.random.rand(), sys.stdin.isatty(), len(os.listdir("/proc/self/fd")) < 30, sys.argv[1],
+    ))))
+"""
+WORDS = ["train", "--data.name", "saying:data", "--out", "never"]
+
+
+def said(folder, count=1):
+    children = [Child("it", WORDS, quiet=True) for _ in range(count)]
+    with stopping(children):
+        for child in children:
+            child.process.wait(60)
+    assert {child.status() for child in children} == {2}
+    return [str(child.failure()).partition("ValueError: ")[2].partition(";")[0].split() for child in children]
+
+
+def test_a_forked_child_is_as_a_started_one(tmp_path, monkeypatch):
+    (tmp_path / "saying.py").write_text(SAYING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAID", "here")  # after the fork server may have been started
+    forked = said(tmp_path, 3)
+    monkeypatch.setattr(fork_server, "FORKS", False)
+    started = said(tmp_path)[0]
+    random = slice(5, 7)
+    assert started[:5] == ["here", "None", str(tmp_path), "True", "True"]
+    assert started[7:] == ["False", "True", "train"]
+    for child in forked:
+        assert child[:5] + child[7:] == started[:5] + started[7:]
+    # data() runs under a fixed seed, whichever process it is in
+    assert len({tuple(child[random]) for child in [*forked, started]}) == 1
+
+
+def test_no_child_outlives_a_killed_fork_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(fork_server, "_link", None)
+    monkeypatch.setattr(fork_server, "_server", None)
+    child = Child("server", ["serve", "--bind", "127.0.0.1:0", "--out", str(tmp_path / "run")], pipe=True)
+    with stopping([child]):
+        assert child.first_line(60).startswith("listening on")
+        fork_server._server.send_signal(signal.SIGKILL)
+        fork_server._server.wait(10)
+        assert child.process.wait(10) == -signal.SIGKILL
+        assert "killed by SIGKILL" in str(child.failure())
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{child.process.pid}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    again = Child("server", ["serve", "--bind", "127.0.0.1:0", "--out", str(tmp_path / "again")], pipe=True)
+    with stopping([again]):  # started the usual way
+        assert isinstance(again.process, fork_server.Forked) is False
+        assert again.first_line(60).startswith("listening on")
