@@ -197,8 +197,8 @@ class TaskConfig:
         _settle(self, "task.")
         for name in ("class_weights", "positive_weights"):
             weights = getattr(self, name)
-            if weights is not None and not all(weight >= 0 for weight in weights):
-                raise InputError(f"task.{name}", "numbers of at least 0", f"{weights}", "change them")
+            if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+                raise InputError(f"task.{name}", "numbers of at least 0, not all 0", f"{weights}", "change them")
 
 
 @dataclass(frozen=True)

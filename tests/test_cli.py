@@ -286,7 +286,11 @@ def test_a_comparison_that_was_broken_off_goes_on(capsys):
 
 def test_a_comparison_goes_on_behind_the_last_whole_epoch(capsys):
     words = ["compare", *QUICK, "--train.epochs", "30", "--methods", "decoupled", "--out", "both"]
-    child = subprocess.Popen([sys.executable, "-m", "halfpass", *words], stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background ignore
+    try:
+        child = subprocess.Popen([sys.executable, "-m", "halfpass", *words], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     for line in child.stderr:
         if "epoch 1/30" in line:
             child.send_signal(signal.SIGINT)

@@ -18,9 +18,22 @@ def build_optimizer(
     unfused ones in the last bit at most."""
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
     )
+    if momentum:
+        sgd.register_step_pre_hook(_begin_momentum)
+    return sgd
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    """A momentum of zeros for what has its first gradient behind the first step, such as an expert that no sample went
+    to: PyTorch's fused SGD fails there (findings/torch-fused-sgd-late-gradient.sh)."""
+    if optimizer.state:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate(schedule: str, peak: float, step: int, total: int) -> float:

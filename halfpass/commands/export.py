@@ -19,7 +19,7 @@ from halfpass.networks.split import head_prefix, join_state, joint, whole
 from halfpass.run import setup
 from halfpass.run.centralized import test_whole
 from halfpass.run.network import above_edge, network_of
-from halfpass.run.records import read_config, read_result
+from halfpass.run.records import RunFolder, read_config, read_result
 from halfpass.tasks.task import Task
 
 
@@ -51,6 +51,8 @@ def export(
         prefix, head = head_prefix(state), _head_state(run, config, client)
         state = join_state(state, {f"{prefix}{name}": value for name, value in head.items()})
     data, missing = _data_here(config, client)
+    if data is not None and data_path is None:
+        RunFolder(run).check_digests([data], test_alone=True, first=client)
     make_folder("out", file.parent)
     with replacing(file) as partial:
         save_file(_under_all_names(config, data, state), partial, metadata={"model": config.model.name})
@@ -94,11 +96,13 @@ def _data_here(config: Config, client: int) -> tuple[Dataset | None, InputError 
 
 
 def _under_all_names(config: Config, data: Dataset | None, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state, and where the data tell the network's shape, what it has under two names under both."""
+    """The state, and where the data tell the network's shape, what it has under two names under both, and what its
+    forward never uses as it was at the start: it then loads strictly."""
     if data is None or config.method == "centralized":
         return state
     model = setup.build_whole(config, data, setup.task_of(config, data)).model
-    return {name: value.clone() for name, value in join_state(state, {}, model).items()}  # a file shares no memory
+    joined = {name: value.cpu() for name, value in model.state_dict().items()} | join_state(state, {}, model)
+    return {name: value.clone() for name, value in joined.items()}  # a file shares no memory
 
 
 def _joined_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:

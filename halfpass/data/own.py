@@ -119,6 +119,8 @@ def class_names(classes: str | None) -> tuple[str, ...]:
 def _names(place: str, train: object, classes: str | None) -> tuple[str, ...]:
     own = getattr(_base(train), "classes", None)  # torchvision's data sets list their classes
     own_names = tuple(map(str, own)) if isinstance(own, (list, tuple)) else ()
+    if twice := next((name for name in own_names if own_names.count(name) > 1), None):
+        raise InputError(f"{place}, classes", "a name of its own for each", f"{twice!r} twice", "rename them")
     chosen = class_names(classes)
     if chosen and own_names and chosen != own_names:
         remedy = "number the labels by data.classes, and let the data set's `classes` say so"
@@ -197,7 +199,7 @@ class OwnItems:
             item = self.dataset[index]
         except InputError:
             raise
-        except Exception as error:  # whatever the data set raises
+        except (Exception, SystemExit) as error:  # whatever the data set raises
             raise InputError(place, "(input, target)", reason(error), "mend the data set") from error
         self.drew = self.drew or random.getstate() != before
         inputs, targets = _pair(place, item)

@@ -19,7 +19,7 @@ from halfpass.errors import InputError
 from halfpass.seed import derive_seed
 from halfpass.tree import Tree, flatten, leaves, map_leaves
 
-INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32)
 
 
 @dataclass(frozen=True, eq=False)

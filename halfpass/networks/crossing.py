@@ -185,5 +185,6 @@ def refuse_untrainable(place: str, side: str, values: Iterable[Tensor]) -> None:
     """Raises InputError where none of a half's values is to be trained."""
     if not any(value.requires_grad for value in values):
         raise InputError(
-            place, f"a {side} half with something to train", "no trainable parameter in it", "cut earlier"
-        )
+            place, f"a {side} half with something to train", "no trainable parameter in it",
+            "cut earlier, or freeze less",
+        )  # fmt: skip

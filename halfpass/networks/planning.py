@@ -27,6 +27,7 @@ class Sides:
     at: Pass
     client: dict[str, Tensor]  # weights and buffers that the client half uses, by name
     server: dict[str, Tensor]
+    made: set[str]  # names of buffers that are made below, and take another's place
 
 
 class Watched:
@@ -106,7 +107,8 @@ class Watched:
         client, server = self._used(below), self._used([*above, *repeated])
         self._refuse_shared(place, client, server)
         at = Pass(len(seen.returned[layer]), values, tuple(sorted(again)), reads)
-        return Sides(at, client, server)
+        new = {name for each in below for t in each.makes for name in self.names.get(id(t), ())}
+        return Sides(at, client, server, new)
 
     def _again(
         self, place: str, below: Sequence[Call], wanted: Iterable[Tensor], depends: Mapping[int, set[str]]
@@ -242,13 +244,13 @@ def make_plan(
 
     Raises InputError where the cut is refused, or passes differ in what crosses.
     """
-    passes, client, server = list[Pass](), dict[str, Tensor](), dict[str, Tensor]()
+    passes, client, server, made = list[Pass](), dict[str, Tensor](), dict[str, Tensor](), set[str]()
     for ways in zip((train, evaluation), *others, strict=True):
         found: list[Pass] = []
         for watched in ways:
             sides = [each.cut(place, layer) for each in watched]
             for side in sides:
-                client, server = client | side.client, server | side.server
+                client, server, made = client | side.client, server | side.server, made | side.made
             found.append(_laid_out(place, sides, [each.samples for each in watched]))
         passes.append(functools.reduce(functools.partial(_both_ways, place), found))
     _refuse_difference(
@@ -264,7 +266,35 @@ def make_plan(
         name: (tuple(value.shape[1:]), dtype_name(value))
         for name, value in train[0].seen.inputs.items()
     }
-    return CutPlan(layer, passes[0], passes[1], inputs, tuple(client), tuple(server))
+    of_client, of_server = _unused(train[0], client, server, made)
+    unused = (*of_client, *of_server)
+    return CutPlan(layer, passes[0], passes[1], inputs, (*client, *of_client), (*server, *of_server), unused)
+
+
+def _unused(
+    watched: Watched, client: Iterable[str], server: Iterable[str], made: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Weights and buffers that no pass used, by side, such as those of an expert that few samples go to: each is where
+    it is `made`, or where the others of the smallest module around it are, and with the server where that is on both
+    sides."""
+    sides = (set(client), set(server))
+    found: tuple[list[str], list[str]] = ([], [])
+    for names in watched.names.values():
+        if any(name in side for side in (*sides, *found) for name in names):
+            continue
+        if any(name in made for name in names):
+            found[0].extend(names)
+            continue
+        module = names[0]
+        owners = [False, True]
+        while module:
+            module = module.rpartition(".")[0]
+            around = [any(name.startswith(f"{module}.") for name in side) for side in sides] if module else [True, True]
+            if any(around):
+                owners = around
+                break
+        found[0 if owners == [True, False] else 1].extend(names)
+    return found
 
 
 def _both_ways(place: str, one: Pass, other: Pass) -> Pass:

@@ -78,6 +78,8 @@ def load_weights(place: str, model: nn.Module, file: str) -> tuple[dict[str, Ten
     state = _read(place, Path(file).expanduser())
     known = model.state_dict()
     matching = {name: value for name, value in state.items() if name in known and known[name].shape == value.shape}
+    for name, value in matching.items():
+        _check_values(f"{place} {file}, {name!r}", value, known[name])
     if not matching:
         name = next(iter(state), "")
         remedy = near_miss(name, known, "see what the file was made of")
@@ -91,6 +93,23 @@ def load_weights(place: str, model: nn.Module, file: str) -> tuple[dict[str, Ten
     }
     notes = [f"{place} {file}: {len(names)} {kind}: {', '.join(names[:5])}" for kind, names in others.items() if names]
     return matching, notes
+
+
+def _check_values(place: str, value: Tensor, known: Tensor) -> None:
+    """Raises InputError for what loads, and is then something else, or spoils the training."""
+    if value.layout != torch.strided:
+        raise InputError(place, "a dense tensor", f"{value.layout}", "save it as .to_dense()")
+    kinds = [_kind(tensor) for tensor in (known, value)]
+    if kinds[0] != kinds[1]:
+        raise InputError(place, kinds[0], kinds[1], "see what the file was made of")
+    if value.isnan().any() or (value.isinf() & ~known.isinf()).any():
+        raise InputError(place, "finite values", "NaN or infinity", "take weights of a training that went well")
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "floating point"
+    return "complex numbers" if tensor.is_complex() else "truth values" if tensor.dtype == torch.bool else "integers"
 
 
 def digest(loaded: dict[str, Tensor], half: nn.Module) -> str | None:
@@ -133,7 +152,10 @@ def freeze(place: str, model: nn.Module, patterns: str) -> None:
     Raises InputError where a pattern matches none.
     """
     names = [name for name, _ in model.named_parameters()]
-    for pattern in filter(None, map(str.strip, patterns.split(","))):
+    given = [pattern for pattern in map(str.strip, patterns.split(",")) if pattern]
+    if not given:
+        raise InputError(place, "patterns of names, separated by commas", repr(patterns), "leave it out to freeze none")
+    for pattern in given:
         matching = [name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
         if not matching:
             expected, remedy = f"parameters such as {', '.join(names[:3])}", near_miss(pattern, names, "check the name")

@@ -102,6 +102,7 @@ class CutPlan:
     inputs: dict[str, tuple[tuple[int, ...], str]]  # (shape per sample, dtype) by name
     client: tuple[str, ...]  # names of the weights and buffers of the client half
     server: tuple[str, ...]
+    unused: tuple[str, ...] = ()  # those of either that no sample used of those on which it was made
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -121,8 +122,9 @@ def plan_from_dict(values: Mapping[str, Any]) -> CutPlan:
     """The inverse of `plan_as_dict`; raises InputError where it is no plan."""
     try:
         inputs = {str(k): (tuple(map(int, shape)), str(dtype)) for k, (shape, dtype) in values["inputs"].items()}
-        names = (tuple(map(str, values[side])) for side in ("client", "server"))
-        return CutPlan(str(values["layer"]), _pass(values["train"]), _pass(values["evaluation"]), inputs, *names)
+        client, server, unused = (tuple(map(str, values[key])) for key in ("client", "server", "unused"))
+        passes = _pass(values["train"]), _pass(values["evaluation"])
+        return CutPlan(str(values["layer"]), *passes, inputs, client, server, unused)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         remedy = "both sides must run the same halfpass"
         raise InputError("the plan of the cut", "one as halfpass makes it", repr(error)[:80], remedy) from None
@@ -153,6 +155,19 @@ class Part(nn.Module):
         self.network, self.own, self.start, self.end = network, frozenset(own), start, end
         self._memory = _Memory()
         _shrink(network, self.own)
+        unused = {name for plan in (start, end) if plan is not None for name in plan.unused}
+        self.looks_out = any(
+            value.dtype == torch.bool or name in unused
+            for name, value in named_tensors(network) if name not in self.own
+        )  # fmt: skip
+        """Whether calls are watched for what the part does not have. Most of it shows if it is used: it is NaN, or of
+        integers the least."""
+
+    def foreign(self) -> dict[int, str]:
+        """Names of what the part does not have, by identity."""
+        named = list(named_tensors(self.network))
+        mine = {id(value) for name, value in named if name in self.own}
+        return {id(value): name for name, value in named if id(value) not in mine}
 
     @property
     def whole(self) -> int:
@@ -256,7 +271,10 @@ class Part(nn.Module):
 
 def _small(value: Tensor) -> Tensor:
     """One element that looks like the whole; no number, so that nothing can be computed of it without a word."""
-    nothing = float("nan") if value.is_floating_point() or value.is_complex() else 0
+    if value.is_floating_point() or value.is_complex():
+        nothing: float = float("nan")
+    else:
+        nothing = 0 if value.dtype == torch.bool else torch.iinfo(value.dtype).min or torch.iinfo(value.dtype).max
     return torch.full((), nothing, dtype=value.dtype, device=value.device).expand(value.shape)
 
 
@@ -355,7 +373,8 @@ class _Run(TorchFunctionMode):
         self.start = None if part.start is None else part.start.of(training)
         self.end = None if part.end is None else part.end.of(training)
         self.above = self.start is None  # of the start
-        self.watches = self.start is not None or (self.end is not None and self.end.counts)
+        self.watches = self.start is not None or (self.end is not None and self.end.counts) or part.looks_out
+        self.foreign = part.foreign() if self.watches else {}
         self.number, self.returns = 0, {"start": 0, "end": 0}
         self.grabbed: dict[Made, Tensor] = {}
         self.wanted = {v.made.call for v in self.end.values if v.made} if self.end else set()
@@ -367,8 +386,6 @@ class _Run(TorchFunctionMode):
             self.device = next(iter(args)).device
             self._receive(args)
             self.again = frozenset(self.start.again)
-            foreign = {id(v) for n, v in named_tensors(part.network) if n not in part.own}
-            self.foreign = foreign - {id(v) for n, v in named_tensors(part.network) if n in part.own}
             key = (training, self.samples, torch.is_grad_enabled(), torch.is_autocast_enabled(self.device.type))
             self.remembered = self.memory.calls(key)
 
@@ -408,7 +425,15 @@ class _Run(TorchFunctionMode):
                 return self._of_stand_ins(func, args, kwargs)
             if name_of(func) == "group_norm" and args and any(tensor.requires_grad for tensor in used[1:]):
                 args = (with_gradient(args[0]), *args[1:])
-        output = func(*args, **kwargs)
+        foreign = self._foreign_in(func, args, kwargs)
+        try:
+            output = func(*args, **kwargs)
+        except Exception as error:
+            if foreign is not None:  # such as an index that is the least number
+                raise self._not_had(func, foreign) from error
+            raise
+        if foreign is not None and (tensors_in(output) or name_of(func) in READS):
+            raise self._not_had(func, foreign)
         if self.end is not None:
             if number in self.wanted:
                 for leaf, tensor in enumerate(tensors_in(output)):
@@ -416,6 +441,17 @@ class _Run(TorchFunctionMode):
             if self.end.reads and name_of(func) in READS and name_of(func) not in MANY:
                 self.sent_reads.append(output)  # of constants too: which calls they are differs from way to way
         return output
+
+    def _foreign_in(self, func: Any, args: Any, kwargs: Any) -> str | None:
+        """The name of a weight or buffer that this part does not have, among those that a call may use."""
+        used = used_by(name_of(func), args, kwargs) if self.foreign else ()
+        return next((self.foreign[id(t)] for t in used if id(t) in self.foreign), None)
+
+    def _not_had(self, func: Any, name: str) -> RunError:
+        side = "client" if self.part.start is None else "server"
+        expected = "weights and buffers that it has, and had when the cut was tried on the first samples"
+        remedy = "cut at another layer: which half uses that depends on the samples"
+        return RunError(f"the {side} half, {name_of(func)}", expected, f"{name!r}, which it has not", remedy)
 
     def _below(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         assert self.start is not None

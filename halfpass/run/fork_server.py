@@ -158,7 +158,7 @@ def main(descriptor: int) -> None:
             message, files, _, _ = socket.recv_fds(link, LARGEST, 4)
             if not message:
                 if link is starter:
-                    return
+                    os._exit(0)
                 ready.unregister(link)
                 link.close()
                 continue

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,8 @@ def build_network(
             place = f"model.head {config.model.head!r}, in evaluation, where {tested} crosses per sample"
             check_output(place, head, torch.zeros(2, *tested), task.shape)  # of tokens training may drop some
         if halves.plan is None or samples is not None:
-            _check_reached(config, halves.client, head, example)
+            unused = () if halves.plan is None else halves.plan.unused
+            _check_reached(config, halves.client, head, example, unused)
     _refuse_parts(config, halves.plan)
     shapes = tuple(value.shape for value in values)
     _check_window(config, shapes, task, halves.client, head)
@@ -245,8 +246,11 @@ def _cut_name(config: Config, model: Model) -> str:
     return MIDDLE_CUTS[config.model.name]
 
 
-def _check_reached(config: Config, half: nn.Module, head: nn.Module, samples: Tree) -> None:
+def _check_reached(
+    config: Config, half: nn.Module, head: nn.Module, samples: Tree, unused: Collection[str]
+) -> None:
     unreached = unreached_parameters(copy.deepcopy(half).eval(), copy.deepcopy(head).eval(), samples)
+    unreached = [name for name in unreached if name not in unused]  # which other samples may reach
     if unreached:
         raise InputError(
             f"model.cut {config.model.cut!r}", "a client half whose every parameter the auxiliary head's loss reaches",

@@ -26,6 +26,7 @@ from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.bounded import MOST_YAML_BYTES, parse_json, parse_yaml, read_text
 from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten, from_dict, nested
+from halfpass.data.samples import Dataset, digest
 from halfpass.errors import InputError, RunError, reason
 from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
 from halfpass.run.epoch import Score, Tally, Values
@@ -33,6 +34,7 @@ from halfpass.tasks.task import Task
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
+DATA = "data.json"  # in a run folder: digests of its samples
 CHECKPOINT = "unfinished.pt"  # in a run folder, from its first epoch's end to its last's
 
 ROW_KEYS = (
@@ -66,7 +68,7 @@ def scores(
     known: dict[str, Any] = {"metric": task.lead, "metric_unit": task.unit}
     for part, values in parts.items():
         known[part] = None if values is None else {name: finite_or_none(value) for name, value in values.items()}
-        accuracy = None if values is None or task.name != "classification" else values["accuracy"]
+        accuracy = None if values is None or task.name != "classification" else finite_or_none(values["accuracy"])
         known[f"{part}_accuracy"] = accuracy
     return known
 
@@ -253,6 +255,11 @@ def _hardware() -> str:
     return f"{name}, {available_cores()} cores{gpu}"
 
 
+def _digests(data: Dataset, *, test_alone: bool = False) -> dict[str, str]:
+    parts = {"test": data.test} if test_alone else {"training": data.train, "test": data.test}
+    return {part: digest(samples) for part, samples in parts.items()}
+
+
 class RunFolder:
     """A folder that one run is written to."""
 
@@ -284,6 +291,24 @@ class RunFolder:
         part = RunFolder(self.path / name) if self.has_checkpoint else RunFolder.create(self.path / name, config)
         part.environment, part._checkpoint = self.environment, self._checkpoint
         return part
+
+    def keep_digests(self, sites: Sequence[Dataset]) -> None:
+        """Notes which samples are trained and tested on: what goes on with the run, or tests it, must find them."""
+        write_json(self.path / DATA, {"sites": [_digests(site) for site in sites]})
+
+    def check_digests(self, sites: Sequence[Dataset], *, test_alone: bool = False, first: int = 0) -> None:
+        """Raises InputError where `sites`, of which the first has that number, have other samples than were noted; a
+        run of an older version noted none."""
+        if not (file := self.path / DATA).is_file():
+            return
+        known = read_mapping(file)[1].get("sites")
+        for number, site in enumerate(sites, first):
+            noted = known[min(number, len(known) - 1)] if isinstance(known, list) and known else {}
+            for part, found in _digests(site, test_alone=test_alone).items():
+                if noted.get(part) != found:
+                    expected = f"the run's {part} samples (digest {noted.get(part)})"
+                    remedy = "restore them; a data() that draws must do so by seeds of its own, or global generators"
+                    raise InputError(f"data {site.name}", expected, f"others (digest {found})", remedy)
 
     @property
     def has_checkpoint(self) -> bool:

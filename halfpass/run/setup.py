@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from halfpass.algorithm.client import Client
 from halfpass.algorithm.edge import EdgeHalf
@@ -26,8 +27,8 @@ from halfpass.config import CLIENT, MOST_THREADS, Config, DataConfig, shared_set
 from halfpass.data.batches import batch_count
 from halfpass.data.datasets import Dataset, Samples, load
 from halfpass.data.partition import partition
-from halfpass.data.samples import Stream
-from halfpass.errors import InputError
+from halfpass.data.samples import Stream, described, undisturbed
+from halfpass.errors import InputError, reason
 from halfpass.networks.models import MIDDLE_CUTS, Pair, build_model
 from halfpass.networks.transformer import BYTES
 from halfpass.run.children import IS_CHILD
@@ -48,7 +49,7 @@ from halfpass.run.network import (
 from halfpass.run.records import available_cores
 from halfpass.tasks.table import build_task, count_outputs
 from halfpass.tasks.task import Task, spec_of
-from halfpass.tree import Tree, leaves
+from halfpass.tree import Tree, leaves, map_leaves, sample_count
 from halfpass.wire.store import UploadStore
 
 
@@ -127,7 +128,41 @@ def task_of(config: Config, data: Dataset) -> Task:
     place = f"data {data.name}, targets for task {config.task.name}"
     train, test = (_targets(split, config.task.name) for split in (data.train, data.test))
     outputs = count_outputs(config.task.name, options, train, test, place=place)
-    return build_task(config.task.name, outputs, spec_of(train), options)
+    if data.names and len(data.names) != outputs:
+        found = f"{len(data.names)} ({', '.join(data.names)})"
+        raise InputError(f"{place}, names", f"{outputs}, one for each output", found, "name all of them, or none")
+    task = build_task(config.task.name, outputs, spec_of(train), options)
+    if ":" in config.task.name:
+        _try_own(config.task.name, task, map_leaves(lambda leaf: leaf[:TRIED_SAMPLES], train))
+    return task
+
+
+def _try_own(name: str, task: Task, targets: Tree) -> None:
+    """Raises InputError where a loss or metric of one's own does not work on made-up outputs for some targets."""
+    place, samples = f"task.name {name!r}", sample_count(targets)
+    outputs = torch.randn(samples, *task.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    takes = f"outputs {tuple(outputs.shape)} and targets {described(targets)} of {samples} samples"
+    with undisturbed(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Using a target size")  # PyTorch's words where sizes are spread
+        try:
+            loss = copy.deepcopy(task.loss)(outputs, targets)
+        except Exception as error:  # whatever it raises
+            raise InputError(f"{place}, loss", f"one that takes {takes}", reason(error), "mend it") from error
+        if not isinstance(loss, Tensor) or loss.shape not in ((), (samples,)):
+            found = str(tuple(loss.shape)) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"{place}, loss", "a tensor: a mean, or one value per sample", found, "return one")
+        if not loss.requires_grad:
+            expected, remedy = "a loss that depends on the outputs", "compute it of them, without detach() or argmax()"
+            raise InputError(f"{place}, loss", expected, "one without a gradient", remedy)
+        try:
+            collection = task.metrics()
+            task.add(collection, outputs.detach(), targets)
+            values = task.values(collection)
+        except Exception as error:  # whatever they raise
+            raise InputError(f"{place}, metrics", f"some that take {takes}", reason(error), "mend them") from error
+    if task.lead not in values:
+        found = f"one of several values ({', '.join(values)})"[:120]
+        raise InputError(f"{place}, metric {task.lead!r}", "one number", found, "average it, or lead with another")
 
 
 def _targets(samples: Samples, task: str) -> Tree:

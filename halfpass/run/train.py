@@ -45,11 +45,13 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     prepared = setup.prepare(config)
     with alone_in(out):
         if process_count(config) > 1:
+            RunFolder.create(out, config).keep_digests(prepared.sites or [prepared.data])
             del prepared  # each process has its own
-            RunFolder.create(out, config)
             return train_processes(config, out, debug=debug)
         setup.settle_process(config)  # before the folder is made, which notes the threads
-        return _train_here(config, RunFolder.create(out, config), prepared)
+        folder = RunFolder.create(out, config)
+        folder.keep_digests(prepared.sites or [prepared.data])
+        return _train_here(config, folder, prepared)
 
 
 def resume(run: Path) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def resume(run: Path) -> dict[str, Any]:
             found = "one between processes" if process_count(config) > 1 else "one without a finished epoch"
             raise InputError("resume", "a training in one process, an epoch of it finished", found, "train anew")
         prepared = setup.prepare(config, old=True)
+        folder.check_digests(prepared.sites or [prepared.data])
         return _train_here(config, folder, prepared)
 
 

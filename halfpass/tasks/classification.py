@@ -22,8 +22,10 @@ def count(place: str, splits: Sequence[Tree], options: Options) -> int:
 def _numbers(place: str, targets: Tree) -> Tensor:
     tensor = one_tensor(place, targets, EXPECTED)
     if tensor.dtype != torch.int64 or tensor.ndim != 1:
-        whole = tensor.ndim == 1 and not tensor.is_floating_point()
-        remedy = "convert them with .long()" if whole else "choose another task: multilabel, regression, tokens"
+        flat = tensor.ndim == 1
+        remedy = "convert them with .long()" if flat else "choose another task: multilabel, regression, tokens"
+        if flat and tensor.is_floating_point():
+            remedy = "choose another task, such as regression; a table's are classes by data.target_kind classes"
         raise InputError(place, EXPECTED, f"{tensor.dtype} {tuple(tensor.shape)}", remedy)
     return tensor
 

@@ -119,8 +119,14 @@ def _own(name: str, outputs: int) -> Task:
         raise InputError(place, expected, type(made).__name__, "return one of those")
     from halfpass.tasks import metrics
 
-    collection = metrics.collection(made[1])
-    names = list(map(str, collection.keys()))
+    try:
+        collection = metrics.collection(made[1])
+        names = list(map(str, collection.keys()))
+    except (TypeError, ValueError, AttributeError):
+        names = []
+    if not names:
+        expected, remedy = "at least one metric of torchmetrics", "return a metric, a list or a dict of them"
+        raise InputError(f"{place}, metrics", expected, repr(made[1])[:80], remedy)
     lead = made[2] if len(made) == 3 else names[0]
     if lead not in names:
         raise choice_error(f"{place}, leading metric", names, lead)

@@ -14,7 +14,7 @@ from halfpass.tree import flatten, unflatten
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 7
+PROTOCOL = 8
 
 Crossing = tuple[tuple[int, ...], str]  # shape and dtype; any of CROSSING_DTYPES stands for them all
 MOST_READS = 2**12
