@@ -1,5 +1,6 @@
 """Small made-up data, networks and a task of one's own, one for each kind of target, for test_tasks.py."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import l1_loss
@@ -175,3 +176,55 @@ def shaken_locally():
 
 def points(shape, outputs):
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, outputs))
+
+
+def no_metric(outputs):
+    return l1_loss, {}
+
+
+def text_for_metric(outputs):
+    return l1_loss, "mae"
+
+
+def cut_off(outputs):
+    return (lambda outputs, targets: l1_loss(outputs.detach(), targets)), {"mae_of_mine": MeanAbsoluteError()}
+
+
+def several_values(outputs):
+    return l1_loss, {"mae_of_mine": MeanAbsoluteError(num_outputs=2)}
+
+
+def failing(outputs):
+    return (lambda outputs, targets: 1 / 0), {"mae_of_mine": MeanAbsoluteError()}
+
+
+def unlabelled_test():
+    x = _pictures()
+    labels = (x.mean((1, 2, 3)) > 0).long()
+    labels[-64:] = -1
+    return _split(x, labels)
+
+
+class Named(TensorDataset):
+    """Says how its labels are called."""
+
+    def __init__(self, data, classes):
+        super().__init__(*data.tensors)
+        self.classes = classes
+
+
+def twice_named():
+    train, test = multilabel()
+    return Named(train, ["a", "a", "b"]), test
+
+
+def two_of_three_named():
+    train, test = multilabel()
+    return Named(train, ["a", "b"]), test
+
+
+def split_anew():
+    """By a generator of its own, which has another seed each time."""
+    items = [(torch.full((6,), i / 128), i % 2) for i in range(128)]
+    order = np.random.default_rng().permutation(len(items))
+    return [items[i] for i in order[:96]], [items[i] for i in order[96:]]

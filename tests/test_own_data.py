@@ -18,7 +18,8 @@ from runtimes import train_in_both_runtimes
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import TensorDataset, random_split
 
-from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig, WireConfig
+from halfpass.commands.export import export
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TaskConfig, TrainConfig, WireConfig
 from halfpass.data import cifar
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import DATASETS, Dataset, Samples, Source, Stream, from_datasets, load
@@ -26,8 +27,9 @@ from halfpass.data.samples import digest, draw, overlap
 from halfpass.errors import HalfpassError, InputError
 from halfpass.run import setup
 from halfpass.run.network import build_network
+from halfpass.run.records import RunFolder
 from halfpass.run.server_process import Admission
-from halfpass.run.train import train
+from halfpass.run.train import resume, train
 from halfpass.seed import derive_seed
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import PROTOCOL
@@ -755,3 +757,41 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     while left := members():
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+# --- the run's samples ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_gone_on_with_and_tested_on_its_own_samples_alone(tmp_path, monkeypatch):
+    """data() splits by a generator that no seed of ours reaches: resumed, it would train on what it tests on."""
+    monkeypatch.chdir(Path(__file__).parent)
+    kept = tmp_path / "kept"
+    settings = dataclasses.replace(drawn_in_workers("split_anew"), data=DataConfig("own_tasks:split_anew"), out=str(kept))
+    with monkeypatch.context() as patch:
+        saved = RunFolder.save_checkpoint
+
+        def then_stopped(*arguments):
+            saved(*arguments)
+            raise KeyboardInterrupt
+
+        patch.setattr(RunFolder, "save_checkpoint", then_stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings)
+    said = r"data own_tasks:split_anew: expected the run's training samples \(digest \w+\), found others \(digest \w+\); restore them; "
+    with pytest.raises(InputError, match=said):
+        resume(kept)
+    done = tmp_path / "done"
+    train(dataclasses.replace(settings, out=str(done)))
+    with pytest.raises(InputError, match=r"expected the run's test samples \(digest \w+\), found others"):
+        export(done)
+    (done / "data.json").unlink()  # as of an older version
+    assert export(done).accuracy is not None
+
+
+def test_the_samples_of_a_seeded_split_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    out = tmp_path / "run"
+    settings = dataclasses.replace(drawn_in_workers(), data=DataConfig("own_tasks:multilabel"), task=TaskConfig("multilabel"))
+    train(dataclasses.replace(settings, model=ModelConfig("own_tasks:flat", "below", "linear"), out=str(out)))
+    exported = export(out)
+    assert exported.accuracy == exported.reported

@@ -69,6 +69,28 @@ def test_files_that_hold_no_weights_of_the_network_are_refused(tmp_path):
     load_weights("model.weights", network(), _saved(tmp_path, network(1)))
 
 
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda value: value.long(), "expected floating point, found integers; see what the file was made of"),
+    (lambda value: value * float("nan"), "expected finite values, found NaN or infinity; take weights of a training that went well"),
+    (lambda value: value.to_sparse(), "expected a dense tensor, found torch.sparse_coo; save it as .to_dense()"),
+])  # fmt: skip
+def test_weights_that_would_become_others_are_refused(tmp_path, change, said):
+    state = network(1).state_dict()
+    state["classifier.bias"] = change(state["classifier.bias"] + 1)
+    torch.save(state, tmp_path / "some.pt")
+    model = network(0)
+    with pytest.raises(InputError) as refused:
+        load_weights("model.weights", model, str(tmp_path / "some.pt"))
+    assert str(refused.value) == f"model.weights {tmp_path / 'some.pt'}, 'classifier.bias': {said}"
+    assert torch.equal(model.classifier.weight, network(0).classifier.weight)
+
+
+def test_no_pattern_freezes_nothing_by_mistake():
+    with pytest.raises(InputError) as refused:
+        freeze("model.freeze", network(), " , ")
+    assert str(refused.value) == "model.freeze: expected patterns of names, separated by commas, found ' , '; leave it out to freeze none"
+
+
 def _saved(folder, model):
     save_file(model.state_dict(), folder / "w.safetensors")
     return str(folder / "w.safetensors")

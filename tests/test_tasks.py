@@ -270,8 +270,43 @@ def test_a_task_of_one_s_own_with_state(tmp_path):
     assert (outcome["metric"], outcome["higher_is_better"], outcome["metric_unit"]) == ("mae_of_mine", False, "")
     assert outcome["test"]["mae_of_mine"] < 0.35
     bad = dataclasses.replace(config("own_tasks:one_value", "regression", "flat", "below"), out=str(tmp_path / "bad"))
-    with pytest.raises(InputError, match=r"the loss: expected a mean, or 16 values, one per sample, found \(16, 2\) of float32"):
+    with pytest.raises(InputError, match=r"one_value', loss: expected a tensor: a mean, or one value per sample, found \(4, 2\); return one"):
         train(bad)
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("no_metric", "metrics: expected at least one metric of torchmetrics, found {}; return a metric, a list or a dict of them"),
+    ("text_for_metric", "metrics: expected at least one metric of torchmetrics, found 'mae'; return a metric, a list or a dict of them"),
+    ("cut_off", "loss: expected a loss that depends on the outputs, found one without a gradient; compute it of them, without detach() or argmax()"),
+    ("several_values", "metric 'mae_of_mine': expected one number, found one of several values (mae_of_mine/0, mae_of_mine/1); average it, or lead with another"),
+    ("failing", "loss: expected one that takes outputs (4, 2) and targets float32 (2,) of 4 samples, found ZeroDivisionError: division by zero; mend it"),
+])  # fmt: skip
+def test_a_task_of_one_s_own_is_tried_before_anything_is_written(tmp_path, name, said):
+    settings = config(f"own_tasks:{name}", "regression", "flat", "below")
+    with pytest.raises(InputError) as refused:
+        train(dataclasses.replace(settings, out=str(tmp_path / "run")))
+    assert str(refused.value) == f"task.name 'own_tasks:{name}', {said}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_set_without_a_label_has_no_score(tmp_path):
+    """The run goes on to its end: a site may have none."""
+    settings = config("classification", "unlabelled_test", "flat", "below", ignore_index=-1, epochs=2)
+    outcome = train(dataclasses.replace(settings, out=str(tmp_path / "run")))
+    assert outcome["test"]["accuracy"] is None
+    assert outcome["test_accuracy"] is None
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["aux_test_accuracy"] is None
+
+
+def test_as_many_names_as_outputs(tmp_path):
+    for data, said in (
+        ("twice_named", "data own_tasks:twice_named, classes: expected a name of its own for each, found 'a' twice; rename them"),
+        ("two_of_three_named", "data own_tasks:two_of_three_named, targets for task multilabel, names: expected 3, one for each output, found 2 (a, b); name all of them, or none"),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as refused:
+            train(dataclasses.replace(config("multilabel", data, "flat", "below"), out=str(tmp_path / "run")))
+        assert str(refused.value) == said
 
 
 def test_the_scores_of_sites_and_of_all_together(data):
