@@ -32,13 +32,14 @@ SHAPE = (1, 8, 8)
 
 
 class Odd(nn.Module):
-    """`alias` is `last` once more, and a layer has the name of the head."""
+    """`alias` is `last` once more, a layer has the name of the head, and one is never used."""
 
     def __init__(self):
         super().__init__()
         self.auxiliary_head = nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
         self.last = nn.Linear(8, 10)
         self.alias = self.last
+        self.never = nn.Linear(2, 3)
 
     def forward(self, x):
         return self.alias(self.auxiliary_head(x).relu())

@@ -101,8 +101,7 @@ def _under_all_names(config: Config, data: Dataset | None, state: dict[str, Tens
     if data is None or config.method == "centralized":
         return state
     model = setup.build_whole(config, data, setup.task_of(config, data)).model
-    joined = {name: value.cpu() for name, value in model.state_dict().items()} | join_state(state, {}, model)
-    return {name: value.clone() for name, value in joined.items()}  # a file shares no memory
+    return {name: value.clone() for name, value in join_state(state, {}, model).items()}  # a file shares no memory
 
 
 def _joined_state(run: Path, config: Config, client: int) -> dict[str, Tensor]:

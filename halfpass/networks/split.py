@@ -395,9 +395,10 @@ def check_same(place: str, model: nn.Module, halves: Halves, sample_shape: tuple
 def join_state(
     client_state: dict[str, Tensor], server_state: dict[str, Tensor], model: nn.Module | None = None
 ) -> dict[str, Tensor]:
-    """The state of the whole: a cut model's own names, so that it loads into it, unless that has weights or buffers
-    that its forward never uses (`strict=False` then); for a pair, into `whole`. Where a tensor has several names in
-    `model`, as of one module under two names, it gets all of them. Raises InputError where a name is in both halves."""
+    """The state of the whole: a cut model's own names, so that it loads into it; for a pair, into `whole`. Where a
+    tensor has several names in `model`, as of one module under two names, it gets all of them, and what its forward
+    never uses is as it is there; without `model` both are missing (`strict=False` then). Raises InputError where a name
+    is in both halves."""
     both = sorted(client_state.keys() & server_state.keys())
     if both:
         raise InputError(
@@ -411,7 +412,8 @@ def join_state(
     for same in names.values():
         if held := next((name for name in same if name in joined), None):
             joined |= {name: joined[held] for name in same if name not in joined}
-    return joined
+    unused = {} if model is None else {n: v for n, v in model.state_dict().items() if n not in joined}
+    return {**joined, **unused}
 
 
 def head_prefix(names: Iterable[str]) -> str:
