@@ -522,7 +522,7 @@ def test_a_half_with_nothing_to_train_is_refused() -> None:
     model = Skip()
     assert refusal(model, "last") == (
         "model.cut 'last': expected a server half with something to train, found no trainable parameter in it; "
-        "cut earlier"
+        "cut earlier, or freeze less"
     )
     model.a.requires_grad_(False)
     model.b.requires_grad_(False)
