@@ -363,6 +363,32 @@ class WireConfig:
 
 
 @dataclass(frozen=True)
+class TlsConfig:
+    """Encrypted connections, and who may join. Each process has its own; secrets are in files, never in settings."""
+
+    folder: str | None = None
+    """Folder of what `halfpass certs` made: authority.pem, and this process's own files, which are server.pem and
+    tokens, edge.pem, or client-N.pem or client-N.token, each certificate with its key. The other settings of this group
+    take precedence."""
+    certificate: str | None = None
+    """This process's certificate, in PEM, those of authorities between behind it."""
+    key: str | None = None
+    """Its key, in PEM, without a password."""
+    authority: str | None = None
+    """Certificates of the authorities that are trusted: by a client for servers, by a server for clients."""
+    tokens: str | None = None
+    """A server's file of clients' tokens: a client's number and the SHA-256 of its token in each line."""
+    token: str | None = None
+    """A client's file that holds its token. Default: the environment variable HALFPASS_TOKEN, where it is set."""
+    server_name: str | None = None
+    """The name in the server's certificate, where a client reaches it under another."""
+
+    def __post_init__(self) -> None:
+        _settle(self, "tls.")
+        _at_home(self, "tls.", "folder", "certificate", "key", "authority", "tokens", "token")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """What the server does with the uploads. Its clients need not know."""
 
@@ -408,6 +434,8 @@ class Config:
     """Wire between the halves."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """Server's use of the uploads."""
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    """Encryption, and who may join."""
     out: str | None = None
     """Run folder to write; it must not hold a run yet. Default: a new folder under runs/."""
 
@@ -492,7 +520,7 @@ def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -
 
 _GROUPS: dict[str, Any] = {
     "data": DataConfig, "task": TaskConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig,
-    "wire": WireConfig, "server": ServerConfig,
+    "wire": WireConfig, "server": ServerConfig, "tls": TlsConfig,
 }  # fmt: skip
 
 
@@ -568,4 +596,5 @@ def shared_settings(config: Config) -> dict[str, Any]:
     """
     private = _PRIVATE | (_OWN if config.clients.partition == "own" else set())
     settings = flatten(as_dict(config))
-    return {key: value for key, value in settings.items() if key not in private and not key.startswith("server.")}
+    own = ("server.", "tls.")
+    return {key: value for key, value in settings.items() if key not in private and not key.startswith(own)}

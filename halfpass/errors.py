@@ -15,7 +15,7 @@ class HalfpassError(Exception):
     exit_status = 1
 
     def __init__(self, place: str, expected: str, found: str, remedy: str) -> None:
-        super().__init__(f"{place}: expected {expected}, found {found}; {remedy}")
+        super().__init__(printable(f"{place}: expected {expected}, found {found}; {remedy}"))
         self.place, self.expected, self.found, self.remedy = place, expected, found, remedy
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -37,9 +37,18 @@ class PassedOnError(RunError):
     """Why another process stopped, in its own words; none where the user has read them already."""
 
     def __init__(self, said: str, exit_status: int = 1) -> None:
-        Exception.__init__(self, said)
+        Exception.__init__(self, printable(said))
         self.place = self.expected = self.found = self.remedy = ""
         self.exit_status = exit_status if exit_status in (1, 2) else 1
+
+
+LONGEST = 4000  # characters of a message, some of which a peer may have chosen
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: control characters, such as escape codes of a peer's, by their names."""
+    shown = text[:LONGEST] + ("…" if len(text) > LONGEST else "")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def near_miss(value: str, choices: Iterable[str], otherwise: str) -> str:

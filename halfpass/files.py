@@ -115,3 +115,17 @@ def read_mapping(file: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(content, dict):
         raise InputError(str(file), "keys and values", type(content).__name__, "restore the file, or run again")
     return text, content
+
+
+def write_new(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Writes files that are not there yet, for this user's eyes alone; returns them. Raises InputError, none written,
+    where one is there."""
+    if taken := [name for name in files if (folder / name).exists()]:
+        raise InputError(str(folder / taken[0]), "no such file yet", "one", "choose another folder, or remove it")
+    make_folder(str(folder), folder)
+    for name, content in files.items():
+        with explained(folder / name):
+            descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+    return [folder / name for name in files]

@@ -102,7 +102,7 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     (["train", "--train.label_smoothing", "1"], "train.label_smoothing: expected at least 0 and less than 1, found 1.0; .*"),
     (["train", "--method", "centralized", "--server.replay", "3"], "server.replay: expected its default with method centralized, which has one part, found 3; .*"),
     (["train", "--train.momentum", "0"], "train.nesterov: expected a momentum above 0, .*"),
-    (["serve", "--bind", "0.0.0.0:1"], "server address: expected a loopback host .*, found '0.0.0.0'; this version has no TLS.*"),
+    (["serve", "--bind", "0.0.0.0:1"], "server address: expected a loopback host .*, found '0.0.0.0'; make certificates with halfpass certs and give --tls.folder, or say --insecure"),
     (["serve", "--method", "centralized"], "method: expected decoupled or conventional between processes, found 'centralized'; use halfpass train"),
     (["join", "127.0.0.1:1", "--method", "centralized"], "method: expected decoupled or conventional between processes, found 'centralized'; .*"),
     (["join", "example.org:1"], "server address: expected a loopback host .*"),
@@ -136,7 +136,7 @@ def test_a_good_run_after_all_that(capsys, tmp_path):
     assert "report: run/report.html" in said.out
     assert "epoch 1/1" in said.err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "client-0.safetensors", "config.yaml", "metrics.jsonl", "report.html", "result.json", "server.safetensors",
+        "client-0.safetensors", "config.yaml", "data.json", "metrics.jsonl", "report.html", "result.json", "server.safetensors",
     ]  # fmt: skip
     fails(capsys, ["train", *QUICK, "--out", "run"], 2, "out: expected a folder without a run, found metrics.jsonl in run; .*")
     assert main(["export", "run"]) == 0

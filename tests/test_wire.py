@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from halfpass.cut import CutBatch
-from halfpass.errors import InputError, RunError
+from halfpass.errors import InputError, PassedOnError, RunError
 from halfpass.wire import connection as connection_end
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import messages, service
@@ -396,6 +396,23 @@ def test_corrupt_message_is_rejected_and_the_next_good_one_is_served(served):
     channel.close()
 
 
+def test_a_flood_of_rejected_messages_has_an_end_and_is_logged(served, caplog):
+    """Nobody reads the replies."""
+    one = served()
+    channel, outgoing, replies = raw_stream(one.address)
+    outgoing.put(JOIN)
+    assert next_reply(replies).WhichOneof("kind") == "joined"
+    for _ in range(500):
+        outgoing.put(CORRUPT)
+    with pytest.raises(RunError, match="client 0: expected at most 100 messages that cannot be used, found more; look"):
+        one.hub.take([0], "batch")
+    stream = one.hub._streams[0]
+    wait_until(lambda: stream.rejected == 500)
+    assert stream.outgoing.qsize() <= 100
+    assert caplog.text.count("rejected a message of client 0: message of client 0: expected a ClientMessage") == 100
+    channel.close()
+
+
 def test_a_client_that_sends_more_than_its_window_is_held_back(served):
     """The server's memory is bounded by the window whatever a client does, and nothing is lost."""
     window, message = 2**14, encoded(batch(samples=20))[0]
@@ -589,7 +606,7 @@ def test_port_in_use_is_said(served):
 
 
 @pytest.mark.parametrize(("address", "text"), [
-    ("0.0.0.0:0", "expected a loopback host .*, found '0.0.0.0'; this version has no TLS"),
+    ("0.0.0.0:0", "expected a loopback host .*, found '0.0.0.0'; make certificates with halfpass certs and give --tls.folder, or say --insecure"),
     ("10.1.2.3:7465", "expected a loopback host"),
     ("example.org:80", "expected a loopback host"),
     ("127.0.0.1", "expected HOST:PORT, found '127.0.0.1'"),
@@ -638,3 +655,9 @@ def forward(listener, port, counted):
 
     threading.Thread(target=pump, args=(client, server, "up"), daemon=True).start()
     threading.Thread(target=pump, args=(server, client, "down"), daemon=True).start()
+
+
+def test_what_a_peer_says_is_shown_as_it_is_written():
+    assert str(PassedOnError("\x1b[2J\x07gone\nx")) == "\\x1b[2J\\x07gone\\nx"
+    assert str(InputError("é", "a", "\u202e", "b")) == "é: expected a, found \\u202e; b"
+    assert len(str(PassedOnError("a" * 10_000))) < 5000

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import io
 import itertools
+import logging
 import re
 import sys
 import traceback
@@ -22,6 +23,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
 from halfpass.commands.arguments import Known, check_config, check_words, reworded
+from halfpass.commands.certs import make_certificates
 from halfpass.commands.cuts import print_cuts
 from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
@@ -96,14 +98,36 @@ def _serve(options: Namespace) -> None:
         address = f"{host}:{port}"
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
 
-    serve(config, options.bind, announce, options.above)
+    _log_events()
+    serve(config, options.bind, announce, options.above, insecure=options.insecure)
     _report_own([config.folder])
+
+
+def _log_events() -> None:
+    """What an operator wants to know, with the time, on standard error."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("halfpass").setLevel(logging.INFO)
+
+
+def _certs(options: Namespace) -> None:
+    folder = _path("DIR", options.folder)
+    hosts = [host.strip() for host in (options.hosts or "").split(",") if host.strip()]
+    files = make_certificates(
+        folder, clients=options.clients, hosts=hosts, edge=options.edge, days=options.days, tokens=options.tokens
+    )  # fmt: skip
+    print("\n".join(f"wrote {file}" for file in files) or f"all of it is in {folder} already")
+    kind = "token" if options.tokens else "pem and client-N-key.pem"
+    print(
+        f"Copy authority.pem, server.pem, server-key.pem{' and tokens' if options.tokens else ''} to the server, "
+        f"authority.pem and client-N.{kind} to client N, each into a folder for --tls.folder. "
+        "authority-key.pem makes certificates: keep it away from all of them."
+    )  # fmt: skip
 
 
 def _join(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
     draw_beside_threads()
-    folder = join(config, options.address, options.client)
+    folder = join(config, options.address, options.client, insecure=options.insecure)
     if not IS_CHILD:
         print(f"saved {folder / f'client-{options.client}.safetensors'}")
 
@@ -236,11 +260,28 @@ def _add_serve(parser: ArgumentParser) -> None:
     parser.add_argument("--bind", default=DEFAULT_BIND, help="HOST:PORT to listen on; port 0 takes a free one.")
     above = "HOST:PORT of the server above; makes this the edge of a run with model.edge_cut."
     parser.add_argument("--above", type=str, default=None, help=above)
+    _add_insecure(parser)
+
+
+def _add_insecure(parser: ArgumentParser) -> None:
+    may = "Talk to other machines without TLS: whoever is between sees and may change activations and labels."
+    parser.add_argument("--insecure", action="store_true", help=may)
+
+
+def _add_certs(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, metavar="DIR", help="Folder to write to; an authority in it is used again.")
+    parser.add_argument("--clients", type=int, default=1, help="Number of clients.")
+    hosts = "Names and addresses of the server, separated by commas, as clients will write them; loopback is added."
+    parser.add_argument("--hosts", type=str, default=None, help=hosts)
+    parser.add_argument("--edge", action="store_true", help="Also a certificate for the edge of a run with one.")
+    parser.add_argument("--days", type=int, default=90, help="How long the certificates are valid.")
+    parser.add_argument("--tokens", action="store_true", help="Clients get tokens instead of certificates.")
 
 
 def _add_join(parser: ArgumentParser) -> None:
     parser.add_argument("address", type=str, help="HOST:PORT of the server.")
     parser.add_argument("--client", type=int, default=0, help="Number of this client, from 0.")
+    _add_insecure(parser)
     _add_config(parser)
 
 
@@ -291,6 +332,7 @@ COMMANDS = {
     "resume": Command(_resume, "Go on with a training in one process that was broken off.", _add_resume),
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
+    "certs": Command(_certs, "Make certificates for a run between machines.", _add_certs),
     "retrain": Command(_retrain, "Train a new server half from the uploads that a run kept; no client.", _add_retrain),
     "paper": Command(_paper, "Train every combination that a grid file names; goes on where it stopped.", _add_paper),
     "report": Command(_report, "Draw run folders as one HTML page.", _add_report),

@@ -17,6 +17,7 @@ from halfpass.data.datasets import Dataset, Samples
 from halfpass.run import setup
 from halfpass.run.children import for_peer
 from halfpass.run.epoch import ClientEpoch, Tally, Test, Values, handed_over, take_over, test_epoch
+from halfpass.run.identity import trust_of
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, network_of, write_plans, written_spec
 from halfpass.run.records import RunFolder
@@ -25,6 +26,7 @@ from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
+from halfpass.wire.trust import Trust
 
 WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
 DATA = "data"  # among the settings that a client sends: what its data must have in common with the others'
@@ -112,12 +114,14 @@ def encoded(batch: CutBatch, codec: str, *, test: bool) -> list[pb.ClientMessage
     return [write_batch(batch, codec, test=test)]
 
 
-def join(config: Config, address: str, index: int) -> Path:
-    """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`."""
+def join(config: Config, address: str, index: int, *, insecure: bool = False) -> Path:
+    """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`. `insecure`
+    lets it join a server on another machine without TLS."""
     setup.check_index(config, index)
     folder = RunFolder.for_client(config.folder, index)
     setup.settle_process(config)
     setup.check_between_processes(config)
+    trust = trust_of(config.tls, f"client-{index}")
     data = setup.load_data(config.data, index)
     shard = setup.make_shards(config, data)[index]
     task = setup.task_of(config, data)
@@ -125,7 +129,7 @@ def join(config: Config, address: str, index: int) -> Path:
     client = setup.build_client(config, network, index)
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
-        batch_count(len(shard), config.train.batch_size), setup.agreement(config, data),
+        batch_count(len(shard), config.train.batch_size), setup.agreement(config, data), trust, insecure,
     )  # fmt: skip
     try:
         run = ClientRun(config, connection, client, data, shard, network.task)
@@ -143,7 +147,7 @@ def join(config: Config, address: str, index: int) -> Path:
 
 def connect(
     config: Config, network: Network, address: str, name: str, index: int, samples: int, steps: int,
-    agreement: dict[str, Any],
+    agreement: dict[str, Any], trust: Trust | None = None, insecure: bool = False,
 ) -> Connection:  # fmt: skip
     """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
     training samples and steps per epoch; `agreement` is what its data must have in common with other clients'."""
@@ -156,7 +160,9 @@ def connect(
         targets=json.dumps({"spec": written_spec(network.task.spec), "names": network.task.names}),
         plan=write_plans(network.plans),
     )  # fmt: skip
-    connection = Connection(address, window_bytes=config.wire.window, timeout=config.wire.timeout)
+    connection = Connection(
+        address, window_bytes=config.wire.window, timeout=config.wire.timeout, trust=trust, insecure=insecure
+    )  # fmt: skip
     try:
         connection.send(pb.ClientMessage(join=join))
         connection.receive("joined")

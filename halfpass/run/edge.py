@@ -31,6 +31,7 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
 from halfpass.wire.messages import write_batch
 from halfpass.wire.store import UploadStore
+from halfpass.wire.trust import Trust
 
 
 class _Link(Above):
@@ -157,14 +158,19 @@ class LocalLink(_Link):
 class RemoteLink(_Link):
     """The server above, at the other end of a connection: a client's side of `wire/service.py`."""
 
-    def __init__(self, config: Config, edge: Server, joins: Sequence[pb.Join], task: Task, address: str) -> None:
+    def __init__(
+        self, config: Config, edge: Server, joins: Sequence[pb.Join], task: Task, address: str,
+        trust: Trust | None = None, insecure: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(config, edge, [join.steps for join in joins])
         self._memory = PeakMemory(edge.arithmetic.device)
         upper = {"cut": read_plans(joins[0].plan).get("edge_cut")}
         inputs = read_spec(json.loads(joins[0].inputs))
         network = build_network(self.config, inputs, task, plans=upper)
         samples = sum(join.samples for join in joins)
-        self.connection = connect(self.config, network, address, "edge", 0, samples, sum(self._steps), {})
+        self.connection = connect(
+            self.config, network, address, "edge", 0, samples, sum(self._steps), {}, trust, insecure
+        )  # fmt: skip
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)

@@ -451,6 +451,7 @@ def read_result(path: Path) -> dict[str, Any]:
 _FREE = (
     "out", "train.threads", "train.test_every", "data.path", "data.download", "wire.window", "wire.timeout",
     "server.store", "server.store_limit",
+    "tls.folder", "tls.certificate", "tls.key", "tls.authority", "tls.tokens", "tls.token", "tls.server_name",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ It needs no data: sample shape and number of classes come with the first client 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import Score, Tally, Values
 from halfpass.run.epochs import run_epochs
+from halfpass.run.identity import EDGE, SERVER, trust_of
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
 from halfpass.run.records import RunFolder, Wires, refuse_run, result
 from halfpass.run.replay import Lessons
@@ -184,14 +186,15 @@ class ServerRun:
     """The server's side of a run; the same steps as `local.LocalRun`, with the clients at the end of a wire."""
 
     def __init__(
-        self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None, above: str | None
-    ) -> None:
-        """`above` is the address of the server above an edge."""
+        self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None,
+        link: Callable[..., RemoteLink] | None,
+    ) -> None:  # fmt: skip
+        """`link` makes the one to the server above an edge."""
         assert admission.network is not None
         self.config, self.hub, self.network, self.task = config, hub, admission.network, admission.network.task
         self.server = setup.build_server(config, self.network)
         joins = [admission.joins[k] for k in range(config.clients.count)]
-        self.above = Above() if above is None else RemoteLink(config, self.server, joins, self.task, above)
+        self.above = Above() if link is None else link(config, self.server, joins, self.task)
         self.steps = [join.steps for join in joins]
         setup.check_rounds(config, self.steps)
         self.handover = Handover(config.clients.topology, config.clients.count)
@@ -416,8 +419,11 @@ def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int,
         )  # fmt: skip
 
 
-def serve(config: Config, bind: str, announce: Callable[[int], None], above: str | None = None) -> dict[str, Any]:
-    """Serves one run from joining to the written run folder; returns what `result.json` holds.
+def serve(
+    config: Config, bind: str, announce: Callable[[int], None], above: str | None = None, *, insecure: bool = False
+) -> dict[str, Any]:
+    """Serves one run from joining to the written run folder; returns what `result.json` holds. `insecure` has it listen
+    to other machines without TLS.
 
     `announce(port)` is called once clients can join. Where the run has an edge, the server with an address `above` it
     is that edge, and the one without is the server at the top.
@@ -430,19 +436,24 @@ def serve(config: Config, bind: str, announce: Callable[[int], None], above: str
         config = above_edge(config)
     refuse_run(out)
     setup.check_between_processes(config)
+    trust = trust_of(config.tls, SERVER if above is None else EDGE)
     setup.settle_process(config)
     admission = Admission(config, of_edge=of_edge)
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
         admit=admission.admit, check=admission.check,
-        check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config),
+        check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
+        of_edge=of_edge,
     )  # fmt: skip
     try:
         announce(hub.port)
         hub.wait_for_clients(JOIN_SECONDS)
         assert admission.network is not None
         with setup.open_store(config, admission.network) as store:
-            run = ServerRun(config, hub, admission, store, above)
+            link = None
+            if above is not None:
+                link = partial(RemoteLink, address=above, trust=trust, insecure=insecure)
+            run = ServerRun(config, hub, admission, store, link)
             with nullcontext() if IS_CHILD else alone_in(out):  # else its parent is
                 return _run(config, RunFolder.create(out, given), run)
     except BaseException as error:

@@ -10,15 +10,17 @@ import grpc
 
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.reach import reach
 from halfpass.wire.service import (
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
     channel_options,
-    check_loopback,
+    check_address,
     heartbeat_seconds,
 )
+from halfpass.wire.trust import Trust
 
 CONNECT_SECONDS = 10.0  # to reach a server
 AHEAD_BATCHES = 2  # not encoded yet, beyond the window: one at work and one behind it
@@ -28,8 +30,11 @@ class Connection:
     """A client's stream to the server. Encoding, sending and reading go on beside the caller's work, which waits only
     where the window is full."""
 
-    def __init__(self, address: str, *, window_bytes: int, timeout: float) -> None:
-        check_loopback(address, "server address")
+    def __init__(
+        self, address: str, *, window_bytes: int, timeout: float, trust: Trust | None = None, insecure: bool = False
+    ) -> None:
+        """`trust`: of a client whose server encrypts. `insecure`: the server may be another machine, without that."""
+        check_address(address, "server address", encrypted=trust is not None, insecure=insecure)
         self._who, self._timeout, self._window_bytes = f"server at {address}", timeout, window_bytes
         self._outgoing: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
         self._to_make: deque[Callable[[], Sequence[pb.ClientMessage]]] = deque()
@@ -39,21 +44,30 @@ class Connection:
         self._heard = time.monotonic()
         self._failure: HalfpassError | None = None
         self._ended = self._closed = False
-        self._channel = grpc.insecure_channel(address, options=channel_options(window_bytes + OVERHEAD_BYTES))
-        self._connect(address)
-        self._call = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")(self._requests())
+        if trust is not None:  # gRPC would try a refused handshake again and again, and not say why
+            reach(address, trust, CONNECT_SECONDS)
+        options = channel_options(window_bytes + OVERHEAD_BYTES)
+        if trust is None:
+            self._channel = grpc.insecure_channel(address, options=options)
+        else:
+            named = [] if trust.name is None else [("grpc.ssl_target_name_override", trust.name)]
+            self._channel = grpc.secure_channel(address, trust.channel_credentials(), options=[*options, *named])
+        self._connect(address, trust)
+        metadata = [] if trust is None else trust.metadata()
+        self._call = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")(self._requests(), metadata=metadata)
         threading.Thread(target=self._read, daemon=True).start()
         self._encoder = threading.Thread(target=self._encode, daemon=True)
         self._encoder.start()
 
-    def _connect(self, address: str) -> None:
+    def _connect(self, address: str, trust: Trust | None) -> None:
         try:
             grpc.channel_ready_future(self._channel).result(timeout=CONNECT_SECONDS)
         except grpc.FutureTimeoutError:
             self._channel.close()
+            reach(address, trust, 0.0, waited=CONNECT_SECONDS)
             raise InputError(
                 "server address", f"a halfpass server within {CONNECT_SECONDS:g} s", f"none at {address}",
-                "start one with halfpass serve",
+                "look at what the server printed",
             ) from None  # fmt: skip
 
     def send(self, *messages: pb.ClientMessage) -> None:

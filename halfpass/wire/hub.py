@@ -15,6 +15,7 @@ from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import messages
+from halfpass.wire.front import LOG, Front
 from halfpass.wire.meter import Meter
 from halfpass.wire.service import (
     METHOD,
@@ -22,12 +23,14 @@ from halfpass.wire.service import (
     SERVICE,
     STOP_SECONDS,
     channel_options,
-    check_loopback,
+    check_address,
     heartbeat_seconds,
 )
 from halfpass.wire.sockets import connection_traffic
+from halfpass.wire.trust import Trust, check_identity
 
 JOIN_SECONDS = 10.0  # for a newcomer to say Join
+MOST_REJECTED = 100  # messages of a client; ours stops at the first
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class _Stream:
     heard: float = field(default_factory=time.monotonic)
     failure: HalfpassError | None = None
     finished: bool = False
+    rejected: int = 0  # messages that could not be used
 
 
 class Hub:
@@ -78,7 +82,13 @@ class Hub:
         check: Callable[[int, pb.Batch], None],
         check_values: Callable[[int, CutBatch], None] = lambda client, batch: None,
         keep_uploads: bool = False,
+        trust: Trust | None = None,
+        insecure: bool = False,
+        of_edge: bool = False,
     ) -> None:
+        """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
+        is an edge."""
+        self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
         self._streams: dict[int, _Stream] = {}
@@ -86,7 +96,18 @@ class Hub:
         self._turn = 0
         self._stopped = False
         self._readers: list[threading.Thread] = []
-        self._grpc, self.port = _listen(bind, window_bytes + OVERHEAD_BYTES, clients, self._session)
+        check_address(bind, "server address", encrypted=trust is not None, insecure=insecure)
+        self._front: Front | None = None
+        inner = bind if trust is None else "127.0.0.1:0"
+        self._grpc, self.port = _listen(inner, window_bytes + OVERHEAD_BYTES, clients, self._session)
+        if trust is not None:
+            trust.check_server()
+            try:
+                self._front = Front(bind, trust, self.port)
+            except InputError:
+                self._grpc.stop(0)
+                raise
+            self.port = self._front.port
 
     # -- what the training loop calls
 
@@ -144,7 +165,8 @@ class Hub:
 
     def socket_traffic(self, client: int) -> tuple[int, int] | None:
         """(up, down) bytes on the client's connection so far, or None where the system does not say."""
-        traffic = connection_traffic(self.port, self._streams[client].remote_port)
+        remote = self._streams[client].remote_port
+        traffic = connection_traffic(self.port, remote) if self._front is None else self._front.traffic(remote)
         return None if traffic is None else (traffic[1], traffic[0])
 
     def release(self, client: int) -> None:
@@ -161,6 +183,8 @@ class Hub:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        if self._front is not None:
+            self._front.close()
         self._grpc.stop(STOP_SECONDS).wait(2 * STOP_SECONDS)
         for reader in self._readers:  # a thread inside PyTorch when Python ends would abort the process
             reader.join(STOP_SECONDS)
@@ -189,6 +213,7 @@ class Hub:
             guard.cancel()
             stream = yield from self._joined(first, context)
         except HalfpassError as error:
+            LOG.warning("refused a newcomer: %s", error)
             failed = pb.Failed(reason=str(error), exit_status=error.exit_status)
             yield pb.ServerMessage(failed=failed).SerializeToString()
             return
@@ -219,16 +244,28 @@ class Hub:
         message = _parse(data)
         if message is None or message.WhichOneof("kind") != "join":
             raise InputError("first message of a client", "Join", "something else", "use halfpass join")
-        join = message.join
+        join, port = message.join, int(context.peer().rpartition(":")[2])
+        self._identify(join, port, context)
         with self._changed:
             self._refuse_number(join.client)
             self._admit(join)
-            stream = _Stream(join.client, int(context.peer().rpartition(":")[2]))
+            stream = _Stream(join.client, port)
             stream.meter.count_up(message, len(data))
             stream.outgoing.put(pb.ServerMessage(joined=pb.Joined()))
             self._streams[join.client] = stream
             self._changed.notify_all()
         return stream
+
+    def _identify(self, join: pb.Join, port: int, context: grpc.ServicerContext) -> None:
+        """Raises InputError unless a newcomer has shown that it is the client as which it joins."""
+        if self._front is None or self._trust is None:
+            return
+        place, peer = f"client {join.client} at joining", self._front.peer(port)
+        if peer is None:
+            raise InputError(place, "a connection with TLS", "one to the port behind it", "use the server's address")
+        said = {str(key): str(value) for key, value in context.invocation_metadata()}
+        check_identity(place, join.client, peer.names, said, self._trust.digests(), of_edge=self._of_edge)
+        self._front.joined(port)
 
     def _refuse_number(self, client: int) -> None:
         if client >= self._clients:
@@ -279,7 +316,7 @@ class Hub:
         try:
             received = self._decode(stream, data)
         except HalfpassError as error:
-            stream.outgoing.put(pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
+            self._reject(stream, error)
             return
         if received.kind == "alive":
             return
@@ -296,6 +333,18 @@ class Hub:
                 if received.kind == "epoch_end" and received.message is not None:
                     stream.ends.append(received.message.epoch_end)
             self._changed.notify_all()
+
+    def _reject(self, stream: _Stream, error: HalfpassError) -> None:
+        stream.rejected += 1
+        if stream.rejected <= MOST_REJECTED:
+            LOG.warning("rejected a message of client %d: %s", stream.client, error)
+            stream.outgoing.put(pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
+        elif stream.failure is None:
+            with self._changed:
+                expected = f"at most {MOST_REJECTED} messages that cannot be used"
+                remedy = "look at what was said of them"
+                stream.failure = RunError(f"client {stream.client}", expected, "more", remedy)
+                self._changed.notify_all()
 
     def _decode(self, stream: _Stream, data: bytes) -> Received:
         message = _parse(data)
@@ -338,7 +387,6 @@ def _of_kind(received: Received, kinds: tuple[str, ...], client: int) -> Receive
 def _listen(
     bind: str, limit_bytes: int, clients: int, session: Callable[..., Iterator[bytes]]
 ) -> tuple[grpc.Server, int]:
-    check_loopback(bind, "server address")
     # A thread per stream, and some for newcomers that must be refused.
     threads = ThreadPoolExecutor(clients + 8, thread_name_prefix="session")
     server = grpc.server(threads, options=channel_options(limit_bytes))

@@ -14,15 +14,16 @@ OVERHEAD_BYTES = 2**20  # of a message beyond the tensors that the window admits
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
-def check_loopback(address: str, place: str) -> None:
-    """Refuses anything but loopback: there is no TLS yet, and activations and labels would travel in the clear."""
+def check_address(address: str, place: str, *, encrypted: bool = False, insecure: bool = False) -> None:
+    """Raises InputError where it is no HOST:PORT, or activations and labels would travel in the clear beyond this
+    machine, and nobody has said that they may."""
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit()) or int(port) > 65535 or not host:
         raise InputError(place, "HOST:PORT", repr(address), "for example 127.0.0.1:7465")
-    if host not in LOOPBACK_HOSTS:
+    if host not in LOOPBACK_HOSTS and not encrypted and not insecure:
         raise InputError(
-            place, f"a loopback host ({', '.join(LOOPBACK_HOSTS)})", repr(host),
-            "this version has no TLS: use an SSH tunnel between machines",
+            place, f"a loopback host ({', '.join(LOOPBACK_HOSTS)}) without TLS", repr(host),
+            "make certificates with halfpass certs and give --tls.folder, or say --insecure",
         )  # fmt: skip
 
 

@@ -36,9 +36,16 @@ def _traffic_of(descriptor: int, local_port: int, remote_port: int) -> tuple[int
             return None
         if (connection.getsockname()[1], connection.getpeername()[1]) != (local_port, remote_port):
             return None
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        return traffic_of(connection)
     finally:
         connection.detach()  # the descriptor belongs to gRPC
+
+
+def traffic_of(connection: socket.socket) -> tuple[int, int] | None:
+    """(bytes sent, bytes received) on a connection, or None where unknown. Retransmitted bytes count once."""
+    if not hasattr(socket, "TCP_INFO"):
+        return None
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     if len(info) < _BYTES_RETRANSMITTED + 8:
         return None
     received, sent, retransmitted = (

@@ -1,0 +1,64 @@
+"""Whose certificate and token a process shows: from settings to `Trust`. Tests: tests/test_trust.py."""
+
+import os
+from pathlib import Path
+
+from halfpass.config import TlsConfig
+from halfpass.errors import InputError
+from halfpass.wire.trust import MOST_BYTES, Trust
+
+SERVER, EDGE = "server", "edge"
+TOKEN = "HALFPASS_TOKEN"  # an environment variable
+
+
+def trust_of(tls: TlsConfig, role: str) -> Trust | None:
+    """Of a process that is the `server`, the `edge` or a `client-N`, checked; None where no connection is encrypted.
+    Raises InputError for what cannot be used."""
+    folder = None if tls.folder is None else Path(tls.folder)
+    if folder is not None and not folder.is_dir():
+        raise InputError("tls.folder", "a folder of halfpass certs", f"none at {folder}", "check the path")
+
+    def chosen(given: str | None, name: str) -> Path | None:
+        if given is not None:
+            return Path(given)
+        return folder / name if folder is not None and (folder / name).exists() else None
+
+    certificate, key = chosen(tls.certificate, f"{role}.pem"), chosen(tls.key, f"{role}-key.pem")
+    authority, listens = chosen(tls.authority, "authority.pem"), role in (SERVER, EDGE)
+    tokens = chosen(tls.tokens, "tokens") if listens else None
+    token = None if listens else _token(chosen(tls.token, f"{role}.token"))
+    trust = Trust(certificate, key, authority, tokens, token, tls.server_name)
+    if not trust.encrypts and folder is None and tls.server_name is None:
+        return None
+    if listens:
+        trust.check_server()
+    else:
+        if certificate is None and token is None:
+            remedy = f"copy {role}.pem and {role}-key.pem, or {role}.token, there"
+            raise InputError("tls", f"a certificate or token of {role}", f"none in {folder}", remedy)
+        trust.check_client(int(role.removeprefix("client-")))
+    if role == EDGE:
+        trust.check_client(None)
+    return trust
+
+
+def _token(file: Path | None) -> str | None:
+    """From its file, or the environment. Nothing of it is ever printed."""
+    if file is None:
+        said = os.environ.get(TOKEN, "").strip()
+        place = f"the environment variable {TOKEN}"
+    else:
+        place = str(file)
+        try:
+            with file.open("rb") as opened:
+                said = opened.read(MOST_BYTES).decode("ascii", "replace").strip()
+        except OSError as error:
+            raise InputError("tls.token", "a file that can be read", f"{file} ({error.strerror})", "check it") from None
+        if not said:
+            raise InputError(place, "a token", "nothing", "copy it from the server")
+    if not said:
+        return None
+    if not said.isprintable() or " " in said or len(said) < 16:
+        expected = "a token of at least 16 letters and digits, without blanks"
+        raise InputError(place, expected, f"{len(said)} characters", "halfpass certs --tokens makes such ones")
+    return said
