@@ -36,6 +36,16 @@ def relay_state(client: Client) -> dict[str, Tensor]:
     }
 
 
+def relay_memory(client: Client) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of whatever the optimizer may remember, by its name in `relay_state`."""
+    parameters = [p for group in client.optimizer.param_groups for p in group["params"]]
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    kinds |= {f"{_OPTIMIZER}{i}.step": ((), torch.float32) for i in range(len(parameters))}
+    for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
+        kinds |= {f"{_OPTIMIZER}{i}.{key}": (tuple(p.shape), p.dtype) for i, p in enumerate(parameters)}
+    return kinds
+
+
 def load_relay_state(client: Client, state: Mapping[str, Tensor]) -> None:
     """The inverse of `relay_state`."""
     load_client_weights(client, {name: value for name, value in state.items() if not name.startswith(_OPTIMIZER)})

@@ -102,12 +102,14 @@ def stopping(children: list[Child]) -> Iterator[None]:
 
 
 def be_interruptible() -> None:
-    """SIGTERM ends this process as Ctrl-C does: orderly. A child also ends when its parent is gone."""
+    """SIGTERM and SIGHUP end this process as Ctrl-C does: orderly. A child also ends when its parent is gone."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a terminal that was closed; nohup has it ignored
+        signal.signal(signal.SIGHUP, interrupt)
     if IS_CHILD:
         threading.Thread(target=_end_with_parent, daemon=True).start()
 

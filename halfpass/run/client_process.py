@@ -5,18 +5,24 @@ one except for its window.
 """
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from halfpass.algorithm.client import Client
+from halfpass.algorithm.handover import client_weights
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
+from halfpass.errors import RunError
 from halfpass.run import setup
 from halfpass.run.children import for_peer
-from halfpass.run.epoch import ClientEpoch, Tally, Test, Values, handed_over, take_over, test_epoch
+from halfpass.run.epoch import ClientEpoch, Tally, Test, Values, handed_over, take_over, test_epoch, weight_kinds
 from halfpass.run.identity import trust_of
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, network_of, write_plans, written_spec
@@ -25,7 +31,7 @@ from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
-from halfpass.wire.messages import PROTOCOL, read_gradients, read_weights, write_batch, write_weights
+from halfpass.wire.messages import PROTOCOL, check_weights, read_gradients, read_weights, write_batch, write_weights
 from halfpass.wire.trust import Trust
 
 WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
@@ -45,6 +51,9 @@ class ClientRun:
         self.uplink = Uplink(config, batch_count(len(shard), config.train.batch_size))
         self.memory = PeakMemory(client.arithmetic.device)
         self._epoch: ClientEpoch | None = None
+        self._steps = batch_count(len(shard), config.train.batch_size)
+        self._epochs = 0  # that are done
+        self._kinds = weight_kinds(config, client)
 
     def follow(self) -> None:
         """Until the server says Finish."""
@@ -56,11 +65,32 @@ class ClientRun:
             elif kind == "test":
                 self._test(message.test)
             else:
-                take_over(self.config, self.client, read_weights(message.finish.weights))
+                self._hold_to(self._epochs == self.config.train.epochs, "the end", f"after {self._epochs} epochs")
+                self._take_over(message.finish.weights)
                 return
 
+    def _hold_to(self, holds: bool, what: str, found: str) -> None:
+        """A server may ask for what the settings say, which both have agreed on, and for nothing else."""
+        if not holds:
+            expected = f"{what} as the settings have it: {self.config.train.epochs} epochs of {self._steps} steps"
+            raise RunError("the server", expected, found, "do not trust it, or give both sides the same settings")
+
+    def _take_over(self, weights: Sequence[pb.Tensor]) -> None:
+        """Weights that the server hands on, where the settings have it hand on any."""
+        if not weights:
+            return
+        alone = self.config.clients.topology == "independent" or self.config.clients.count == 1
+        check_weights("the server", weights, *(({}, None) if alone else self._kinds))
+        found = read_weights(weights)
+        own = client_weights(self.client)
+        for name, value in found.items():
+            if value.is_floating_point() and not value.isfinite().all() and not _same_infinities(value, own.get(name)):
+                raise RunError(f"the server, {name}", "finite weights", "NaN or infinity", "look at the other clients")
+        take_over(self.config, self.client, found)
+
     def _train(self, begin: pb.Begin) -> None:
-        take_over(self.config, self.client, read_weights(begin.weights))
+        self._check_begin(begin)
+        self._take_over(begin.weights)
         epoch = self._epoch
         if epoch is None or epoch.epoch != begin.epoch:  # else it goes on with it, in another round
             recipe = self.config.train
@@ -80,7 +110,22 @@ class ClientRun:
                 reply = self.connection.receive("gradients").gradients
                 epoch.backward(read_gradients(reply, batch))
             del batch, upload  # they are large, and the next step needs room
+        self._epochs = begin.epoch + (begin.until == self._steps)
         self.connection.send_in_turn(partial(self._epoch_end, begin, epoch.tally))
+
+    def _check_begin(self, begin: pb.Begin) -> None:
+        epochs, done = self.config.train.epochs, 0
+        if self._epoch is not None and self._epoch.epoch == begin.epoch == self._epochs:
+            done = self._epoch.tally.steps
+        place = begin.epoch, begin.first_step, begin.total_steps
+        usual = (self._epochs, self._epochs * self._steps, epochs * self._steps)
+        if self.config.clients.topology == "relay":  # one client half takes all clients' steps
+            sound = begin.epoch == usual[0] and usual[1] <= begin.first_step < begin.total_steps
+            sound = sound and begin.total_steps >= usual[2]
+        else:
+            sound = place == usual
+        sound = sound and begin.epoch < epochs and done <= begin.until <= self._steps
+        self._hold_to(sound, "an epoch", f"epoch {begin.epoch} up to step {begin.until}, from {place[1]} of {place[2]}")
 
     def _epoch_end(self, begin: pb.Begin, tally: Tally) -> list[pb.ClientMessage]:
         """To be made once all batches are: only then it is known how many went up."""
@@ -93,7 +138,9 @@ class ClientRun:
         return [pb.ClientMessage(epoch_end=end)]
 
     def _test(self, test: pb.Test) -> None:
-        take_over(self.config, self.client, read_weights(test.weights))
+        sound = test.epoch + 1 == self._epochs and self.config.train.tests(test.epoch)
+        self._hold_to(sound, "a test", f"one after epoch {test.epoch}, {self._epochs} are done")
+        self._take_over(test.weights)
         batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
         of_head: Test | None = None
         for batch, of_head in test_epoch(self.client, batches, test.epoch, self.task):  # noqa: B007
@@ -101,6 +148,11 @@ class ClientRun:
         values = {} if of_head is None else of_head.values()
         end = end_of_test(test.epoch, len(self.test_samples), values, has_head=self.client.head is not None)
         self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
+
+
+def _same_infinities(value: Tensor, own: Tensor | None) -> bool:
+    """Of a mask among the buffers, which stays as it is."""
+    return own is not None and torch.equal(value.isfinite(), own.isfinite()) and not value.isnan().any()
 
 
 def end_of_test(epoch: int, samples: int, values: Values, *, has_head: bool) -> pb.TestEnd:

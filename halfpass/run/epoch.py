@@ -17,7 +17,13 @@ from torch import Tensor
 from halfpass.algorithm import client as client_side
 from halfpass.algorithm import server as server_side
 from halfpass.algorithm.client import Client, Pending
-from halfpass.algorithm.handover import client_weights, load_client_weights, load_relay_state, relay_state
+from halfpass.algorithm.handover import (
+    client_weights,
+    load_client_weights,
+    load_relay_state,
+    relay_memory,
+    relay_state,
+)
 from halfpass.algorithm.server import Server
 from halfpass.arithmetic.optimizers import learning_rate, set_learning_rate
 from halfpass.config import Config
@@ -26,6 +32,7 @@ from halfpass.data.batches import micro_batches
 from halfpass.errors import RunError
 from halfpass.tasks.task import Task
 from halfpass.tree import map_leaves, sample_count
+from halfpass.wire.messages import Kinds
 
 Values = dict[str, float]  # metrics by name; NaN where one is not defined on the test set
 
@@ -223,6 +230,12 @@ def server_step(
 def handed_over(config: Config, client: Client) -> dict[str, Tensor]:
     """What a client gives back after its turn."""
     return relay_state(client) if config.clients.topology == "relay" else client_weights(client)
+
+
+def weight_kinds(config: Config, client: Client) -> tuple[Kinds, Kinds]:
+    """What `handed_over` has: shape and dtype of each weight, and of what the optimizer may remember beside them."""
+    weights = {name: (tuple(value.shape), value.dtype) for name, value in client_weights(client).items()}
+    return weights, relay_memory(client) if config.clients.topology == "relay" else {}
 
 
 def take_over(config: Config, client: Client, state: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.edge import RemoteLink
-from halfpass.run.epoch import Score, Tally, Values
+from halfpass.run.epoch import Score, Tally, Values, weight_kinds
 from halfpass.run.epochs import run_epochs
 from halfpass.run.identity import EDGE, SERVER, trust_of
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
@@ -32,12 +32,21 @@ from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, t
 from halfpass.tasks.task import CLASS_NUMBERS, Spec
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.hub import Hub, Received
-from halfpass.wire.messages import DTYPES, PROTOCOL, check_batch, read_weights, write_gradients, write_weights
+from halfpass.wire.messages import (
+    DTYPES,
+    PROTOCOL,
+    check_batch,
+    check_weights,
+    read_weights,
+    write_gradients,
+    write_weights,
+)
 from halfpass.wire.meter import Meter
 from halfpass.wire.store import UploadStore
 
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
 MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
+LONGEST_EPOCH = 1e9  # seconds that a client may say it was busy
 MOST_VALUES, MOST_CLASSES = 2**24, 2**20  # per sample: what a newcomer may make the server build for
 
 
@@ -92,7 +101,7 @@ class Admission:
         crossing, whole = self.network.crossing(test=batch.test)
         check_batch(
             batch, client, crossing, task.outputs, size, with_answers, task.spec, whole,
-            self.network.reads(test=batch.test),
+            self.network.reads(test=batch.test), self.config.wire.codec,
         )  # fmt: skip
 
     def check_values(self, client: int, batch: CutBatch) -> None:
@@ -201,8 +210,9 @@ class ServerRun:
         self.has_trained = False
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
-        template = client_weights(setup.build_client(config, self.network, 0))
-        self._weight_shapes = {name: (value.shape, value.dtype) for name, value in template.items()}
+        client = setup.build_client(config, self.network, 0)
+        template, self._kinds = client_weights(client), weight_kinds(config, client)
+        self._joins = joins
         # such as a mask of -infinity among the buffers, which stays as it is
         self._infinite = {n: v for n, v in template.items() if v.is_floating_point() and not v.isfinite().all()}
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
@@ -290,26 +300,30 @@ class ServerRun:
 
     def _hand_over(self, epoch: int, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
         """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far."""
-        weights = {k: read_weights(end.weights) for k, end in ends.items()}
+        weights = {k: self._read_weights(k, end) for k, end in ends.items()}
         for k, end in ends.items():
-            if end.epoch != epoch or not all(map(math.isfinite, (end.busy_seconds, end.learning_rate))):
+            sound = (
+                end.epoch == epoch and 0 <= end.busy_seconds < LONGEST_EPOCH and math.isfinite(end.learning_rate)
+                and end.samples <= self._joins[k].samples and end.uploads + end.withheld <= self.steps[k]
+            )  # fmt: skip
+            if not sound:
                 raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
-            if self.handover.needed:
-                self._check_weights(k, weights[k])
         self.handover.take(weights)
         return {k: self._client_tally(k, end) for k, end in ends.items()}
 
-    def _check_weights(self, k: int, weights: dict[str, Tensor]) -> None:
+    def _read_weights(self, k: int, end: pb.EpochEnd) -> dict[str, Tensor]:
         """A client half that is handed on must be one: of the network's names and shapes, and finite."""
-        found = {name: value for name, value in weights.items() if not name.startswith("optimizer.")}
-        if {name: (v.shape, v.dtype) for name, v in found.items()} != self._weight_shapes:
-            expected = f"the {len(self._weight_shapes)} weights of client half and head"
-            raise RunError(f"client {k}", expected, f"{len(found)} others", "both sides must run the same halfpass")
+        if not self.handover.needed:
+            check_weights(f"client {k}", end.weights, {})
+            return {}
+        check_weights(f"client {k}", end.weights, *self._kinds)
+        weights = read_weights(end.weights)
         for name, value in weights.items():
             known = self._infinite.get(name)
             sound = value.isfinite() if known is None else value.isfinite() | (value == known)
             if value.is_floating_point() and not sound.all():
                 raise RunError(f"client {k}, {name}", "finite weights", "NaN or infinity", "lower train.lr")
+        return weights
 
     def _client_tally(self, k: int, end: pb.EpochEnd) -> Tally:
         """What the client says of its epoch."""

@@ -10,6 +10,7 @@ import grpc
 
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.messages import few_parts
 from halfpass.wire.reach import reach
 from halfpass.wire.service import (
     METHOD,
@@ -23,6 +24,7 @@ from halfpass.wire.service import (
 from halfpass.wire.trust import Trust
 
 CONNECT_SECONDS = 10.0  # to reach a server
+MOST_INCOMING = 64  # messages that wait to be taken: a server says one thing at a time
 AHEAD_BATCHES = 2  # not encoded yet, beyond the window: one at work and one behind it
 
 
@@ -188,7 +190,12 @@ class Connection:
         failure: HalfpassError | None = None
         try:
             for data in self._call:
+                if not few_parts(data) or len(self._incoming) > MOST_INCOMING:
+                    expected = f"messages of few parts, and at most {MOST_INCOMING} at a time"
+                    raise RunError(self._who, expected, "more", "it is no halfpass server, or a broken one")
                 self._accept(pb.ServerMessage.FromString(data))
+        except HalfpassError as error:
+            failure = error
         except grpc.RpcError as error:
             failure = RunError(
                 self._who, "a connection until the end", f"{error.code().name.lower()}: {error.details()}",

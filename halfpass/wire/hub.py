@@ -30,6 +30,8 @@ from halfpass.wire.sockets import connection_traffic
 from halfpass.wire.trust import Trust, check_identity
 
 JOIN_SECONDS = 10.0  # for a newcomer to say Join
+MOST_JOIN_BYTES = 2**22  # the plan of a cut names all weights
+EACH_BYTES = 512  # that a message takes beside its content
 MOST_REJECTED = 100  # messages of a client; ours stops at the first
 
 
@@ -241,7 +243,7 @@ class Hub:
         return stream
 
     def _join(self, data: bytes, context: grpc.ServicerContext) -> _Stream:
-        message = _parse(data)
+        message = _parse(data) if len(data) <= MOST_JOIN_BYTES else None
         if message is None or message.WhichOneof("kind") != "join":
             raise InputError("first message of a client", "Join", "something else", "use halfpass join")
         join, port = message.join, int(context.peer().rpartition(":")[2])
@@ -356,15 +358,17 @@ class Hub:
         stream.meter.count_up(message, len(data))
         kind = str(message.WhichOneof("kind"))
         if kind != "batch":
-            return Received(kind, len(data), message)
+            return Received(kind, len(data) + EACH_BYTES, message)
         self._check(stream.client, message.batch)
         batch = messages.read_batch(message.batch, stream.buffers)
         self._check_values(stream.client, batch)
         upload = message.batch if self._keep_uploads else None
-        return Received(kind, len(data), batch=batch, test=message.batch.test, upload=upload)
+        return Received(kind, len(data) + EACH_BYTES, batch=batch, test=message.batch.test, upload=upload)
 
 
 def _parse(data: bytes) -> pb.ClientMessage | None:
+    if not messages.few_parts(data):
+        return None
     try:
         message = pb.ClientMessage.FromString(data)
     except DecodeError:

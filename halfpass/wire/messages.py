@@ -1,15 +1,16 @@
 """CutBatch, gradients and weights ↔ protobuf. What arrives is checked here before anyone uses it."""
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfpass.cut import CutBatch
-from halfpass.errors import InputError
+from halfpass.errors import InputError, RunError
 from halfpass.tree import flatten, unflatten
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
@@ -29,6 +30,8 @@ DTYPES = {
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
 CROSSING_DTYPES = ("float32", "bfloat16", "float16")
+EXACT = ("none", "none+zstd")
+MOST_PARTS = 2**16  # tensors in a message, and fields of each: weights of large networks are some thousands
 ANSWERS = torch.float16  # probabilities to a thousandth of each
 
 
@@ -199,10 +202,11 @@ def _read_answers(message: pb.Tensor, place: str) -> Tensor:
 def check_batch(
     batch: pb.Batch, client: int, crossing: Sequence[Crossing], outputs: int, batch_size: int,
     with_answers: bool = False, targets: Targets = CLASS_NUMBERS, whole: Sequence[Crossing] = (), reads: bool = False,
+    codec: str | None = None,
 ) -> None:  # fmt: skip
     """Raises InputError unless the batch is this client's, of the values `crossing` (shapes per sample), `whole` and
     `reads`, and of the `targets` that were agreed on, and has the head's answers, (B, outputs), where they are wanted,
-    and only there.
+    and only there. `codec` is the one that was agreed on; what must be exact is so.
 
     To be asked before anything is decoded: a few bytes may state a large shape.
     """
@@ -213,6 +217,10 @@ def check_batch(
     if samples == 0 or together > batch_size:
         raise InputError(place, f"1 to {batch_size} samples", f"{samples} of {together}", "send configured batches")
     _check_crossing(place, batch.tensors, [((samples, *shape), dtype) for shape, dtype in crossing])
+    for i, tensor in enumerate(batch.tensors if codec is not None else ()):
+        if tensor.codec != codec and (i == 0 or tensor.codec not in EXACT):
+            found = repr(tensor.codec[:20])
+            raise InputError(f"{place}, tensor {i}", f"codec {codec}", found, "use the same wire.codec")
     read = list(batch.whole)[len(whole) :] if reads else []
     _check_crossing(place, batch.whole[: len(whole)] if reads else batch.whole, whole)
     if reads and ([(tensor.dtype, tensor.codec) for tensor in read] != [("int64", "none")] or not _few(read[0].shape)):
@@ -284,6 +292,67 @@ def read_gradients(message: pb.Gradients, batch: CutBatch) -> tuple[Tensor, ...]
     if shapes != expected:
         raise InputError(place, f"shapes {expected}", f"{shapes}", "both sides must run the same halfpass")
     return tuple(read_tensor(tensor, f"{place}, tensor {i}") for i, tensor in enumerate(message.tensors))
+
+
+Kinds = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # of weights by name
+
+
+def check_weights(place: str, messages: Sequence[pb.Tensor], required: Kinds, optional: Kinds | None = None) -> None:
+    """Raises RunError unless they are those weights, each of its shape and dtype and sent as it is, and perhaps some of
+    the optional ones. To be asked before anything is decoded: a few bytes may state a large shape."""
+    known = {**(optional or {}), **required}
+    for message in messages[: len(known) + 1]:
+        kind = known.get(message.name)
+        if kind is None or (tuple(message.shape), DTYPES.get(message.dtype)) != kind or message.codec != "none":
+            expected = f"one of {len(known)} weights, of its shape and dtype"
+            found = f"{message.name[:80]!r}, {tuple(message.shape)[:8]} of {message.dtype[:20]} in {message.codec[:20]}"
+            raise RunError(place, expected, found, "both sides must run the same network")
+    names = {message.name for message in messages}
+    if len(names) != len(messages) or not required.keys() <= names:
+        expected, found = f"the {len(required)} weights, each once", f"{len(messages)}, of {len(names)} names"
+        raise RunError(place, expected, found, "both sides must run the same network")
+
+
+def few_parts(data: bytes, most: int = MOST_PARTS) -> bool:
+    """Whether a message, not parsed yet, has at most so many parts, at its top and in each of them: a few bytes each
+    would make objects of a hundred."""
+    parts, count = _parts(data, 0, len(data)), 0
+    for begin, end in parts:
+        count += 1 + sum(1 for _ in itertools.islice(_parts(data, begin, end), most + 1))
+        if count > most:
+            return False
+    return True
+
+
+def _parts(data: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the parts with a length of their own begin and end, as protobuf writes them; up to what is none."""
+    at = begin
+    while at < end:
+        key, at = _varint(data, at, end)
+        kind = key & 7
+        if kind == 2:
+            length, at = _varint(data, at, end)
+            yield at, min(at + length, end)
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at, end)
+            yield at, at
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            yield at, at
+        else:
+            return
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """(a number, where it ends); a number that does not end takes all."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    return 0, end
 
 
 def write_weights(state: Mapping[str, Tensor]) -> list[pb.Tensor]:
