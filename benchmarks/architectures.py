@@ -378,6 +378,34 @@ def text_encoders() -> list[Architecture]:
     ]
 
 
+def adapters() -> list[Architecture]:
+    """Networks of transformers whose weights are frozen, with peft's small trained matrices beside them."""
+    family = "peft adapters"
+
+    def adapted(base: Architecture, name: str, kind: str, **settings: Any) -> Architecture:
+        def build() -> nn.Module:
+            peft = package("peft")
+            network = peft.get_peft_model(base.build(), getattr(peft, kind)(**settings))
+            assert isinstance(network, nn.Module)
+            return network
+
+        return Architecture(family, name, build, base.inputs)
+
+    bert = transformer("", "BertForSequenceClassification", "BertConfig", text(), **BERT, **LABELS)
+    vit = transformer(
+        "", "ViTForImageClassification", "ViTConfig", floats(3, 32, 32), **BERT_SIZE, **LABELS, image_size=32,
+        patch_size=8,
+    )  # fmt: skip
+    text_parts, picture_parts = ({"target_modules": names} for names in (["query", "value"], ["q_proj", "v_proj"]))
+    scaled = dict(target_modules=["key", "value"], feedforward_modules=[])
+    return [
+        adapted(bert, "LoRA-Bert", "LoraConfig", task_type="SEQ_CLS", r=4, **text_parts),
+        adapted(vit, "LoRA-ViT", "LoraConfig", r=4, lora_dropout=0.1, modules_to_save=["classifier"], **picture_parts),
+        adapted(vit, "DoRA-ViT", "LoraConfig", r=4, use_dora=True, **picture_parts),
+        adapted(bert, "IA3-Bert", "IA3Config", task_type="SEQ_CLS", **scaled),
+    ]
+
+
 def text_decoders() -> list[Architecture]:
     family = "transformers text decoders"
     untied: dict[str, Any] = {"tie_word_embeddings": False, "use_cache": False}
@@ -2059,6 +2087,7 @@ def every() -> list[Architecture]:
         timm_attention,
         pytorchcv,
         text_encoders,
+        adapters,
         text_decoders,
         sequence_to_sequence,
         vision_transformers,
