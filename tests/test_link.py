@@ -13,8 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from halfpass.config import Config, DataConfig, TrainConfig
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.connection import Connection
+from halfpass.wire.hub import Hub
+from halfpass.wire.messages import write_tensor
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "link.py"
 spec = importlib.util.spec_from_file_location("link", FILE)
@@ -128,3 +133,28 @@ def test_a_server_takes_the_feeder_of_overlap_for_a_client(tmp_path, monkeypatch
     overlap = importlib.import_module("overlap")
     config = Config(data=DataConfig(limit=256), train=TrainConfig(epochs=2, threads=1), out=str(tmp_path / "run"))
     assert overlap.server_alone(config, overlap.Feeder(config)) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes on their way are known on Linux alone")
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_message_that_takes_longer_than_the_timeout_is_no_silence(way):
+    """300 kB over 0.8 Mbit/s, with signs of life behind them: three seconds, where one counts as silence."""
+    hub = Hub("127.0.0.1:0", clients=1, window_bytes=2**20, timeout=1.0, admit=lambda join: None, check=lambda client, batch: None)
+    try:
+        with benchmark.link(hub.port, 0.8e6, 0.0) as port:
+            connection = Connection(f"127.0.0.1:{port}", window_bytes=2**20, timeout=1.0)
+            connection.send(pb.ClientMessage(join=pb.Join(client=0)))
+            connection.receive("joined")
+            weights = [write_tensor(torch.rand(75_000))]
+            began = time.monotonic()
+            if way == "up":
+                connection.send(pb.ClientMessage(epoch_end=pb.EpochEnd(weights=weights)))
+                _, received = hub.take([0], "epoch_end")
+                assert received.message.epoch_end.weights[0] == weights[0]
+            else:
+                hub.send(0, pb.ServerMessage(begin=pb.Begin(weights=weights)))
+                assert connection.receive("begin").begin.weights[0] == weights[0]
+            assert time.monotonic() - began > 2
+            connection.fail("done")
+    finally:
+        hub.stop()

@@ -21,6 +21,7 @@ from halfpass.wire.service import (
     check_address,
     heartbeat_seconds,
 )
+from halfpass.wire.sockets import connection_traffic
 from halfpass.wire.trust import Trust
 
 CONNECT_SECONDS = 10.0  # to reach a server
@@ -43,7 +44,8 @@ class Connection:
         self._unacknowledged: deque[tuple[tuple[int, int, int], int]] = deque()  # (place, bytes), oldest first
         self._incoming: deque[pb.ServerMessage] = deque()
         self._changed = threading.Condition()
-        self._heard = time.monotonic()
+        self._heard, self._port = time.monotonic(), int(address.rpartition(":")[2])
+        self._came: int | None = None  # bytes at the socket when it was last looked, since it was last heard
         self._failure: HalfpassError | None = None
         self._ended = self._closed = False
         if trust is not None:  # gRPC would try a refused handshake again and again, and not say why
@@ -166,12 +168,21 @@ class Connection:
                 raise self._failure
             if self._ended or self._closed:
                 raise RunError(self._who, what, "the end of the stream", "look at what the server printed")
+            self._look_for_bytes()
             if time.monotonic() - self._heard > self._timeout:
                 raise RunError(
                     self._who, f"{what} or a sign of life within {self._timeout:g} s", "none",
                     "see whether it still runs, or raise wire.timeout",
                 )  # fmt: skip
             self._changed.wait(min(0.2, self._timeout))
+
+    def _look_for_bytes(self) -> None:
+        """A message that takes longer than the timeout to come is no silence, as long as more of it comes."""
+        if time.monotonic() - self._heard > self._timeout / 2:
+            traffic, before = connection_traffic(None, self._port), self._came
+            self._came = None if traffic is None else traffic[1]
+            if self._came is not None and before is not None and self._came > before:
+                self._heard = time.monotonic()
 
     def _requests(self) -> Iterator[bytes]:
         while True:
@@ -212,7 +223,7 @@ class Connection:
     def _accept(self, message: pb.ServerMessage) -> None:
         kind = message.WhichOneof("kind")
         with self._changed:
-            self._heard = time.monotonic()
+            self._heard, self._came = time.monotonic(), None
             if kind == "ack":
                 self._acknowledge(message.ack.epoch, message.ack.step, message.ack.before)
             elif kind == "failed":

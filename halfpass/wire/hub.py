@@ -63,6 +63,7 @@ class _Stream:
     failure: HalfpassError | None = None
     finished: bool = False
     rejected: int = 0  # messages that could not be used
+    came: int | None = None  # bytes at the socket when it was last looked, since it was last heard
 
 
 class Hub:
@@ -198,11 +199,21 @@ class Hub:
 
     def _raise_silence(self, clients: Collection[int], what: str) -> None:
         for client in clients:
-            if time.monotonic() - self._streams[client].heard > self._timeout:
+            stream = self._streams[client]
+            self._look_for_bytes(stream)
+            if time.monotonic() - stream.heard > self._timeout:
                 raise RunError(
                     f"client {client}", f"{what} or a sign of life within {self._timeout:g} s",
                     "none", "see whether it still runs, or raise wire.timeout",
                 )  # fmt: skip
+
+    def _look_for_bytes(self, stream: _Stream) -> None:
+        """A message that takes longer than the timeout to come is no silence, as long as more of it comes."""
+        if time.monotonic() - stream.heard > self._timeout / 2:
+            traffic, before = self.socket_traffic(stream.client), stream.came
+            stream.came = None if traffic is None else traffic[0]
+            if stream.came is not None and before is not None and stream.came > before:
+                stream.heard = time.monotonic()
 
     # -- one client's stream, on gRPC's threads
 
@@ -314,7 +325,7 @@ class Hub:
 
     def _accept(self, stream: _Stream, data: bytes) -> None:
         """Takes in one message; what cannot be used is rejected with the reason, and the stream goes on."""
-        stream.heard = time.monotonic()
+        stream.heard, stream.came = time.monotonic(), None
         try:
             received = self._decode(stream, data)
         except HalfpassError as error:

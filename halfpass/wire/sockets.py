@@ -11,8 +11,9 @@ from pathlib import Path
 _BYTES_RECEIVED, _BYTES_SENT, _BYTES_RETRANSMITTED = 128, 200, 208
 
 
-def connection_traffic(local_port: int, remote_port: int) -> tuple[int, int] | None:
-    """(bytes sent, bytes received) on this process's connection between the two ports, or None where unknown.
+def connection_traffic(local_port: int | None, remote_port: int) -> tuple[int, int] | None:
+    """(bytes sent, bytes received) on this process's connection between the two ports, or on one to the remote port, or
+    None where unknown.
 
     Retransmitted bytes count once.
     """
@@ -29,12 +30,12 @@ def connection_traffic(local_port: int, remote_port: int) -> tuple[int, int] | N
     return None
 
 
-def _traffic_of(descriptor: int, local_port: int, remote_port: int) -> tuple[int, int] | None:
+def _traffic_of(descriptor: int, local_port: int | None, remote_port: int) -> tuple[int, int] | None:
     connection = socket.socket(fileno=descriptor)
     try:
         if connection.family not in (socket.AF_INET, socket.AF_INET6):
             return None
-        if (connection.getsockname()[1], connection.getpeername()[1]) != (local_port, remote_port):
+        if connection.getpeername()[1] != remote_port or local_port not in (None, connection.getsockname()[1]):
             return None
         return traffic_of(connection)
     finally:
