@@ -55,7 +55,7 @@ class Admission:
 
     def __init__(self, config: Config, *, of_edge: bool = False) -> None:
         """`of_edge`: the newcomer is an edge, whose steps are those of its clients."""
-        self.config, self._of_edge = config, of_edge
+        self.config, self.of_edge = config, of_edge
         self.joins: dict[int, pb.Join] = {}
         self.network: Network | None = None  # only once a client has been admitted
         self._data: dict[str, Any] | None = None  # what the first one says of its data
@@ -69,7 +69,7 @@ class Admission:
         weights = theirs.pop("weights", {})
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
-        _check_sizes(place, join, self.config.train.batch_size, self._of_edge)
+        _check_sizes(place, join, self.config.train.batch_size, self.of_edge)
         first = next(iter(self.joins.values()), join)
         inputs = read_inputs(place, join)
         _agree(place, "inputs", read_inputs(place, first), inputs)
@@ -212,7 +212,8 @@ class ServerRun:
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
         client = setup.build_client(config, self.network, 0)
         template, self._kinds = client_weights(client), weight_kinds(config, client)
-        self._joins = joins
+        # An edge learns from its uploads as often as its own replay says.
+        self._most_samples = [2**48 if admission.of_edge else join.samples for join in joins]
         # such as a mask of -infinity among the buffers, which stays as it is
         self._infinite = {n: v for n, v in template.items() if v.is_floating_point() and not v.isfinite().all()}
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
@@ -304,7 +305,7 @@ class ServerRun:
         for k, end in ends.items():
             sound = (
                 end.epoch == epoch and 0 <= end.busy_seconds < LONGEST_EPOCH and math.isfinite(end.learning_rate)
-                and end.samples <= self._joins[k].samples and end.uploads + end.withheld <= self.steps[k]
+                and end.samples <= self._most_samples[k] and end.uploads + end.withheld <= self.steps[k]
             )  # fmt: skip
             if not sound:
                 raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
