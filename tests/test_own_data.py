@@ -795,3 +795,43 @@ def test_the_samples_of_a_seeded_split_are_found_again(tmp_path, monkeypatch):
     train(dataclasses.replace(settings, model=ModelConfig("own_tasks:flat", "below", "linear"), out=str(out)))
     exported = export(out)
     assert exported.accuracy == exported.reported
+
+
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+import halfpass
+
+def data():
+    x = torch.randn(96, 6)
+    y = (x[:, 0] > 0).long()
+    return TensorDataset(x[:64], y[:64]), TensorDataset(x[64:], y[64:])
+
+def network(shape, outputs):
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+if __name__ == "__main__":
+    print(halfpass.train(halfpass.Config(
+        runtime=sys.argv[1], data=halfpass.DataConfig("__main__:data"), model=halfpass.ModelConfig("__main__:network", "1"),
+        train=halfpass.TrainConfig(epochs=3, batch_size=16, threads=1), out=sys.argv[2],
+    ))["test"]["accuracy"])
+"""
+
+
+def test_a_script_names_functions_of_its_own(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(runtime):
+        words = [sys.executable, "script.py", runtime, runtime]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+    done = run("local")
+    assert float(done.stdout) > 0.7, done.stderr
+    refused = run("processes")
+    assert refused.stderr.splitlines()[-1] == (
+        "halfpass.errors.InputError: data.name: expected a module that other processes can import, found '__main__:data'; "
+        "put it into a file, or set runtime local"
+    )
+    assert not (tmp_path / "processes").exists()

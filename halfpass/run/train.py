@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 
-from halfpass.config import Config, Method, as_dict, without_decoupled
+from halfpass.config import Config, Method, as_dict, named_code, without_decoupled
 from halfpass.errors import InputError, choice_error
 from halfpass.files import alone_in, write_json
 from halfpass.run import fork_server, setup
@@ -41,6 +41,10 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     refuse_run(out)
     config = with_threads(config)
     if process_count(config) > 1:
+        for key, name in named_code(config).items():
+            if name.startswith("__main__:"):
+                expected, remedy = "a module that other processes can import", "put it into a file, or set runtime local"
+                raise InputError(key, expected, repr(name), remedy)
         fork_server.start()
     prepared = setup.prepare(config)
     with alone_in(out):
