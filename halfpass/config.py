@@ -553,10 +553,9 @@ def number_keys() -> list[str]:
 def named_code(config: Config) -> dict[str, str]:
     """The settings that name code to import and call, as module:function."""
     texts = {key: value for key, value in flatten(as_dict(config)).items() if isinstance(value, str)}
-    return {
-        key: value for key, value in texts.items()
-        if ":" in value and key not in _NO_CODE and not (key == "model.name" and value.split(":")[0] in LIBRARIES)
-    }  # fmt: skip
+    library = texts.get("model.name", "").partition(":")[0] in LIBRARIES
+    others = {*_NO_CODE, *(key for key in texts if key.startswith("tls.")), *(["model.name"] if library else [])}
+    return {key: value for key, value in texts.items() if ":" in value and key not in others}
 
 
 LIBRARIES = ("timm", "torchvision", "hf")  # what model.name may begin with: networks of these, and no code of a user's

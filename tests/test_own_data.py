@@ -815,7 +815,7 @@ def network(shape, outputs):
 if __name__ == "__main__":
     print(halfpass.train(halfpass.Config(
         runtime=sys.argv[1], data=halfpass.DataConfig("__main__:data"), model=halfpass.ModelConfig("__main__:network", "1"),
-        train=halfpass.TrainConfig(epochs=3, batch_size=16, threads=1), out=sys.argv[2],
+        train=halfpass.TrainConfig(epochs=12, batch_size=16, threads=1), out=sys.argv[2],
     ))["test"]["accuracy"])
 """
 

@@ -43,8 +43,8 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
     if process_count(config) > 1:
         for key, name in named_code(config).items():
             if name.startswith("__main__:"):
-                expected, remedy = "a module that other processes can import", "put it into a file, or set runtime local"
-                raise InputError(key, expected, repr(name), remedy)
+                remedy = "put it into a file, or set runtime local"
+                raise InputError(key, "a module that other processes can import", repr(name), remedy)
         fork_server.start()
     prepared = setup.prepare(config)
     with alone_in(out):
