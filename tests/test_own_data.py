@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from runtimes import train_in_both_runtimes
+from safetensors.torch import load_file
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import TensorDataset, random_split
 
@@ -835,3 +836,28 @@ def test_a_script_names_functions_of_its_own(tmp_path):
         "put it into a file, or set runtime local"
     )
     assert not (tmp_path / "processes").exists()
+
+
+@pytest.mark.parametrize("topology", ["splitfed", "relay"])
+def test_buffers_of_infinities_and_small_whole_numbers_are_handed_over(tmp_path, monkeypatch, topology):
+    monkeypatch.chdir(Path(__file__).parent)
+    settings = dataclasses.replace(
+        drawn_in_workers(), data=DataConfig("own_tasks:shaken"), model=ModelConfig("own_tasks:buffered", "0", "linear"),
+        clients=ClientsConfig(2, topology),
+    )  # fmt: skip
+    train_in_both_runtimes(settings, tmp_path)
+    state = load_file(tmp_path / "local" / "client-0.safetensors")
+    count = 2 * 3 if topology == "splitfed" else 2 * 2 * 3  # epochs × steps, and in a relay of both clients
+    assert state["client_half.0.seen"].item() == count
+    assert state["client_half.0.seen"].dtype == torch.int8
+    assert state["client_half.0.steps"].tolist() == [count, 300 * count]
+    assert state["client_half.0.mask"].isinf().sum() == 2
+
+
+def test_arrays_that_lie_backwards_or_in_other_byte_order_are_read_as_they_are():
+    rows = np.arange(24, dtype=np.float32).reshape(8, 3)
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1])
+    for view in (rows[::-1], rows[:, ::-1], rows[::-1].astype(">f4"), np.asfortranarray(rows)[::-1]):
+        data = from_datasets("own", [(row, label) for row, label in zip(view, labels[::-1], strict=True)], Items([(rows[0], 0)]))
+        assert torch.equal(data.train.inputs, torch.from_numpy(view.astype("<f4").copy()))
+        assert data.train.labels.tolist() == labels[::-1].tolist()
