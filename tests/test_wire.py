@@ -661,3 +661,24 @@ def test_what_a_peer_says_is_shown_as_it_is_written():
     assert str(PassedOnError("\x1b[2J\x07gone\nx")) == "\\x1b[2J\\x07gone\\nx"
     assert str(InputError("é", "a", "\u202e", "b")) == "é: expected a, found \\u202e; b"
     assert len(str(PassedOnError("a" * 10_000))) < 5000
+
+
+def test_a_wait_for_a_peer_that_lives_is_said_on_either_side(served, monkeypatch, caplog):
+    monkeypatch.setattr(service, "FIRST_WORD_SECONDS", 0.4)
+    one = served(timeout=1.0)
+    connection = one.connect(timeout=1.0)
+    threads = [
+        threading.Thread(target=lambda: one.hub.take([0], "batch", "epoch_end")), threading.Thread(target=lambda: connection.receive("begin")),
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    time.sleep(2.5)
+    one.hub.send(0, pb.ServerMessage(begin=pb.Begin()))
+    connection.send(pb.ClientMessage(epoch_end=pb.EpochEnd()))
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("waiting for")]
+    assert sum("waiting for client 0 since" in line and "batch or epoch_end is to come, and signs of life alone have" in line for line in said) == 3
+    assert sum(f"waiting for server at {one.address} since" in line and "begin is to come" in line for line in said) == 3
+    connection.close()

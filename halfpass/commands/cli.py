@@ -127,6 +127,8 @@ def _certs(options: Namespace) -> None:
 def _join(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
     draw_beside_threads()
+    if not IS_CHILD:
+        _log_events()
     folder = join(config, options.address, options.client, insecure=options.insecure)
     if not IS_CHILD:
         print(f"saved {folder / f'client-{options.client}.safetensors'}")

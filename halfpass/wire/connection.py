@@ -17,6 +17,7 @@ from halfpass.wire.service import (
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
+    Patience,
     channel_options,
     check_address,
     heartbeat_seconds,
@@ -163,6 +164,7 @@ class Connection:
         return sum(size for _, size in self._unacknowledged)
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        patience = Patience()
         while not ready():
             if self._failure is not None:
                 raise self._failure
@@ -174,6 +176,7 @@ class Connection:
                     self._who, f"{what} or a sign of life within {self._timeout:g} s", "none",
                     "see whether it still runs, or raise wire.timeout",
                 )  # fmt: skip
+            patience.tell(self._who, what)
             self._changed.wait(min(0.2, self._timeout))
 
     def _look_for_bytes(self) -> None:

@@ -6,7 +6,6 @@ each address, and end after a while. Tests: tests/test_trust.py.
 """
 
 import contextlib
-import logging
 import selectors
 import socket
 import ssl
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfpass.errors import HalfpassError, InputError
+from halfpass.wire.service import LOG
 from halfpass.wire.sockets import traffic_of
 from halfpass.wire.trust import Trust
 
@@ -25,7 +25,6 @@ HANDSHAKE_SECONDS = 10.0
 WAITING, WAITING_EACH = 64, 16  # connections of whom it is not known who they are: in all, and of one address
 WAITING_SECONDS = 30.0  # that one may be so
 PIECE = 2**18  # bytes that are passed on at once
-LOG = logging.getLogger("halfpass")
 
 
 @dataclass

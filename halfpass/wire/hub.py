@@ -15,13 +15,15 @@ from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import messages
-from halfpass.wire.front import LOG, Front
+from halfpass.wire.front import Front
 from halfpass.wire.meter import Meter
 from halfpass.wire.service import (
+    LOG,
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
+    Patience,
     channel_options,
     check_address,
     heartbeat_seconds,
@@ -131,8 +133,10 @@ class Hub:
     def take(self, clients: Collection[int], *kinds: str) -> tuple[int, Received]:
         """The next message of any of `clients`, which must be of one of `kinds`; taken in turn where several wait.
 
-        Raises RunError when any client of the run is lost, or one of these is silent for longer than the timeout.
+        Raises RunError when any client of the run is lost, or one of these is silent for longer than the timeout. A
+        wait for one that says that it lives, and nothing else, is logged from time to time.
         """
+        patience = Patience()
         with self._changed:
             while True:
                 for client in sorted(clients, key=lambda c: (c - self._turn) % self._clients):
@@ -145,6 +149,7 @@ class Hub:
                         return client, _of_kind(received, kinds, client)
                 self._raise_failures()
                 self._raise_silence(clients, " or ".join(kinds))
+                patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
 
     def take_ends(self, clients: Collection[int]) -> dict[int, pb.EpochEnd] | None:

@@ -6,8 +6,13 @@ are taken while a sender is blocked, and says `Alive` when it has nothing else t
 be told from one that is busy.
 """
 
+import logging
+import time
+
 from halfpass.errors import InputError
 
+LOG = logging.getLogger("halfpass")
+FIRST_WORD_SECONDS = 60.0  # of a wait, before it is logged
 SERVICE, METHOD = "halfpass.SplitLearning", "Session"
 STOP_SECONDS = 2.0
 OVERHEAD_BYTES = 2**20  # of a message beyond the tensors that the window admits
@@ -25,6 +30,18 @@ def check_address(address: str, place: str, *, encrypted: bool = False, insecure
             place, f"a loopback host ({', '.join(LOOPBACK_HOSTS)}) without TLS", repr(host),
             "make certificates with halfpass certs and give --tls.folder, or say --insecure",
         )  # fmt: skip
+
+
+class Patience:
+    """One wait for a peer that lives: after a minute, two, four and so on it is logged for whom."""
+
+    def __init__(self) -> None:
+        self._began, self._next = time.monotonic(), FIRST_WORD_SECONDS
+
+    def tell(self, who: str, what: str) -> None:
+        if (waited := time.monotonic() - self._began) > self._next:
+            self._next *= 2
+            LOG.warning("waiting for %s since %.0f s: %s is to come, and signs of life alone have", who, waited, what)
 
 
 def channel_options(limit_bytes: int) -> list[tuple[str, int]]:
