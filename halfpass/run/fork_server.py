@@ -88,9 +88,10 @@ def fork(arguments: Sequence[str], *, stdout: int | None, stderr: int | None) ->
     stdout_read, stdout_write = os.pipe() if stdout == subprocess.PIPE else (None, 1 if stdout is None else stdout)
     files = [theirs.fileno(), stdin_read, stdout_write, 2 if stderr is None else stderr]
     request = {"arguments": list(arguments), "folder": str(Path.cwd()), "environment": dict(os.environ)}
-    try:
-        for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # it may be closed, or none
             stream.flush()
+    try:
         start()
         assert _link is not None
         with _lock:
