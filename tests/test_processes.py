@@ -21,7 +21,7 @@ from runtimes import rows_of, train_in_both_runtimes
 from halfpass.config import ClientsConfig, Config, DataConfig, TrainConfig, WireConfig, as_dict
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
-from halfpass.run import client_process, network, replay, server_process
+from halfpass.run import client_process, replay, server_process, setup
 from halfpass.run.epoch import ClientEpoch, Score
 from halfpass.run.local import LocalRun
 from halfpass.run.train import train
@@ -72,11 +72,22 @@ def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_pat
     settings = config(tmp_path / "server", topology=topology, epochs=1, batch_size=16)
     clients = dataclasses.replace(settings.clients, rounds=rounds, partition="iid", alpha=0.5)
     settings = dataclasses.replace(settings, clients=clients, data=DataConfig(limit=128))  # 4 batches each
-    accept, forward, step, build = Hub._accept, ClientEpoch.forward, replay.server_step, network.build_network
-    tracing = threading.Lock()  # torch.fx patches nn.Module for all threads while it traces a network
+    accept, forward, step = Hub._accept, ClientEpoch.forward, replay.server_step
+    load, connect, build = setup.load_data, client_process.connect, server_process.build_network
+    # One at a time builds its network: torch.fx patches nn.Module for all threads while it traces one, and beartype
+    # draws from random numbers that the check of a cut compares.
+    building = threading.Semaphore(1)
+
+    def loaded(*arguments):
+        building.acquire()
+        return load(*arguments)
+
+    def connected(*arguments):
+        building.release()
+        return connect(*arguments)
 
     def built(*arguments, **named):
-        with tracing:
+        with building:
             return build(*arguments, **named)
 
     def accepted(hub, stream, data):
@@ -99,8 +110,9 @@ def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_pat
     monkeypatch.setattr(Hub, "_accept", accepted)
     monkeypatch.setattr(ClientEpoch, "forward", seen)
     monkeypatch.setattr(replay, "server_step", late)
-    for module in (network, server_process):
-        monkeypatch.setattr(module, "build_network", built)
+    monkeypatch.setattr(setup, "load_data", loaded)
+    monkeypatch.setattr(client_process, "connect", connected)
+    monkeypatch.setattr(server_process, "build_network", built)
     monkeypatch.setattr(server_process, "JOIN_SECONDS", 60)
     with ThreadPoolExecutor(2) as others:
         sites = [dataclasses.replace(settings, out=str(tmp_path / f"site-{k}")) for k in range(2)]
