@@ -1,6 +1,7 @@
 """Children that are forked: as those that are started the usual way, and none left behind."""
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,3 +71,10 @@ def test_no_child_outlives_a_killed_fork_server(tmp_path, monkeypatch):
     with stopping([again]):  # started the usual way
         assert isinstance(again.process, fork_server.Forked) is False
         assert again.first_line(60).startswith("listening on")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_whose_output_is_closed_trains(tmp_path, closed):
+    words = f"-m halfpass train --runtime processes --train.epochs 1 --data.limit 256 --out {tmp_path / 'run'} {closed}"
+    subprocess.run(["sh", "-c", f"{sys.executable} {words}"], check=True, timeout=120)
+    assert (tmp_path / "run" / "result.json").is_file()

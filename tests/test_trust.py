@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from plain import equal
 from safetensors.torch import load_file
 
+from halfpass.commands import certs
 from halfpass.commands.certs import make_certificates
 from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TlsConfig, TrainConfig, WireConfig
@@ -227,10 +228,10 @@ def test_what_cannot_be_used_is_said_before_anything_is_reached(folders, tmp_pat
         (TlsConfig(folder=str(tmp_path / "none")), "server", "tls.folder: expected a folder of halfpass certs, found none at "),
         (TlsConfig(folder=str(tmp_path / "empty")), "server", "tls: expected a certificate and its key, found one missing"),
         (TlsConfig(folder=str(tmp_path / "empty")), "client-0", "tls: expected a certificate or token of client-0, found none in "),
-        (TlsConfig(folder=str(ours), key=str(others / "server-key.pem")), "server", "expected the key of that certificate, without a password, found SSLError"),
+        (TlsConfig(folder=str(ours), key=str(others / "server-key.pem")), "server", "expected the key of that certificate, without a password, found something else"),
         (TlsConfig(folder=str(ours), key=str(ours)), "server", "tls.key: expected a file that can be read, found "),
-        (TlsConfig(folder=str(ours), authority=str(tmp_path / "text")), "server", "expected certificates of authorities, in PEM, found SSLError"),
-        (TlsConfig(folder=str(ours), certificate=str(tmp_path / "text")), "client-0", "expected a certificate in PEM, found ValueError"),
+        (TlsConfig(folder=str(ours), authority=str(tmp_path / "text")), "server", "expected certificates of authorities, in PEM, found something else"),
+        (TlsConfig(folder=str(ours), certificate=str(tmp_path / "text")), "client-0", "expected a certificate in PEM, found something else"),
         (TlsConfig(certificate=str(expired[0]), key=str(expired[1]), authority=authority), "client-0", "expected a certificate that is valid now, found one of "),
         (TlsConfig(folder=str(ours), certificate=str(ours / "client-1.pem"), key=str(ours / "client-1-key.pem")), "client-0", "expected the certificate of urn:halfpass:client:0, found urn:halfpass:client:1"),
         (TlsConfig(certificate=str(ours / "server.pem"), key=str(ours / "server-key.pem")), "server", "tls: expected an authority of the clients, or tokens, found neither; give one, or the server would admit anybody"),
@@ -263,6 +264,25 @@ def test_a_renewed_certificate_is_taken_at_the_next_connection(folders, tmp_path
         assert second != first
         assert serial(hub.port) == second
         connection.fail("done")  # it is there still
+
+
+def test_what_is_there_and_does_not_fit_is_said(folders, tmp_path, monkeypatch):
+    folder = tmp_path / "kept"
+    shutil.copytree(folders / "ours", folder)
+    with pytest.raises(InputError, match=r"server.pem: expected a server's certificate for new.example, found one without it; remove it and its key"):
+        make_certificates(folder, clients=2, hosts=["localhost", "new.example"])
+    (folder / "server.pem").unlink()
+    (folder / "server-key.pem").unlink()
+    assert {file.name for file in make_certificates(folder, clients=2, hosts=["new.example"])} == {"server.pem", "server-key.pem"}
+    authority = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
+    assert authority.not_valid_after_utc - datetime.datetime.now(datetime.UTC) > datetime.timedelta(days=3600)
+    monkeypatch.setattr(certs, "AUTHORITY_LIFE", datetime.timedelta(days=2))
+    make_certificates(tmp_path / "short", clients=1, days=30)
+    ends = [x509.load_pem_x509_certificate((tmp_path / "short" / f"{name}.pem").read_bytes()).not_valid_after_utc for name in ("authority", "client-0")]
+    assert ends[1] <= ends[0]
+    monkeypatch.setattr(certs, "AUTHORITY_LIFE", datetime.timedelta(seconds=-1))
+    with pytest.raises(InputError, match=r"authority.pem: expected an authority that is valid, found one until .*; choose another folder"):
+        make_certificates(tmp_path / "over", clients=1) and make_certificates(tmp_path / "over", clients=2)
 
 
 def test_numbers_of_names():
@@ -441,6 +461,7 @@ def test_certs_says_what_to_copy_where(tmp_path, capsys):
     for words, said in (
         (["--clients", "0"], "--clients: expected 1 to 65536 clients, found 0"),
         (["--days", "0"], "--days: expected 1 to 3650 days, found 0"),
+        (["--hosts", "a..b"], "--hosts: expected names or addresses of the server, found 'a..b'"),
         (["--hosts", "http://x"], "--hosts: expected names or addresses of the server, found 'http://x'"),
     ):  # fmt: skip
         assert main(["certs", str(tmp_path / "other"), *words]) == 2

@@ -6,6 +6,7 @@ Tests: tests/test_trust.py.
 import datetime
 import hashlib
 import ipaddress
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from halfpass.wire.trust import EDGE, MOST_CLIENTS, Trust, identity_of_client
 
 AUTHORITY, SERVER, TOKENS = "authority", "server", "tokens"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # of every server, for a rehearsal on one machine
+AUTHORITY_LIFE = datetime.timedelta(days=3650)
 BEFORE = datetime.timedelta(minutes=5)  # clocks differ a little
 
 
@@ -47,12 +49,14 @@ def make_certificates(
         raise InputError("--days", "1 to 3650 days", str(days), "90 is usual")
     names = [_name(host) for host in dict.fromkeys((*LOOPBACK, *hosts))]
     life = datetime.timedelta(days=days)
-    authority, files = _authority(folder, life)
+    authority, files = _authority(folder)
 
     def add(name: str, subject: str, alternatives: Sequence[x509.GeneralName]) -> None:
         if not (folder / f"{name}.pem").exists():
             files.update(_pem(name, _issue(authority, subject, alternatives, life)))
 
+    if hosts and (folder / f"{SERVER}.pem").exists():
+        _check_names(folder / f"{SERVER}.pem", names)
     add(SERVER, "halfpass server", names)
     if edge:
         add("edge", "halfpass edge", [*names, x509.UniformResourceIdentifier(EDGE)])
@@ -76,14 +80,22 @@ def make_certificates(
     return written
 
 
+def _check_names(file: Path, names: Sequence[x509.GeneralName]) -> None:
+    """Raises InputError where a certificate that is there already has not these names."""
+    certificate = x509.load_pem_x509_certificate(file.read_bytes())
+    there = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    if lacking := [str(name.value) for name in names if name not in there]:
+        remedy = "remove it and its key, and run this again"
+        raise InputError(f"{file}", f"a server's certificate for {lacking[0]}", "one without it", remedy)
+
+
 def _name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         pass
     try:
-        host.encode("ascii")
-        if not host or any(c.isspace() or c in "/:@" for c in host):
+        if not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*", host):
             raise ValueError
         return x509.DNSName(host)
     except ValueError:
@@ -91,7 +103,7 @@ def _name(host: str) -> x509.GeneralName:
         raise InputError("--hosts", "names or addresses of the server", repr(host), remedy) from None
 
 
-def _authority(folder: Path, life: datetime.timedelta) -> tuple[_Pair, dict[str, bytes]]:
+def _authority(folder: Path) -> tuple[_Pair, dict[str, bytes]]:
     """The folder's own, or a new one with what is to be written of it."""
     certificate_file, key_file = folder / f"{AUTHORITY}.pem", folder / f"{AUTHORITY}-key.pem"
     if certificate_file.exists() or key_file.exists():
@@ -101,14 +113,18 @@ def _authority(folder: Path, life: datetime.timedelta) -> tuple[_Pair, dict[str,
             assert isinstance(key, ec.EllipticCurvePrivateKey)
             assert key.public_key() == certificate.public_key()
         except (OSError, ValueError, TypeError, AssertionError) as error:
-            found = type(error).__name__
+            found = f"files that are none ({error.strerror})" if isinstance(error, OSError) else "others"
             remedy = "choose another folder, or bring back both files"
             raise InputError(f"{certificate_file}", "an authority with its key beside it", found, remedy) from None
+        if (end := certificate.not_valid_after_utc) <= datetime.datetime.now(datetime.UTC):
+            remedy = "choose another folder, and give everybody new files"
+            raise InputError(f"{certificate_file}", "an authority that is valid", f"one until {end:%Y-%m-%d}", remedy)
         return _Pair(certificate, key), {}
     key = ec.generate_private_key(ec.SECP256R1())
     name = _subject("halfpass authority")
     usage = _usage(digital_signature=False, key_cert_sign=True, crl_sign=True)
-    builder = _builder(name, name, key, life).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+    end = datetime.datetime.now(datetime.UTC) + AUTHORITY_LIFE
+    builder = _builder(name, name, key, end).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
     builder = builder.add_extension(usage, True)
     made = _Pair(builder.sign(key, hashes.SHA256()), key)
     return made, _pem(AUTHORITY, made)
@@ -120,7 +136,8 @@ def _issue(authority: _Pair, subject: str, names: Sequence[x509.GeneralName], li
     issuer = authority.certificate.subject
     uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     above = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    builder = _builder(_subject(subject), issuer, key, life)
+    end = min(datetime.datetime.now(datetime.UTC) + life, authority.certificate.not_valid_after_utc)
+    builder = _builder(_subject(subject), issuer, key, end)
     for extension, critical in (
         (x509.BasicConstraints(ca=False, path_length=None), True), (_usage(), True), (uses, False), (above, False),
         (x509.SubjectAlternativeName(names), False),
@@ -130,11 +147,11 @@ def _issue(authority: _Pair, subject: str, names: Sequence[x509.GeneralName], li
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, life: datetime.timedelta
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, end: datetime.datetime
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - BEFORE).not_valid_after(now + life)
+    builder = builder.not_valid_before(now - BEFORE).not_valid_after(end)
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
 
 

@@ -110,6 +110,8 @@ def _log_events() -> None:
 
 
 def _certs(options: Namespace) -> None:
+    if not options.folder:
+        raise InputError("DIR", "the name of a folder", "none", "for example keys")
     folder = _path("DIR", options.folder)
     hosts = [host.strip() for host in (options.hosts or "").split(",") if host.strip()]
     files = make_certificates(
@@ -117,9 +119,10 @@ def _certs(options: Namespace) -> None:
     )  # fmt: skip
     print("\n".join(f"wrote {file}" for file in files) or f"all of it is in {folder} already")
     kind = "token" if options.tokens else "pem and client-N-key.pem"
+    edge = "authority.pem, edge.pem and edge-key.pem to the edge, " if options.edge else ""
     print(
         f"Copy authority.pem, server.pem, server-key.pem{' and tokens' if options.tokens else ''} to the server, "
-        f"authority.pem and client-N.{kind} to client N, each into a folder for --tls.folder. "
+        f"{edge}authority.pem and client-N.{kind} to client N, each into a folder for --tls.folder. "
         "authority-key.pem makes certificates: keep it away from all of them."
     )  # fmt: skip
 

@@ -81,7 +81,7 @@ _server: "subprocess.Popen[bytes] | None" = None
 def fork(arguments: Sequence[str], *, stdout: int | None, stderr: int | None) -> Forked | None:
     """A new child that runs the `halfpass` command with those arguments; `stdout` is a descriptor, subprocess.PIPE or
     None for this process's own, `stderr` a descriptor or None. None where there is no fork server."""
-    if not FORKS:
+    if not FORKS or not _all_open():
         return None
     ours, theirs = socket.socketpair()
     stdin_read, stdin_write = os.pipe()
@@ -89,7 +89,7 @@ def fork(arguments: Sequence[str], *, stdout: int | None, stderr: int | None) ->
     files = [theirs.fileno(), stdin_read, stdout_write, 2 if stderr is None else stderr]
     request = {"arguments": list(arguments), "folder": str(Path.cwd()), "environment": dict(os.environ)}
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError, OSError):  # it may be closed, or none
+        with suppress(AttributeError, ValueError, OSError):  # it may be closed, or another thing
             stream.flush()
     try:
         start()
@@ -120,7 +120,7 @@ def start() -> None:
     """Has the fork server begin to import, where there is none yet: the first child is then there the sooner."""
     global _link, _server
     with _lock:
-        if _link is not None or not FORKS:
+        if _link is not None or not FORKS or not _all_open():
             return
         _link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -129,6 +129,11 @@ def start() -> None:
                 env=os.environ | {CHILD: "1"}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+
+
+def _all_open() -> bool:
+    """Whether this process began with a standard input, output and errors: else other files have their numbers."""
+    return None not in (sys.__stdin__, sys.__stdout__, sys.__stderr__)
 
 
 # --- in the fork server -----------------------------------------------------------------------------------------------

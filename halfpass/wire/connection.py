@@ -1,5 +1,6 @@
 """A client's end of its stream to the server (`service.py` says what a stream is)."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -65,11 +66,19 @@ class Connection:
         self._encoder.start()
 
     def _connect(self, address: str, trust: Trust | None) -> None:
+        ready = grpc.channel_ready_future(self._channel)
+        first = min(1.0, CONNECT_SECONDS)
         try:
-            grpc.channel_ready_future(self._channel).result(timeout=CONNECT_SECONDS)
+            with contextlib.suppress(grpc.FutureTimeoutError):
+                ready.result(timeout=first)
+                return
+            reach(address, trust, CONNECT_SECONDS - first, waited=first)  # says why, or that it is there by now
+            ready.result(timeout=CONNECT_SECONDS)
+        except InputError:
+            self._channel.close()
+            raise
         except grpc.FutureTimeoutError:
             self._channel.close()
-            reach(address, trust, 0.0, waited=CONNECT_SECONDS)
             raise InputError(
                 "server address", f"a halfpass server within {CONNECT_SECONDS:g} s", f"none at {address}",
                 "look at what the server printed",

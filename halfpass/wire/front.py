@@ -131,7 +131,7 @@ class Front:
                 finally:
                     del self._peers[port]
         except OSError as error:
-            LOG.info("a connection from %s ended: %s", host, why(error))
+            LOG.debug("a connection from %s ended: %s", host, why(error))
         finally:
             connection.close()
             with self._lock:

@@ -56,6 +56,8 @@ def _greet(address: str, host: str, connection: socket.socket, trust: Trust | No
         with contextlib.suppress(OSError):  # a refusal may be on its way already, and is read below
             outer.sendall(HELLO)
         answer = outer.recv(16)
+        with contextlib.suppress(OSError, ValueError):
+            outer.unwrap()
     except ssl.SSLCertVerificationError as error:
         expected = f"a certificate for {trust.name or host}, of {trust.authority}"
         remedy = "copy the server's authority.pem, or give tls.server_name"

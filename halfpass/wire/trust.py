@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 
-from halfpass.errors import InputError, reason
+from halfpass.errors import InputError
 
 MOST_CLIENTS = 2**16
 MOST_BYTES = 2**20  # of a certificate, key or file of tokens
@@ -117,16 +117,16 @@ class Trust:
                 _read(place, file)
             try:
                 context.load_cert_chain(self.certificate, self.key, password=_no_password)
-            except (ssl.SSLError, ValueError) as error:
+            except (ssl.SSLError, ValueError):
                 expected, remedy = "the key of that certificate, without a password", "copy both from their owner"
-                raise InputError(f"{self.key}", expected, reason(error), remedy) from None
+                raise InputError(f"{self.key}", expected, "something else", remedy) from None
         if self.authority is not None:
             _read("tls.authority", self.authority)
             try:
                 context.load_verify_locations(self.authority)
-            except ssl.SSLError as error:
+            except ssl.SSLError:
                 expected, remedy = "certificates of authorities, in PEM", "copy authority.pem again"
-                raise InputError(f"{self.authority}", expected, reason(error), remedy) from None
+                raise InputError(f"{self.authority}", expected, "something else", remedy) from None
 
 
 def _no_password() -> bytes:
@@ -146,11 +146,12 @@ def _read(place: str, file: Path) -> bytes:
 
 def _check_dates(place: str, file: Path) -> list[str]:
     """The names in a certificate; raises InputError where it is none, or is not valid now."""
+    content = _read(place, file)
     try:
-        certificate = x509.load_pem_x509_certificate(_read(place, file))
+        certificate = x509.load_pem_x509_certificate(content)
         names = _names(certificate)
-    except ValueError as error:
-        raise InputError(f"{file}", "a certificate in PEM", reason(error), "copy it from its owner") from None
+    except ValueError:
+        raise InputError(f"{file}", "a certificate in PEM", "something else", "copy it from its owner") from None
     now = datetime.datetime.now(datetime.UTC)
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not first <= now <= last:
