@@ -14,6 +14,7 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import few_parts
 from halfpass.wire.reach import reach
 from halfpass.wire.service import (
+    CONTROL_BYTES,
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
@@ -193,7 +194,7 @@ class Connection:
         if time.monotonic() - self._heard > self._timeout / 2:
             traffic, before = connection_traffic(None, self._port), self._came
             self._came = None if traffic is None else traffic[1]
-            if self._came is not None and before is not None and self._came > before:
+            if self._came is not None and before is not None and self._came > before + CONTROL_BYTES:
                 self._heard = time.monotonic()
 
     def _requests(self) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from halfpass.wire import messages
 from halfpass.wire.front import Front
 from halfpass.wire.meter import Meter
 from halfpass.wire.service import (
+    CONTROL_BYTES,
     LOG,
     METHOD,
     OVERHEAD_BYTES,
@@ -217,7 +218,7 @@ class Hub:
         if time.monotonic() - stream.heard > self._timeout / 2:
             traffic, before = self.socket_traffic(stream.client), stream.came
             stream.came = None if traffic is None else traffic[0]
-            if stream.came is not None and before is not None and stream.came > before:
+            if stream.came is not None and before is not None and stream.came > before + CONTROL_BYTES:
                 stream.heard = time.monotonic()
 
     # -- one client's stream, on gRPC's threads

@@ -12,6 +12,7 @@ import time
 from halfpass.errors import InputError
 
 LOG = logging.getLogger("halfpass")
+CONTROL_BYTES = 1024  # that gRPC's own frames may have between two looks, also of a peer that does nothing
 FIRST_WORD_SECONDS = 60.0  # of a wait, before it is logged
 SERVICE, METHOD = "halfpass.SplitLearning", "Session"
 STOP_SECONDS = 2.0
