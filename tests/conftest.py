@@ -3,6 +3,7 @@
 Not those of networks, which torch.fx calls with stand-ins for tensors.
 """
 
+import multiprocessing
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -30,6 +31,7 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    multiprocessing.set_start_method(None, force=True)  # `halfpass join` in this process has chosen another
 
 
 @pytest.fixture
