@@ -16,7 +16,7 @@ from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
 from halfpass.run.client_process import ClientRun
-from halfpass.run.epoch import handed_over, weight_kinds
+from halfpass.run.epoch import HandedOver, handed_over
 from halfpass.run.network import build_network
 from halfpass.run.server_process import Admission, ServerRun
 from halfpass.wire import halfpass_pb2 as pb
@@ -208,8 +208,8 @@ def test_all_that_a_relay_hands_on_is_known_by_name_and_shape(data):
     for optimizer, beside in (("sgd", 1), ("adamw", 3)):
         run = client_run(data, topology="relay", optimizer=optimizer)
         run._train(pb.Begin(epoch=0, first_step=0, total_steps=8, until=2))
-        weights, memory = weight_kinds(run.config, run.client)
+        known = HandedOver(run.config, run.client)
         state = handed_over(run.config, run.client)
-        assert len(state) == len(weights) + beside * len(list(run.client.half.parameters()) + list(run.client.head.parameters()))
-        check_weights("here", write_weights(state), weights, memory)
+        assert len(state) == len(known.weights) + beside * len(list(run.client.half.parameters()) + list(run.client.head.parameters()))
+        check_weights("here", write_weights(state), known.weights, known.memory)
         assert read_weights(write_weights(state)).keys() == state.keys()

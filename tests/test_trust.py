@@ -26,7 +26,7 @@ from halfpass.commands.certs import make_certificates
 from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TlsConfig, TrainConfig, WireConfig
 from halfpass.errors import HalfpassError, InputError
-from halfpass.run.identity import TOKEN, trust_of
+from halfpass.run.credentials import TOKEN, trust_of
 from halfpass.run.train import train
 from halfpass.wire import front, reach
 from halfpass.wire import halfpass_pb2 as pb

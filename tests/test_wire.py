@@ -558,8 +558,8 @@ def test_either_end_says_that_it_is_alive_when_it_has_nothing_else_to_say(served
     one = served()
     connection = one.connect()
     stream = one.hub._streams[0]
-    by_server, by_client = stream.heard, connection._heard
-    wait_until(lambda: stream.heard > by_server and connection._heard > by_client)
+    by_server, by_client = stream.pulse.heard, connection._pulse.heard
+    wait_until(lambda: stream.pulse.heard > by_server and connection._pulse.heard > by_client)
     connection.close()
 
 

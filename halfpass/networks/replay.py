@@ -420,12 +420,14 @@ class _Run(TorchFunctionMode):
             return self._below(number, func, args, kwargs)
         if self.start is not None:
             args, kwargs = with_tensors(args, self._real), with_tensors(kwargs, self._real)
-            used = used_by(name_of(func), args, kwargs)
+        used = used_by(name_of(func), args, kwargs) if self.foreign or self.start is not None else []
+        if self.start is not None:
             if any(id(tensor) in self.memory.fakes for tensor in used):
                 return self._of_stand_ins(func, args, kwargs)
             if name_of(func) == "group_norm" and args and any(tensor.requires_grad for tensor in used[1:]):
                 args = (with_gradient(args[0]), *args[1:])
-        foreign = self._foreign_in(func, args, kwargs)
+        # the name of a weight or buffer that this part does not have, where the call may use one
+        foreign = next((self.foreign[id(t)] for t in used if id(t) in self.foreign), None)
         try:
             output = func(*args, **kwargs)
         except Exception as error:
@@ -441,11 +443,6 @@ class _Run(TorchFunctionMode):
             if self.end.reads and name_of(func) in READS and name_of(func) not in MANY:
                 self.sent_reads.append(output)  # of constants too: which calls they are differs from way to way
         return output
-
-    def _foreign_in(self, func: Any, args: Any, kwargs: Any) -> str | None:
-        """The name of a weight or buffer that this part does not have, among those that a call may use."""
-        used = used_by(name_of(func), args, kwargs) if self.foreign else ()
-        return next((self.foreign[id(t)] for t in used if id(t) in self.foreign), None)
 
     def _not_had(self, func: Any, name: str) -> RunError:
         side = "client" if self.part.start is None else "server"

@@ -10,11 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from halfpass.algorithm.client import Client
-from halfpass.algorithm.handover import client_weights
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches, train_batches
@@ -22,8 +18,8 @@ from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import RunError
 from halfpass.run import setup
 from halfpass.run.children import for_peer
-from halfpass.run.epoch import ClientEpoch, Tally, Test, Values, handed_over, take_over, test_epoch, weight_kinds
-from halfpass.run.identity import trust_of
+from halfpass.run.credentials import trust_of
+from halfpass.run.epoch import ClientEpoch, HandedOver, Tally, Test, Values, handed_over, take_over, test_epoch
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, network_of, write_plans, written_spec
 from halfpass.run.records import RunFolder
@@ -31,7 +27,7 @@ from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
-from halfpass.wire.messages import PROTOCOL, check_weights, read_gradients, read_weights, write_batch, write_weights
+from halfpass.wire.messages import PROTOCOL, read_gradients, write_batch, write_weights
 from halfpass.wire.trust import Trust
 
 WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
@@ -48,12 +44,12 @@ class ClientRun:
         device = client.arithmetic.device
         self.shard, self.test_samples = shard.to(device), data.test.to(device)
         self.has_trained = False
-        self.uplink = Uplink(config, batch_count(len(shard), config.train.batch_size))
+        self._steps = batch_count(len(shard), config.train.batch_size)
+        self.uplink = Uplink(config, self._steps)
         self.memory = PeakMemory(client.arithmetic.device)
         self._epoch: ClientEpoch | None = None
-        self._steps = batch_count(len(shard), config.train.batch_size)
         self._epochs = 0  # that are done
-        self._kinds = weight_kinds(config, client)
+        self._handed_over = HandedOver(config, client)
 
     def follow(self) -> None:
         """Until the server says Finish."""
@@ -77,16 +73,10 @@ class ClientRun:
 
     def _take_over(self, weights: Sequence[pb.Tensor]) -> None:
         """Weights that the server hands on, where the settings have it hand on any."""
-        if not weights:
-            return
-        alone = self.config.clients.topology == "independent" or self.config.clients.count == 1
-        check_weights("the server", weights, *(({}, None) if alone else self._kinds))
-        found = read_weights(weights)
-        own = client_weights(self.client)
-        for name, value in found.items():
-            if value.is_floating_point() and not value.isfinite().all() and not _same_infinities(value, own.get(name)):
-                raise RunError(f"the server, {name}", "finite weights", "NaN or infinity", "look at the other clients")
-        take_over(self.config, self.client, found)
+        if weights:
+            take_over(
+                self.config, self.client, self._handed_over.read("the server", weights, "look at the other clients")
+            )  # fmt: skip
 
     def _train(self, begin: pb.Begin) -> None:
         self._check_begin(begin)
@@ -148,11 +138,6 @@ class ClientRun:
         values = {} if of_head is None else of_head.values()
         end = end_of_test(test.epoch, len(self.test_samples), values, has_head=self.client.head is not None)
         self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
-
-
-def _same_infinities(value: Tensor, own: Tensor | None) -> bool:
-    """Of a mask among the buffers, which stays as it is."""
-    return own is not None and torch.equal(value.isfinite(), own.isfinite()) and not value.isnan().any()
 
 
 def end_of_test(epoch: int, samples: int, values: Values, *, has_head: bool) -> pb.TestEnd:

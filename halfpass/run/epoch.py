@@ -6,7 +6,7 @@ run these very steps.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,8 @@ from halfpass.data.batches import micro_batches
 from halfpass.errors import RunError
 from halfpass.tasks.task import Task
 from halfpass.tree import map_leaves, sample_count
-from halfpass.wire.messages import Kinds
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.messages import Kinds, check_weights, read_weights
 
 Values = dict[str, float]  # metrics by name; NaN where one is not defined on the test set
 
@@ -232,10 +233,29 @@ def handed_over(config: Config, client: Client) -> dict[str, Tensor]:
     return relay_state(client) if config.clients.topology == "relay" else client_weights(client)
 
 
-def weight_kinds(config: Config, client: Client) -> tuple[Kinds, Kinds]:
-    """What `handed_over` has: shape and dtype of each weight, and of what the optimizer may remember beside them."""
-    weights = {name: (tuple(value.shape), value.dtype) for name, value in client_weights(client).items()}
-    return weights, relay_memory(client) if config.clients.topology == "relay" else {}
+class HandedOver:
+    """Reads client halves that are handed over: of this network's names and shapes, which is looked at before anything
+    is decoded, and finite, but for infinities that were there at the start, such as a mask's among the buffers."""
+
+    def __init__(self, config: Config, client: Client) -> None:
+        """`client`: one that has not trained yet."""
+        template = client_weights(client)
+        hands = config.clients.topology != "independent" and config.clients.count > 1
+        self.weights: Kinds = {n: (tuple(v.shape), v.dtype) for n, v in template.items()} if hands else {}
+        self.memory: Kinds = relay_memory(client) if hands and config.clients.topology == "relay" else {}
+        """What the optimizer may remember beside them."""
+        self._infinite = {n: v for n, v in template.items() if v.is_floating_point() and not v.isfinite().all()}
+
+    def read(self, place: str, messages: Sequence[pb.Tensor], remedy: str) -> dict[str, Tensor]:
+        """What `place` has sent; raises RunError where it is something else, `remedy` for NaN."""
+        check_weights(place, messages, self.weights, self.memory)
+        weights = read_weights(messages)
+        for name, value in weights.items():
+            known = self._infinite.get(name)
+            sound = value.isfinite() if known is None else value.isfinite() | (value == known)
+            if value.is_floating_point() and not sound.all():
+                raise RunError(f"{place}, {name}", "finite weights", "NaN or infinity", remedy)
+        return weights
 
 
 def take_over(config: Config, client: Client, state: dict[str, Tensor]) -> None:

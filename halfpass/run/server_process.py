@@ -9,9 +9,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from halfpass.algorithm.handover import client_weights
 from halfpass.bounded import parse_json
 from halfpass.config import Config
 from halfpass.cut import CutBatch
@@ -21,10 +18,10 @@ from halfpass.files import alone_in
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.children import IS_CHILD, for_peer
+from halfpass.run.credentials import EDGE, SERVER, trust_of
 from halfpass.run.edge import RemoteLink
-from halfpass.run.epoch import Score, Tally, Values, weight_kinds
+from halfpass.run.epoch import HandedOver, Score, Tally, Values
 from halfpass.run.epochs import run_epochs
-from halfpass.run.identity import EDGE, SERVER, trust_of
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
 from halfpass.run.records import RunFolder, Wires, refuse_run, result
 from halfpass.run.replay import Lessons
@@ -36,8 +33,6 @@ from halfpass.wire.messages import (
     DTYPES,
     PROTOCOL,
     check_batch,
-    check_weights,
-    read_weights,
     write_gradients,
     write_weights,
 )
@@ -210,12 +205,9 @@ class ServerRun:
         self.has_trained = False
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
-        client = setup.build_client(config, self.network, 0)
-        template, self._kinds = client_weights(client), weight_kinds(config, client)
+        self._handed_over = HandedOver(config, setup.build_client(config, self.network, 0))
         # An edge learns from its uploads as often as its own replay says.
         self._most_samples = [2**48 if admission.of_edge else join.samples for join in joins]
-        # such as a mask of -infinity among the buffers, which stays as it is
-        self._infinite = {n: v for n, v in template.items() if v.is_floating_point() and not v.isfinite().all()}
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
         self._last = dict.fromkeys(range(len(joins)), (-1, -1, 0, 0))
         self._evaluation_sockets = [(0, 0)] * len(joins)  # (up, down) so far, to be left out
@@ -301,7 +293,7 @@ class ServerRun:
 
     def _hand_over(self, epoch: int, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
         """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far."""
-        weights = {k: self._read_weights(k, end) for k, end in ends.items()}
+        weights = {k: self._handed_over.read(f"client {k}", end.weights, "lower train.lr") for k, end in ends.items()}
         for k, end in ends.items():
             sound = (
                 end.epoch == epoch and 0 <= end.busy_seconds < LONGEST_EPOCH and math.isfinite(end.learning_rate)
@@ -311,20 +303,6 @@ class ServerRun:
                 raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
         self.handover.take(weights)
         return {k: self._client_tally(k, end) for k, end in ends.items()}
-
-    def _read_weights(self, k: int, end: pb.EpochEnd) -> dict[str, Tensor]:
-        """A client half that is handed on must be one: of the network's names and shapes, and finite."""
-        if not self.handover.needed:
-            check_weights(f"client {k}", end.weights, {})
-            return {}
-        check_weights(f"client {k}", end.weights, *self._kinds)
-        weights = read_weights(end.weights)
-        for name, value in weights.items():
-            known = self._infinite.get(name)
-            sound = value.isfinite() if known is None else value.isfinite() | (value == known)
-            if value.is_floating_point() and not sound.all():
-                raise RunError(f"client {k}, {name}", "finite weights", "NaN or infinity", "lower train.lr")
-        return weights
 
     def _client_tally(self, k: int, end: pb.EpochEnd) -> Tally:
         """What the client says of its epoch."""

@@ -3,7 +3,6 @@
 import contextlib
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,12 +13,12 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import few_parts
 from halfpass.wire.reach import reach
 from halfpass.wire.service import (
-    CONTROL_BYTES,
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
     Patience,
+    Pulse,
     channel_options,
     check_address,
     heartbeat_seconds,
@@ -47,8 +46,7 @@ class Connection:
         self._unacknowledged: deque[tuple[tuple[int, int, int], int]] = deque()  # (place, bytes), oldest first
         self._incoming: deque[pb.ServerMessage] = deque()
         self._changed = threading.Condition()
-        self._heard, self._port = time.monotonic(), int(address.rpartition(":")[2])
-        self._came: int | None = None  # bytes at the socket when it was last looked, since it was last heard
+        self._pulse, self._port = Pulse(), int(address.rpartition(":")[2])
         self._failure: HalfpassError | None = None
         self._ended = self._closed = False
         if trust is not None:  # gRPC would try a refused handshake again and again, and not say why
@@ -180,8 +178,7 @@ class Connection:
                 raise self._failure
             if self._ended or self._closed:
                 raise RunError(self._who, what, "the end of the stream", "look at what the server printed")
-            self._look_for_bytes()
-            if time.monotonic() - self._heard > self._timeout:
+            if self._pulse.is_lost(self._timeout, self._bytes_that_came):
                 raise RunError(
                     self._who, f"{what} or a sign of life within {self._timeout:g} s", "none",
                     "see whether it still runs, or raise wire.timeout",
@@ -189,13 +186,9 @@ class Connection:
             patience.tell(self._who, what)
             self._changed.wait(min(0.2, self._timeout))
 
-    def _look_for_bytes(self) -> None:
-        """A message that takes longer than the timeout to come is no silence, as long as more of it comes."""
-        if time.monotonic() - self._heard > self._timeout / 2:
-            traffic, before = connection_traffic(None, self._port), self._came
-            self._came = None if traffic is None else traffic[1]
-            if self._came is not None and before is not None and self._came > before + CONTROL_BYTES:
-                self._heard = time.monotonic()
+    def _bytes_that_came(self) -> int | None:
+        traffic = connection_traffic(None, self._port)
+        return None if traffic is None else traffic[1]
 
     def _requests(self) -> Iterator[bytes]:
         while True:
@@ -236,7 +229,7 @@ class Connection:
     def _accept(self, message: pb.ServerMessage) -> None:
         kind = message.WhichOneof("kind")
         with self._changed:
-            self._heard, self._came = time.monotonic(), None
+            self._pulse.beat()
             if kind == "ack":
                 self._acknowledge(message.ack.epoch, message.ack.step, message.ack.before)
             elif kind == "failed":

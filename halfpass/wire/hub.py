@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,13 +19,13 @@ from halfpass.wire import messages
 from halfpass.wire.front import Front
 from halfpass.wire.meter import Meter
 from halfpass.wire.service import (
-    CONTROL_BYTES,
     LOG,
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
     Patience,
+    Pulse,
     channel_options,
     check_address,
     heartbeat_seconds,
@@ -62,11 +63,10 @@ class _Stream:
     ends: deque[pb.EpochEnd] = field(default_factory=deque)
     buffers: messages.Buffers = field(default_factory=messages.Buffers)
     outgoing: "queue.SimpleQueue[pb.ServerMessage | None]" = field(default_factory=queue.SimpleQueue)
-    heard: float = field(default_factory=time.monotonic)
+    pulse: Pulse = field(default_factory=Pulse)
     failure: HalfpassError | None = None
     finished: bool = False
     rejected: int = 0  # messages that could not be used
-    came: int | None = None  # bytes at the socket when it was last looked, since it was last heard
 
 
 class Hub:
@@ -205,21 +205,16 @@ class Hub:
 
     def _raise_silence(self, clients: Collection[int], what: str) -> None:
         for client in clients:
-            stream = self._streams[client]
-            self._look_for_bytes(stream)
-            if time.monotonic() - stream.heard > self._timeout:
+            if self._streams[client].pulse.is_lost(self._timeout, partial(self._bytes_of, client)):
                 raise RunError(
                     f"client {client}", f"{what} or a sign of life within {self._timeout:g} s",
                     "none", "see whether it still runs, or raise wire.timeout",
                 )  # fmt: skip
 
-    def _look_for_bytes(self, stream: _Stream) -> None:
-        """A message that takes longer than the timeout to come is no silence, as long as more of it comes."""
-        if time.monotonic() - stream.heard > self._timeout / 2:
-            traffic, before = self.socket_traffic(stream.client), stream.came
-            stream.came = None if traffic is None else traffic[0]
-            if stream.came is not None and before is not None and stream.came > before + CONTROL_BYTES:
-                stream.heard = time.monotonic()
+    def _bytes_of(self, client: int) -> int | None:
+        """That came from it, at the socket."""
+        traffic = self.socket_traffic(client)
+        return None if traffic is None else traffic[0]
 
     # -- one client's stream, on gRPC's threads
 
@@ -331,7 +326,7 @@ class Hub:
 
     def _accept(self, stream: _Stream, data: bytes) -> None:
         """Takes in one message; what cannot be used is rejected with the reason, and the stream goes on."""
-        stream.heard, stream.came = time.monotonic(), None
+        stream.pulse.beat()
         try:
             received = self._decode(stream, data)
         except HalfpassError as error:
@@ -346,7 +341,7 @@ class Hub:
                 stream.finished = received.kind == "finished"
                 while stream.incoming_bytes > self._window_bytes and stream.failure is None and not self._stopped:
                     self._changed.wait(0.2)  # a client that sends more than its window is held back by TCP
-                    stream.heard = time.monotonic()  # it is we who do not listen
+                    stream.pulse.beat()  # it is we who do not listen
                 stream.incoming.append(received)
                 stream.incoming_bytes += received.size
                 if received.kind == "epoch_end" and received.message is not None:

@@ -8,6 +8,7 @@ be told from one that is busy.
 
 import logging
 import time
+from collections.abc import Callable
 
 from halfpass.errors import InputError
 
@@ -31,6 +32,28 @@ def check_address(address: str, place: str, *, encrypted: bool = False, insecure
             place, f"a loopback host ({', '.join(LOOPBACK_HOSTS)}) without TLS", repr(host),
             "make certificates with halfpass certs and give --tls.folder, or say --insecure",
         )  # fmt: skip
+
+
+class Pulse:
+    """When a peer was last heard of. A message that takes longer than the timeout to come is no silence, as long as
+    more of it comes."""
+
+    def __init__(self) -> None:
+        self.beat()
+
+    def beat(self) -> None:
+        """It was heard."""
+        self.heard = time.monotonic()
+        self._came: int | None = None  # bytes at the socket when it was last looked, since it was last heard
+
+    def is_lost(self, timeout: float, bytes_that_came: Callable[[], int | None]) -> bool:
+        """Whether it has been silent for longer than that; to be asked several times in half of it. Bytes are None
+        where the system does not say."""
+        if time.monotonic() - self.heard > timeout / 2:
+            before, self._came = self._came, bytes_that_came()
+            if before is not None and self._came is not None and self._came > before + CONTROL_BYTES:
+                self.heard = time.monotonic()
+        return time.monotonic() - self.heard > timeout
 
 
 class Patience:
