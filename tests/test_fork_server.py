@@ -1,6 +1,7 @@
 """Children that are forked: as those that are started the usual way, and none left behind."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,21 @@ def test_no_child_outlives_a_killed_fork_server(tmp_path, monkeypatch):
     with stopping([again]):  # started the usual way
         assert isinstance(again.process, fork_server.Forked) is False
         assert again.first_line(60).startswith("listening on")
+
+
+def test_a_child_that_ends_before_anybody_looks_is_itself(monkeypatch):
+    """Its number and its end are two messages, also where both have come before the first is read."""
+    receive = socket.socket.recv
+
+    def late(link, size):
+        if size == 64:
+            time.sleep(3)
+        return receive(link, size)
+
+    Child("first", ["--version"], quiet=True).process.wait(60)  # the fork server is there
+    monkeypatch.setattr(socket.socket, "recv", late)
+    child = Child("it", ["--version"], quiet=True)
+    assert child.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from halfpass.config import TlsConfig
 from halfpass.errors import InputError
-from halfpass.wire.trust import MOST_BYTES, Trust
+from halfpass.wire.trust import Trust, read_small
 
 SERVER, EDGE = "server", "edge"
 TOKEN = "HALFPASS_TOKEN"  # an environment variable
@@ -49,11 +49,7 @@ def _token(file: Path | None) -> str | None:
         place = f"the environment variable {TOKEN}"
     else:
         place = str(file)
-        try:
-            with file.open("rb") as opened:
-                said = opened.read(MOST_BYTES).decode("ascii", "replace").strip()
-        except OSError as error:
-            raise InputError("tls.token", "a file that can be read", f"{file} ({error.strerror})", "check it") from None
+        said = read_small("tls.token", file).decode("ascii", "replace").strip()
         if not said:
             raise InputError(place, "a token", "nothing", "copy it from the server")
     if not said:

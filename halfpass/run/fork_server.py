@@ -83,7 +83,7 @@ def fork(arguments: Sequence[str], *, stdout: int | None, stderr: int | None) ->
     None for this process's own, `stderr` a descriptor or None. None where there is no fork server."""
     if not FORKS or not _all_open():
         return None
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # number and end come apart
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe() if stdout == subprocess.PIPE else (None, 1 if stdout is None else stdout)
     files = [theirs.fileno(), stdin_read, stdout_write, 2 if stderr is None else stderr]

@@ -90,7 +90,7 @@ class Trust:
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """A client's, for gRPC."""
         parts = (self.authority, self.key, self.certificate)
-        return grpc.ssl_channel_credentials(*(None if file is None else _read("tls", file) for file in parts))
+        return grpc.ssl_channel_credentials(*(None if file is None else read_small("tls", file) for file in parts))
 
     def metadata(self) -> list[tuple[str, str]]:
         """What a client says beside its messages."""
@@ -101,7 +101,7 @@ class Trust:
         if self.tokens is None:
             return {}
         found: dict[str, int] = {}
-        for number, line in enumerate(_read("tls.tokens", self.tokens).decode("ascii", "replace").splitlines(), 1):
+        for number, line in enumerate(read_small("tls.tokens", self.tokens).decode("ascii", "replace").splitlines(), 1):
             if not line.strip():
                 continue
             if not (match := re.fullmatch(r"\s*(\d{1,6})\s+([0-9a-f]{64})\s*", line)):
@@ -114,14 +114,14 @@ class Trust:
     def _load(self, context: ssl.SSLContext) -> None:
         if self.certificate is not None and self.key is not None:
             for place, file in (("tls.certificate", self.certificate), ("tls.key", self.key)):
-                _read(place, file)
+                read_small(place, file)
             try:
                 context.load_cert_chain(self.certificate, self.key, password=_no_password)
             except (ssl.SSLError, ValueError):
                 expected, remedy = "the key of that certificate, without a password", "copy both from their owner"
                 raise InputError(f"{self.key}", expected, "something else", remedy) from None
         if self.authority is not None:
-            _read("tls.authority", self.authority)
+            read_small("tls.authority", self.authority)
             try:
                 context.load_verify_locations(self.authority)
             except ssl.SSLError:
@@ -133,7 +133,8 @@ def _no_password() -> bytes:
     raise ValueError("it is encrypted")
 
 
-def _read(place: str, file: Path) -> bytes:
+def read_small(place: str, file: Path) -> bytes:
+    """The file's content; raises InputError, which names `place`, where it cannot be read, or is large."""
     try:
         with file.open("rb") as opened:
             content = opened.read(MOST_BYTES + 1)
@@ -146,7 +147,7 @@ def _read(place: str, file: Path) -> bytes:
 
 def _check_dates(place: str, file: Path) -> list[str]:
     """The names in a certificate; raises InputError where it is none, or is not valid now."""
-    content = _read(place, file)
+    content = read_small(place, file)
     try:
         certificate = x509.load_pem_x509_certificate(content)
         names = _names(certificate)
