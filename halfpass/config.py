@@ -355,11 +355,28 @@ class WireConfig:
     window: int = 32 * 2**20
     """Bytes that a client may have sent and not yet had acknowledged: how far it runs ahead of the server."""
     timeout: float = 60.0
-    """Seconds without a sign of life after which a peer counts as lost; the same on both sides."""
+    """Seconds without a sign of life after which a connection counts as lost; the same on both sides."""
+    reconnect: float = 600.0
+    """Seconds for which a lost server or client is waited for; a decoupled client trains on meanwhile. 0: the run ends
+    with the first lost connection."""
 
     def __post_init__(self) -> None:
-        _settle(self, "wire.", window=1, timeout=0.1, every=1, budget=1)
-        _at_most(self, "wire.", window=MOST_WINDOW, timeout=1e6)
+        _settle(self, "wire.", window=1, timeout=0.1, every=1, budget=1, reconnect=0)
+        _at_most(self, "wire.", window=MOST_WINDOW, timeout=1e6, reconnect=1e9)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a process between processes keeps, so that nothing is lost with it. Each has its own."""
+
+    every: int | None = 100
+    """Steps from one checkpoint to the next, beside those at epochs' ends; null for these alone."""
+    spool: int = 4 * 2**30
+    """Bytes of disk for what the other side may need again, of each client: how far a decoupled client can train on
+    while its server is away."""
+
+    def __post_init__(self) -> None:
+        _settle(self, "checkpoint.", every=1, spool=2**20)
 
 
 @dataclass(frozen=True)
@@ -434,6 +451,8 @@ class Config:
     """Wire between the halves."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """Server's use of the uploads."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is kept, to go on from."""
     tls: TlsConfig = field(default_factory=TlsConfig)
     """Encryption, and who may join."""
     out: str | None = None
@@ -520,7 +539,7 @@ def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -
 
 _GROUPS: dict[str, Any] = {
     "data": DataConfig, "task": TaskConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig,
-    "wire": WireConfig, "server": ServerConfig, "tls": TlsConfig,
+    "wire": WireConfig, "server": ServerConfig, "checkpoint": CheckpointConfig, "tls": TlsConfig,
 }  # fmt: skip
 
 
@@ -580,10 +599,10 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return groups
 
 
-# What may differ between a server and its clients: each one's own machine and folders, and the whole group `server`.
+# What may differ between a server and its clients: each one's own machine and folders, and some whole groups.
 _PRIVATE = {
     "runtime", "out", "data.path", "data.download", "data.loading", "data.workers", "model.weights", "train.device",
-    "train.threads", "train.compile",
+    "train.threads", "train.compile", "wire.reconnect",
 }  # fmt: skip
 _OWN = {"data.name", "data.limit", "data.picture", "data.separator", "data.test_share"}  # of clients with own data
 
@@ -595,5 +614,5 @@ def shared_settings(config: Config) -> dict[str, Any]:
     """
     private = _PRIVATE | (_OWN if config.clients.partition == "own" else set())
     settings = flatten(as_dict(config))
-    own = ("server.", "tls.")
+    own = ("server.", "checkpoint.", "tls.")
     return {key: value for key, value in settings.items() if key not in private and not key.startswith(own)}

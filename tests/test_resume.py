@@ -154,7 +154,7 @@ def test_what_cannot_be_gone_on_with_is_said(tmp_path, monkeypatch, capsys):
     assert refused() == (2, "resume: expected the folder of a run, found no config.yaml in /run; check the path")
     config = dataclasses.replace(settings(train=recipe(epochs=2)), out=str(tmp_path / "run"))
     break_off(monkeypatch, config, 1)
-    assert refused() == (2, "resume: expected a training in one process, an epoch of it finished, found one without a finished epoch; train anew")
+    assert refused() == (2, "resume: expected a training that has kept a state, in one process behind its first epoch, found none in /run; train anew")
     (tmp_path / "run" / "metrics.jsonl").unlink(missing_ok=True)
     train(dataclasses.replace(config, out=str(tmp_path / "done")))
     (tmp_path / "done").rename(tmp_path / "run-done")
@@ -184,7 +184,7 @@ def test_other_settings_and_a_lost_store_are_refused(tmp_path, monkeypatch):
     file = tmp_path / "run" / "config.yaml"
     begun = file.read_text()
     file.write_text(begun.replace("epochs: 3", "epochs: 5"))
-    with pytest.raises(InputError, match=r"run: expected train.epochs 3, with which it began, found 5; write 3 into config.yaml"):
+    with pytest.raises(InputError, match=r"run: expected train.epochs 3, with which it began, found 5; go on with those settings, or train anew"):
         resume(tmp_path / "run")
     file.write_text(begun)
     (tmp_path / "run" / "store").rename(tmp_path / "elsewhere")

@@ -228,9 +228,9 @@ def test_meter_counts_every_byte_of_every_message_once():
     ]
     downs = [
         messages.write_gradients(sent, sent.tensors, "none"),
-        pb.ServerMessage(ack=pb.Ack(step=3)),
+        pb.ServerMessage(ack=pb.Ack()),
         pb.ServerMessage(test=pb.Test(epoch=1)),
-        pb.ServerMessage(ack=pb.Ack(step=9)),
+        pb.ServerMessage(ack=pb.Ack(test=True)),
         pb.ServerMessage(begin=pb.Begin(weights=messages.write_weights({"half.w": torch.zeros(50)}))),
     ]
     for up in ups:
@@ -284,8 +284,18 @@ def served():
         one.hub.stop()
 
 
-def ack(hub, client, sent):
-    hub.send(client, pb.ServerMessage(ack=pb.Ack(epoch=sent.epoch, step=sent.step, before=sent.before)))
+def take(hub, client, *kinds):
+    """Takes a message and works it off."""
+    received = hub.take([client], *kinds)[1]
+    hub.done(client, received)
+    hub.acknowledge(client)
+    return received
+
+
+def numbered(place, message):
+    """As bytes, at a place of a client's sequence."""
+    message.place = place
+    return message.SerializeToString()
 
 
 def encoded(*batches):
@@ -302,14 +312,14 @@ def test_batches_arrive_whole_and_acknowledgements_open_the_window(served):
     last.start()
     last.join(0.5)
     assert last.is_alive()  # the window is full, and so is the queue before it
-    assert len(one.hub._streams[0].incoming) == 2
+    assert len(one.hub.peer(0).incoming) == 2
     for step in range(2 + AHEAD_BATCHES + 1):
-        client, received = one.hub.take([0], "batch")
-        assert (client, received.batch.step) == (0, step)
+        received = take(one.hub, 0, "batch")
+        assert (received.place, received.batch.step) == (step + 1, step)
         assert torch.equal(received.batch.tensors[0], batch(step=step).tensors[0])
-        ack(one.hub, 0, received.batch)
     last.join(5)
-    wait_until(lambda: not connection._unacknowledged)
+    wait_until(lambda: connection._applied == 5)
+    assert connection.outbox.kept_bytes == 0  # of a server that keeps nothing, nothing is kept for it
     connection.send(pb.ClientMessage(finished=pb.Finished()))
     one.hub.take([0], "finished")
 
@@ -320,13 +330,15 @@ def test_micro_batches_are_acknowledged_one_by_one(served):
     connection = one.connect(window=2 * encoded(parts[0])[0].ByteSize() + 10)
     connection.send_in_turn(partial(encoded, *parts))
     for sent in parts[:2]:
-        received = one.hub.take([0], "batch")[1].batch
-        assert (len(received), received.before, received.after) == (2, sent.before, sent.after)
-        assert (received.share, received.last) == (2 / 6, False)
-    assert not one.hub._streams[0].incoming  # the third waits for the window
-    ack(one.hub, 0, parts[0])
+        received = one.hub.take([0], "batch")[1]
+        part = received.batch
+        assert (len(part), part.before, part.after) == (2, sent.before, sent.after)
+        assert (part.share, part.last) == (2 / 6, False)
+    assert not one.hub.peer(0).incoming  # the third waits for the window
+    one.hub.done(0, dataclasses.replace(received, place=1))
+    one.hub.acknowledge(0)
     assert one.hub.take([0], "batch")[1].batch.last
-    assert [place for place, _ in connection._unacknowledged] == [(0, 0, 2), (0, 0, 4)]
+    assert (connection._applied, connection.outbox.first, connection.outbox.last) == (1, 2, 3)
 
 
 def test_arrival_order_starves_nobody(served):
@@ -336,7 +348,7 @@ def test_arrival_order_starves_nobody(served):
     for k, connection in enumerate(connections):
         for step in range(4):
             connection.send_in_turn(partial(encoded, batch(client=k, step=step)))
-    wait_until(lambda: all(len(stream.incoming) == 4 for stream in one.hub._streams.values()))
+    wait_until(lambda: all(len(one.hub.peer(k).incoming) == 4 for k in range(2)))
     assert [one.hub.take([0, 1], "batch")[0] for _ in range(8)] == [0, 1] * 4
     for connection in connections:
         connection.close()
@@ -372,7 +384,7 @@ def written(value):
     """A batch with such an activation in it."""
     good = batch()
     values = good.tensors[0].index_fill(0, torch.tensor([2]), value)
-    return messages.write_batch(dataclasses.replace(good, tensors=(values,)), "none").SerializeToString()
+    return messages.write_batch(dataclasses.replace(good, tensors=(values,)), "none")
 
 
 def test_corrupt_message_is_rejected_and_the_next_good_one_is_served(served):
@@ -383,15 +395,19 @@ def test_corrupt_message_is_rejected_and_the_next_good_one_is_served(served):
     bad_labels = CutBatch(0, 0, 0, (torch.zeros(1, *SHAPE),), torch.tensor([12]))
     for data, text in [
         (CORRUPT, f"message of client 0: expected a ClientMessage, found {len(CORRUPT)} bytes that are none"),
-        (messages.write_batch(batch(client=1), "none").SerializeToString(), "expected client 0, found client 1"),
-        (messages.write_batch(bad_labels, "none").SerializeToString(), "expected labels from 0 to 9, found 12"),
-        (written(math.nan), "batch of client 0, epoch 0, step 0, tensor 0: expected finite values, found NaN or infinity"),
-        (written(math.inf), "tensor 0: expected finite values, found NaN or infinity"),
-        (written(3e38), "tensor 0: expected finite values, found NaN or infinity"),
+        (numbered(1, messages.write_batch(batch(client=1), "none")), "expected client 0, found client 1"),
+        (numbered(2, messages.write_batch(bad_labels, "none")), "expected labels from 0 to 9, found 12"),
+        (numbered(3, written(math.nan)), "batch of client 0, epoch 0, step 0, tensor 0: expected finite values, found NaN or infinity"),
+        (numbered(4, written(math.inf)), "tensor 0: expected finite values, found NaN or infinity"),
+        (numbered(5, written(3e38)), "tensor 0: expected finite values, found NaN or infinity"),
+        (numbered(7, written(1)), "batch of client 0: expected number 6 in its sequence, found 7; both sides must"),
+        (numbered(0, written(1)), "batch of client 0: expected number 6 in its sequence, found 0; both sides must"),
+        (numbered(6, messages.write_batch(batch(), "none", test=True)), "batch of client 0: expected number 0 in its sequence, found 6"),
     ]:
         outgoing.put(data)
         assert text in next_reply(replies).rejected.reason
-    outgoing.put(messages.write_batch(batch(), "none").SerializeToString())
+    outgoing.put(numbered(3, written(1)))  # which has come already: nobody learns from it twice
+    outgoing.put(numbered(6, messages.write_batch(batch(), "none")))
     assert torch.equal(one.hub.take([0], "batch")[1].batch.tensors[0], batch().tensors[0])
     channel.close()
 
@@ -406,9 +422,9 @@ def test_a_flood_of_rejected_messages_has_an_end_and_is_logged(served, caplog):
         outgoing.put(CORRUPT)
     with pytest.raises(RunError, match="client 0: expected at most 100 messages that cannot be used, found more; look"):
         one.hub.take([0], "batch")
-    stream = one.hub._streams[0]
-    wait_until(lambda: stream.rejected == 500)
-    assert stream.outgoing.qsize() <= 100
+    peer = one.hub.peer(0)
+    wait_until(lambda: peer.rejected == 500)
+    assert len(peer.stream.control) <= 100
     assert caplog.text.count("rejected a message of client 0: message of client 0: expected a ClientMessage") == 100
     channel.close()
 
@@ -418,13 +434,13 @@ def test_a_client_that_sends_more_than_its_window_is_held_back(served):
     window, message = 2**14, encoded(batch(samples=20))[0]
     one = served(window=window)
     channel, outgoing, replies = raw_stream(one.address)
-    for data in [JOIN, *[message.SerializeToString()] * 20]:  # 40 kB
+    for data in [JOIN, *[numbered(place, message) for place in range(1, 21)]]:  # 40 kB
         outgoing.put(data)
     next_reply(replies)
-    stream = one.hub._streams[0]
-    wait_until(lambda: stream.incoming_bytes > window)
+    peer = one.hub.peer(0)
+    wait_until(lambda: peer.incoming_bytes > window)
     time.sleep(0.2)  # in which all of them would come
-    assert stream.incoming_bytes <= window + message.ByteSize()
+    assert peer.incoming_bytes <= window + message.ByteSize() + 600
     for _ in range(20):
         assert len(one.hub.take([0], "batch")[1].batch) == 20
     channel.close()
@@ -546,7 +562,7 @@ def test_every_wait_has_a_deadline_and_names_whom_it_waited_for(served):
     channel, outgoing, replies = raw_stream(frozen.address)
     outgoing.put(JOIN)
     next_reply(replies)
-    with pytest.raises(RunError, match=r"client 0: expected batch or a sign of life within 0.6 s, found none"):
+    with pytest.raises(RunError, match=r"client 0: expected a message or a sign of life within 0.6 s, found none"):
         frozen.hub.take([0], "batch")
     channel.close()
     assert time.monotonic() - began < 10
@@ -557,9 +573,9 @@ def test_either_end_says_that_it_is_alive_when_it_has_nothing_else_to_say(served
         monkeypatch.setattr(f"halfpass.wire.{end}.heartbeat_seconds", lambda timeout: 0.05)
     one = served()
     connection = one.connect()
-    stream = one.hub._streams[0]
-    by_server, by_client = stream.pulse.heard, connection._pulse.heard
-    wait_until(lambda: stream.pulse.heard > by_server and connection._pulse.heard > by_client)
+    stream, link = one.hub.peer(0).stream, connection._link
+    by_server, by_client = stream.pulse.heard, link.pulse.heard
+    wait_until(lambda: stream.pulse.heard > by_server and link.pulse.heard > by_client)
     connection.close()
 
 
@@ -577,7 +593,7 @@ def test_a_frozen_server_frees_a_sender_whose_window_is_full():
         connection.receive("joined")
         for step in range(1 + AHEAD_BATCHES):  # there is room for one
             connection.send_in_turn(partial(encoded, batch(step=step)))
-        with pytest.raises(RunError, match=rf"server at 127.0.0.1:{port}: expected an acknowledgement or a sign of life"):
+        with pytest.raises(RunError, match=rf"server at 127.0.0.1:{port}: expected a message or a sign of life within"):
             connection.send_in_turn(partial(encoded, batch(step=3)))
         connection.close()
     finally:
@@ -631,8 +647,8 @@ def test_socket_bytes_are_those_that_passed_the_wire(served):
     connection.receive("joined")
     for step in range(20):
         connection.send_in_turn(partial(encoded, batch(step=step, samples=2000)))
-        ack(one.hub, 0, one.hub.take([0], "batch")[1].batch)
-    wait_until(lambda: not connection._unacknowledged)
+        take(one.hub, 0, "batch")
+    wait_until(lambda: connection._applied == 20)
     time.sleep(0.3)
     up, down = one.hub.socket_traffic(0)
     meter = one.hub.meter(0)

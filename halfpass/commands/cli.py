@@ -31,14 +31,14 @@ from halfpass.commands.retrain import retrain
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError
-from halfpass.files import at_home, refuse_file, write_json
+from halfpass.files import at_home, read_mapping, refuse_file, write_json
 from halfpass.plugin import origin
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
 from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
 from halfpass.run.client_process import join
-from halfpass.run.records import command_line, default_folder, environment, read_config
+from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
 
@@ -77,9 +77,32 @@ def _train(options: Namespace) -> None:
 
 def _resume(options: Namespace) -> None:
     run = _path("RUN", options.run)
+    clients = sorted(file.parent for file in run.glob(f"client-*/{JOINED}"))
+    if options.client is not None or (clients and not (run / "config.yaml").is_file()):
+        return _resume_client(run, clients, options)
     _check_code(run, read_config(run) if (run / "config.yaml").is_file() else Config(), options.allow_code)
-    resume(run)
-    _report_own([run])
+    if (run / SERVED).is_file() and not (run / "result.json").is_file():
+        config = dataclasses.replace(read_config(run), out=str(run))
+        said = read_mapping(run / SERVED)[1]
+        bind = options.bind or str(said["bind"])
+        _serve_run(config, bind, said["above"], insecure=bool(said["insecure"]), again=True)
+        return None
+    resume(run, debug=options.debug)
+    return _report_own([run])
+
+
+def _resume_client(run: Path, clients: list[Path], options: Namespace) -> None:
+    """A client that was started by hand, and has its state in a folder of its own."""
+    numbers = {int(folder.name.removeprefix("client-")): folder for folder in clients}
+    chosen = next(iter(numbers)) if options.client is None and len(numbers) == 1 else options.client
+    if chosen not in numbers:
+        found = ", ".join(map(str, sorted(numbers))) or "none"
+        raise InputError("--client", f"a client that joined from {run}", found, "give the number of one with --client")
+    own = numbers[chosen]
+    config = dataclasses.replace(read_config(own), out=str(run))
+    _check_code(own, config, options.allow_code)
+    said = read_mapping(own / JOINED)[1]
+    _join_run(config, str(said["address"]), chosen, insecure=bool(said["insecure"]), again=True)
 
 
 def _compare(options: Namespace) -> None:
@@ -92,14 +115,18 @@ def _compare(options: Namespace) -> None:
 
 def _serve(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
-    host = options.bind.rpartition(":")[0]
+    _serve_run(config, options.bind, options.above, insecure=options.insecure, again=options.resume)
+
+
+def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, again: bool) -> None:
+    host = bind.rpartition(":")[0]
 
     def announce(port: int) -> None:
         address = f"{host}:{port}"
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
 
     _log_events()
-    serve(config, options.bind, announce, options.above, insecure=options.insecure)
+    serve(config, bind, announce, above, insecure=insecure, again=again)
     _report_own([config.folder])
 
 
@@ -129,12 +156,16 @@ def _certs(options: Namespace) -> None:
 
 def _join(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
+    _join_run(config, options.address, options.client, insecure=options.insecure, again=options.resume)
+
+
+def _join_run(config: Config, address: str, client: int, *, insecure: bool, again: bool) -> None:
     draw_beside_threads()
     if not IS_CHILD:
         _log_events()
-    folder = join(config, options.address, options.client, insecure=options.insecure)
+    folder = join(config, address, client, insecure=insecure, again=again)
     if not IS_CHILD:
-        print(f"saved {folder / f'client-{options.client}.safetensors'}")
+        print(f"saved {folder / f'client-{client}.safetensors'}")
 
 
 def _retrain(options: Namespace) -> None:
@@ -244,7 +275,10 @@ def _add_config(parser: ArgumentParser) -> None:
 
 
 def _add_resume(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="Folder of a training that was broken off.")
+    parser.add_argument("run", type=str, metavar="RUN", help="Folder of a training, a server or a client.")
+    parser.add_argument("--client", type=int, default=None, help="Which client, of several that joined from there.")
+    where = "HOST:PORT for a server to listen on. Default: where it did."
+    parser.add_argument("--bind", type=str, default=None, help=where)
     _add_allow_code(parser)
 
 
@@ -266,6 +300,12 @@ def _add_serve(parser: ArgumentParser) -> None:
     above = "HOST:PORT of the server above; makes this the edge of a run with model.edge_cut."
     parser.add_argument("--above", type=str, default=None, help=above)
     _add_insecure(parser)
+    _add_again(parser)
+
+
+def _add_again(parser: ArgumentParser) -> None:
+    may = "Go on with the run that was broken off in --out; begin it where there is none yet."
+    parser.add_argument("--resume", action="store_true", help=may)
 
 
 def _add_insecure(parser: ArgumentParser) -> None:
@@ -287,6 +327,7 @@ def _add_join(parser: ArgumentParser) -> None:
     parser.add_argument("address", type=str, help="HOST:PORT of the server.")
     parser.add_argument("--client", type=int, default=0, help="Number of this client, from 0.")
     _add_insecure(parser)
+    _add_again(parser)
     _add_config(parser)
 
 
@@ -334,7 +375,7 @@ def _add_cuts(parser: ArgumentParser) -> None:
 COMMANDS = {
     "train": Command(_train, "Train by one method and write a run folder.", _add_config),
     "compare": Command(_compare, "Train by several methods and seeds: one table, one report.", _add_compare),
-    "resume": Command(_resume, "Go on with a training in one process that was broken off.", _add_resume),
+    "resume": Command(_resume, "Go on with a training, a server or a client that was broken off.", _add_resume),
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
     "certs": Command(_certs, "Make certificates for a run between machines.", _add_certs),

@@ -20,7 +20,7 @@ from halfpass.config import Config, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, RunError, near_miss
 from halfpass.files import alone_in
 from halfpass.report import tables
-from halfpass.run import setup
+from halfpass.run import checkpoint, setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.records import CHECKPOINT, RunFolder, difference, read_config, read_result
 from halfpass.run.train import process_count
@@ -48,7 +48,7 @@ class Member:
     @property
     def begun(self) -> bool:
         """Whether it can be gone on with."""
-        return (self.folder / CHECKPOINT).is_file()
+        return checkpoint.there(self.folder / CHECKPOINT)
 
 
 def read_grid(file: Path, out: Path, changes: Mapping[str, Any]) -> list[Member]:

@@ -43,9 +43,10 @@ def micro_batches(samples: int, size: int | None) -> list[slice]:
 
 
 def train_batches(
-    data: Dataset, samples: Samples, batch_size: int, *, seed: int, client: int, epoch: int
+    data: Dataset, samples: Samples, batch_size: int, *, seed: int, client: int, epoch: int, first: int = 0
 ) -> Iterator[tuple[Any, Any]]:
-    """One epoch of `samples`, a part of `data.train`, shuffled and, where `data` says so, cropped and flipped.
+    """One epoch of `samples`, a part of `data.train`, shuffled and, where `data` says so, cropped and flipped; from its
+    batch `first` on.
 
     Yields inputs and targets, nested as the samples' are: of uint8 pictures (B, C, H, W) float32, normalized, in
     channels-last memory; other floating point as float32, integers and bool as they are.
@@ -56,8 +57,11 @@ def train_batches(
     batches = torch.randperm(len(samples), generator=_generator(seed, "order", client, epoch)).split(batch_size)[:count]
     draws = None if data.crop_padding is None else _generator(seed, "augment", client, epoch)
     if isinstance(samples, Stream):
-        return _streamed(data, samples, batches, (seed, client, epoch))
-    return (_batch(data, samples, indices, draws) for indices in batches)
+        return _streamed(data, samples, batches[first:], (seed, client, epoch))
+    if draws is not None and data.crop_padding is not None:
+        for indices in batches[:first]:
+            draw_crop_and_flip(len(indices), data.crop_padding, draws)
+    return (_batch(data, samples, indices, draws) for indices in batches[first:])
 
 
 def test_batches(data: Dataset, samples: Samples, batch_size: int) -> Iterator[tuple[Any, Any]]:

@@ -1,6 +1,6 @@
 """What a server tells what is above it: nothing at the top, and the server above where it is an edge (`edge.py`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from halfpass.cut import CutBatch
@@ -9,6 +9,8 @@ from halfpass.run.epoch import Score, Tally
 
 class Above:
     """Nothing: above the top there is no one to tell."""
+
+    test_again: Callable[[int], object]  # by the server below, where the server above has lost one
 
     def state(self) -> dict[str, Any]:
         """What the server above needs to go on behind an epoch."""
@@ -32,8 +34,9 @@ class Above:
     def test(self, batch: CutBatch) -> None:
         """The edge has answered this test batch."""
 
-    def end_test(self, epoch: int, score: Score) -> None:
-        """How the edge's head did."""
+    def end_test(self, epoch: int, score: Score) -> bool:
+        """How the edge's head did; False where the test must begin anew."""
+        return True
 
     def skip_test(self, epoch: int) -> None:
         """There is no test after this epoch."""

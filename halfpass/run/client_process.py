@@ -5,31 +5,47 @@ one except for its window.
 """
 
 import json
-from collections.abc import Sequence
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from halfpass.algorithm.checkpoint import load_training_state, training_state
 from halfpass.algorithm.client import Client
-from halfpass.config import Config
+from halfpass.config import Config, as_dict
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import RunError
-from halfpass.run import setup
-from halfpass.run.children import for_peer
+from halfpass.files import make_folder, write_json
+from halfpass.run import checkpoint, setup
+from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.credentials import trust_of
-from halfpass.run.epoch import ClientEpoch, HandedOver, Tally, Test, Values, handed_over, take_over, test_epoch
+from halfpass.run.epoch import (
+    ClientEpoch,
+    HandedOver,
+    Tally,
+    Test,
+    Values,
+    handed_over,
+    take_over,
+    tally_of,
+    test_epoch,
+)
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, network_of, write_plans, written_spec
-from halfpass.run.records import RunFolder
+from halfpass.run.records import CHECKPOINT, JOINED, RunFolder, refuse_changes
 from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, write_batch, write_weights
+from halfpass.wire.outbox import Outbox
 from halfpass.wire.trust import Trust
 
+LOG = logging.getLogger("halfpass")
 WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
 DATA = "data"  # among the settings that a client sends: what its data must have in common with the others'
 
@@ -38,8 +54,10 @@ class ClientRun:
     """The client's side of a run; the same steps as `local.LocalRun` takes for one of its clients."""
 
     def __init__(
-        self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples, task: Task
-    ) -> None:
+        self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples, task: Task,
+        file: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`file` keeps what the run can be gone on with."""
         self.config, self.connection, self.client, self.data, self.task = config, connection, client, data, task
         device = client.arithmetic.device
         self.shard, self.test_samples = shard.to(device), data.test.to(device)
@@ -49,15 +67,23 @@ class ClientRun:
         self.memory = PeakMemory(client.arithmetic.device)
         self._epoch: ClientEpoch | None = None
         self._epochs = 0  # that are done
+        self._order: pb.Begin | None = None  # that is at work, without its weights
+        self._file = file
+        self._since = 0  # steps since the last checkpoint
+        self._kept = 0  # place of the server's last message that is in it
         self._handed_over = HandedOver(config, client)
 
     def follow(self) -> None:
         """Until the server says Finish."""
+        if self._order is not None:  # in which an earlier process was broken off
+            self._go_on(self._order)
         while True:
-            message = self.connection.receive("begin", "test", "finish")
+            message = self.connection.receive("begin", "take", "test", "finish")
             kind = message.WhichOneof("kind")
             if kind == "begin":
                 self._train(message.begin)
+            elif kind == "take":
+                self._take_over(message.take.weights)
             elif kind == "test":
                 self._test(message.test)
             else:
@@ -81,14 +107,28 @@ class ClientRun:
     def _train(self, begin: pb.Begin) -> None:
         self._check_begin(begin)
         self._take_over(begin.weights)
+        if self._epoch is None or self._epoch.epoch != begin.epoch:  # else it goes on with it, in another round
+            self._epoch = self._epoch_of(begin)
+        self._order = pb.Begin()
+        self._order.CopyFrom(begin)
+        del self._order.weights[:]
+        self._go_on(self._order)
+
+    def _epoch_of(self, begin: pb.Begin, done: Tally | None = None) -> ClientEpoch:
+        """The epoch, behind what has been done of it."""
+        recipe, first = self.config.train, 0 if done is None else done.steps
+        batches = train_batches(
+            self.data, self.shard, recipe.batch_size, seed=recipe.seed, client=self.client.index, epoch=begin.epoch,
+            first=first,
+        )  # fmt: skip
+        return ClientEpoch(
+            self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps, done
+        )  # fmt: skip
+
+    def _go_on(self, begin: pb.Begin) -> None:
+        """Trains up to where the server has said, and says so."""
         epoch = self._epoch
-        if epoch is None or epoch.epoch != begin.epoch:  # else it goes on with it, in another round
-            recipe = self.config.train
-            batches = train_batches(
-                self.data, self.shard, recipe.batch_size, seed=recipe.seed, client=self.client.index, epoch=begin.epoch
-            )
-            epoch = ClientEpoch(self.config, self.client, batches, begin.epoch, begin.first_step, begin.total_steps)
-            self._epoch = epoch
+        assert epoch is not None
         while (batch := epoch.forward(begin.until)) is not None:
             self.has_trained = True
             upload = partial(self.uplink.messages, batch, epoch.tally)
@@ -99,9 +139,60 @@ class ClientRun:
             if self.config.returns_gradient(batch.step):
                 reply = self.connection.receive("gradients").gradients
                 epoch.backward(read_gradients(reply, batch))
+            last = batch.last
             del batch, upload  # they are large, and the next step needs room
-        self._epochs = begin.epoch + (begin.until == self._steps)
+            if last:
+                self._keep_if_due()
+        self._epochs, self._order = begin.epoch + (begin.until == self._steps), None
         self.connection.send_in_turn(partial(self._epoch_end, begin, epoch.tally))
+        if begin.until == self._steps:
+            self.keep()
+
+    # -- what is kept
+
+    def _keep_if_due(self) -> None:
+        self._since += 1
+        every = self.config.checkpoint.every
+        if every is not None and self._since >= every:
+            self.keep()
+
+    def keep(self) -> None:
+        """A checkpoint; where there is no room for it, the one before stays."""
+        self._since = 0
+        if self._file is None:
+            return
+        self.connection.drain()
+        try:
+            state = self.state()
+            checkpoint.write(self._file, state["connection"]["run"], state)
+        except RunError as error:
+            LOG.warning("no checkpoint: %s; the one before it stays", error)
+            return
+        self.connection.keep(self._kept)  # what the older of the two has
+        self._kept = state["connection"]["taken"]
+
+    def state(self) -> dict[str, Any]:
+        """All that the coming steps depend on, once all uploads are made."""
+        epoch, order = self._epoch, self._order
+        return {
+            "settings": as_dict(self.config), "connection": self.connection.state(),
+            "client": training_state(self.client.optimizer, self.client.half, self.client.head),
+            "epochs": self._epochs, "order": None if order is None else _fields(order),
+            "epoch": None if epoch is None else {
+                "begin": {"epoch": epoch.epoch, **epoch.place}, "tally": epoch.tally.state(),
+            },
+            "spent_bytes": self.uplink.spent_bytes, "has_trained": self.has_trained,
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`, but for what the connection was made with."""
+        load_training_state(state["client"], self.client.optimizer, self.client.half, self.client.head)
+        self._epochs, self.uplink.spent_bytes = state["epochs"], state["spent_bytes"]
+        self._order = state["order"] and pb.Begin(**state["order"])
+        if (epoch := state["epoch"]) is not None:
+            done = tally_of(epoch["tally"], self.client.arithmetic.device)
+            self._epoch = self._epoch_of(pb.Begin(**epoch["begin"]), done)
+        self._kept, self.has_trained = state["connection"]["taken"], state["has_trained"]
 
     def _check_begin(self, begin: pb.Begin) -> None:
         epochs, done = self.config.train.epochs, 0
@@ -128,9 +219,9 @@ class ClientRun:
         return [pb.ClientMessage(epoch_end=end)]
 
     def _test(self, test: pb.Test) -> None:
+        """Perhaps anew, where a stream was lost meanwhile."""
         sound = test.epoch + 1 == self._epochs and self.config.train.tests(test.epoch)
         self._hold_to(sound, "a test", f"one after epoch {test.epoch}, {self._epochs} are done")
-        self._take_over(test.weights)
         batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
         of_head: Test | None = None
         for batch, of_head in test_epoch(self.client, batches, test.epoch, self.task):  # noqa: B007
@@ -151,11 +242,29 @@ def encoded(batch: CutBatch, codec: str, *, test: bool) -> list[pb.ClientMessage
     return [write_batch(batch, codec, test=test)]
 
 
-def join(config: Config, address: str, index: int, *, insecure: bool = False) -> Path:
+def _fields(order: pb.Begin) -> dict[str, Any]:
+    return {
+        "epoch": order.epoch, "first_step": order.first_step, "total_steps": order.total_steps, "until": order.until,
+        "return_weights": order.return_weights,
+    }  # fmt: skip
+
+
+def client_folder(run: Path, index: int) -> Path:
+    """Where a client keeps what it can go on with."""
+    return run / f"client-{index}"
+
+
+def join(config: Config, address: str, index: int, *, insecure: bool = False, again: bool = False) -> Path:
     """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`. `insecure`
-    lets it join a server on another machine without TLS."""
+    lets it join a server on another machine without TLS. `again`: goes on where an earlier process was broken off, if
+    there is a state of one."""
     setup.check_index(config, index)
-    folder = RunFolder.for_client(config.folder, index)
+    own = client_folder(config.folder, index)
+    file, state = own / CHECKPOINT, None
+    if again and checkpoint.there(file):
+        state = checkpoint.read(file)
+        refuse_changes(file, config, state["settings"])
+    folder = RunFolder(config.folder) if again else RunFolder.for_client(config.folder, index)
     setup.settle_process(config)
     setup.check_between_processes(config)
     trust = trust_of(config.tls, f"client-{index}")
@@ -167,9 +276,16 @@ def join(config: Config, address: str, index: int, *, insecure: bool = False) ->
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
         batch_count(len(shard), config.train.batch_size), setup.agreement(config, data), trust, insecure,
+        folder=own / "spool", state=None if state is None else state["connection"],
     )  # fmt: skip
     try:
-        run = ClientRun(config, connection, client, data, shard, network.task)
+        run = ClientRun(config, connection, client, data, shard, network.task, file)
+        if state is not None:
+            run.load_state(state)
+        make_folder("out", own)
+        if not IS_CHILD:  # else its parent knows
+            RunFolder(own).write_config(config)
+            write_json(own / JOINED, {"address": address, "insecure": insecure})
         try:
             run.follow()
         finally:  # what was trained is kept, whatever happened
@@ -179,15 +295,19 @@ def join(config: Config, address: str, index: int, *, insecure: bool = False) ->
     except BaseException as error:
         connection.fail(*for_peer(f"client {index}", error))
         raise
+    connection.outbox.clear()
+    shutil.rmtree(own, ignore_errors=True)  # nothing is left to go on with
     return folder.path
 
 
 def connect(
     config: Config, network: Network, address: str, name: str, index: int, samples: int, steps: int,
-    agreement: dict[str, Any], trust: Trust | None = None, insecure: bool = False,
+    agreement: dict[str, Any], trust: Trust | None = None, insecure: bool = False, *, folder: Path | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Connection:  # fmt: skip
     """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
-    training samples and steps per epoch; `agreement` is what its data must have in common with other clients'."""
+    training samples and steps per epoch; `agreement` is what its data must have in common with other clients'. `folder`
+    is for the spool; `state` is that of an earlier process's connection."""
     own = {DATA: agreement, WEIGHTS: network.digests}
     join = pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | own),
@@ -197,8 +317,16 @@ def connect(
         targets=json.dumps({"spec": written_spec(network.task.spec), "names": network.task.names}),
         plan=write_plans(network.plans),
     )  # fmt: skip
+    outbox = Outbox(folder, memory_bytes=config.wire.window // 4, disk_bytes=config.checkpoint.spool)
+    if state is not None:
+        outbox.run = state["run"]
+        outbox.load(state["last"], state["durable"])
+    else:
+        outbox.clear()
     connection = Connection(
-        address, window_bytes=config.wire.window, timeout=config.wire.timeout, trust=trust, insecure=insecure
+        address, window_bytes=config.wire.window, timeout=config.wire.timeout, trust=trust, insecure=insecure,
+        reconnect=config.wire.reconnect, outbox=outbox, run="" if state is None else state["run"],
+        received=0 if state is None else state["taken"],
     )  # fmt: skip
     try:
         connection.send(pb.ClientMessage(join=join))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from halfpass.algorithm.checkpoint import load_training_state, training_state
@@ -123,9 +124,10 @@ class LocalLink(_Link):
         self._score = Score(self.task)
         self.server.half.eval()
 
-    def end_test(self, epoch: int, score: Score) -> None:
+    def end_test(self, epoch: int, score: Score) -> bool:
         self.server.half.train()
         self._add_rows(epoch, self._score, {0: score.values()})
+        return True
 
     def skip_test(self, epoch: int) -> None:
         self._add_rows(epoch, None, {})
@@ -142,7 +144,7 @@ class LocalLink(_Link):
             self._lessons.test(received, upload, self._score)
         else:
             self._lessons.learn(received, upload, self._served)
-        self._wire.ack(received)
+        self._wire.ack(test=test)
 
     def save(self) -> None:
         self._folder.save_server(self.server, self.config)
@@ -160,21 +162,38 @@ class RemoteLink(_Link):
 
     def __init__(
         self, config: Config, edge: Server, joins: Sequence[pb.Join], task: Task, address: str,
-        trust: Trust | None = None, insecure: bool = False,
+        trust: Trust | None = None, insecure: bool = False, folder: Path | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """`folder` is for the spool; `state` of an earlier process."""
         super().__init__(config, edge, [join.steps for join in joins])
         self._memory = PeakMemory(edge.arithmetic.device)
         upper = {"cut": read_plans(joins[0].plan).get("edge_cut")}
         inputs = read_spec(json.loads(joins[0].inputs))
         network = build_network(self.config, inputs, task, plans=upper)
         samples = sum(join.samples for join in joins)
+        if state is not None:
+            self._step, self._uploads = state["step"], state["uploads"]
         self.connection = connect(
-            self.config, network, address, "edge", 0, samples, sum(self._steps), {}, trust, insecure
+            self.config, network, address, "edge", 0, samples, sum(self._steps), {}, trust, insecure,
+            folder=folder, state=None if state is None else state["connection"],
         )  # fmt: skip
+        self._taken_before = self.connection.taken
+
+    def state(self) -> dict[str, Any]:
+        self.connection.drain()
+        self.connection.keep(self._taken_before)  # what the checkpoint before has: it may have to do
+        self._taken_before = self.connection.taken
+        return {"step": self._step, "uploads": self._uploads, "connection": self.connection.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing: it was made with it."""
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
-        self._expect(epoch, self.connection.receive("begin").begin.epoch)
+        while (message := self.connection.receive("begin", "test")).WhichOneof("kind") == "test":
+            self.test_again(message.test.epoch)  # the server above has lost it
+        self._expect(epoch, message.begin.epoch)
 
     def end(self, epoch: int, tally: Tally) -> None:
         end = pb.EpochEnd(
@@ -186,14 +205,18 @@ class RemoteLink(_Link):
 
     def begin_test(self, epoch: int) -> None:
         super().begin_test(epoch)
-        self._expect(epoch, self.connection.receive("test").test.epoch)
+        if not self.connection.test_holds:  # else one begins anew that is asked for already
+            self._expect(epoch, self.connection.receive("test").test.epoch)
 
-    def end_test(self, epoch: int, score: Score) -> None:
+    def end_test(self, epoch: int, score: Score) -> bool:
         end = end_of_test(epoch, score.samples, score.values(), has_head=True)
         self.connection.send_in_turn(lambda: [pb.ClientMessage(test_end=end)])
+        self.connection.drain()
+        return self.connection.end_test()
 
     def finish(self) -> None:
-        self.connection.receive("finish")
+        while (message := self.connection.receive("finish", "test")).WhichOneof("kind") == "test":
+            self.test_again(message.test.epoch)
         self.connection.finish()
 
     def fail(self, reason: str, exit_status: int) -> None:

@@ -6,7 +6,7 @@ run these very steps.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +120,10 @@ class Tally:
         self.samples += samples
         self.steps += last
 
+    def state(self) -> dict[str, Any]:
+        """All but the device."""
+        return {name: value for name, value in vars(self).items() if name != "device"}
+
     @property
     def mean_loss(self) -> float:
         return self.loss_sum / self.samples if self.samples else math.nan
@@ -135,6 +139,11 @@ class Tally:
             self.busy_seconds += time.perf_counter() - began
 
 
+def tally_of(state: Mapping[str, Any], device: torch.device) -> Tally:
+    """The inverse of `Tally.state`."""
+    return Tally(device, **state)
+
+
 class ClientEpoch:
     """A client's pass over its shard, batch by batch, or micro-batch by micro-batch: `forward` gives what goes up,
     `backward` takes what comes down.
@@ -143,10 +152,13 @@ class ClientEpoch:
     """
 
     def __init__(
-        self, config: Config, client: Client, batches: Batches, epoch: int, first_step: int, total_steps: int
-    ) -> None:
-        self.tally = Tally(client.arithmetic.device)
+        self, config: Config, client: Client, batches: Batches, epoch: int, first_step: int, total_steps: int,
+        done: Tally | None = None,
+    ) -> None:  # fmt: skip
+        """`done`: what has been done of it, where `batches` are those behind that."""
+        self.tally = Tally(client.arithmetic.device) if done is None else done
         self.epoch, self._config, self._client = epoch, config, client
+        self.place = {"first_step": first_step, "total_steps": total_steps}  # in the learning-rate schedule
         self._first_step, self._total_steps = first_step, total_steps
         self._parts = _micro_batches(batches, config.train.micro_batch)
         self._pending: Pending | None = None

@@ -29,11 +29,16 @@ class SplitRun(Protocol):
     def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
         """(the test's score, the auxiliary head's by client), by the same way as training, codec included."""
 
-    def state(self) -> dict[str, Any] | None:
-        """All that the coming epochs depend on; None where the run cannot be gone on with."""
+    seconds_before: float  # of the epoch that comes, spent on it in an earlier process
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`."""
+    def keep_first(self, folder: RunFolder) -> None:
+        """Before the first epoch, where somebody has to know that there is a run."""
+
+    def keep(self, folder: RunFolder, epochs: int) -> None:
+        """Keeps all that the coming epochs depend on, behind so many of them."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes up what was kept."""
 
     def meters(self) -> dict[int, Meter]:
         """By client."""
@@ -48,6 +53,8 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
     memory = PeakMemory(run.server.arithmetic.device)
     rows = folder.load_checkpoint(config, run.load_state)
     done = rows[-1]["epoch"] if rows else 0
+    if not folder.has_checkpoint:
+        run.keep_first(folder)
     uploads = sum(-(-steps // config.wire.every) for steps in run.steps)
     title = config.method if config.model.edge_cut is None else f"{config.method}, edge"
     with EpochProgress(title, config.train.epochs, uploads * config.server.replay) as progress:
@@ -55,7 +62,7 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
         for epoch in range(done, config.train.epochs):
             began = time.perf_counter()
             clients, server = run.train(epoch, progress.step)
-            seconds = time.perf_counter() - began
+            seconds = run.seconds_before + time.perf_counter() - began
             server.peak_memory_bytes = max(memory.peak_bytes(), peak_so_far(rows, "server"))
             score: Score | None = None
             auxiliary: dict[int, Values] = {}
@@ -67,8 +74,7 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
                 epoch, seconds, run.task, server, clients, score, auxiliary, run.meters(), run.sockets(), before=rows
             )
             rows += folder.add_rows(new)
-            if (state := run.state()) is not None:
-                folder.save_checkpoint(config, epoch + 1, state)
+            run.keep(folder, epoch + 1)
             progress.epoch(new[-1])
             for k, tally in clients.items():
                 if tally.withheld:

@@ -52,7 +52,7 @@ class LocalRun:
         self.uplinks = [Uplink(config, steps) for steps in self.steps]
         self.above = Above() if link is None else link(self.server, self.steps)
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
-        self.has_trained = False
+        self.has_trained, self.seconds_before = False, 0.0
         self.handover = Handover(config.clients.topology, config.clients.count)
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
@@ -82,7 +82,7 @@ class LocalRun:
                 received, upload = self.wires[k].batch(message)
                 gradients = self.lessons.learn(received, upload, served)
                 if gradients is None:
-                    self.wires[k].ack(received)
+                    self.wires[k].ack()
                 else:
                     client.backward(self.wires[k].gradients(received, gradients))
             if messages and batch.last:
@@ -120,16 +120,17 @@ class LocalRun:
         self.above.begin_test(epoch)
         self.server.half.eval()
         for k in clients:
-            test = pb.Test(epoch=epoch, weights=write_weights(self.handover.give(k)))
-            weights = self.wires[k].down(pb.ServerMessage(test=test)).test.weights
-            take_over(self.config, self.clients[k], read_weights(weights))
+            if weights := self.handover.give(k):
+                taken = self.wires[k].down(pb.ServerMessage(take=pb.Take(weights=write_weights(weights)))).take
+                take_over(self.config, self.clients[k], read_weights(taken.weights))
+            self.wires[k].down(pb.ServerMessage(test=pb.Test(epoch=epoch)))
             site = self._site(k)
             batches = test_batches(self.sites[site], self.test_samples[site], self.config.train.at_once)
             test_of_head: Test | None = None
             for batch, test_of_head in test_epoch(self.clients[k], batches, epoch, self.task):  # noqa: B007
                 received, upload = self.wires[k].batch(write_batch(batch, self.config.wire.codec, test=True))
                 self.lessons.test(received, upload, score)
-                self.wires[k].ack(batch)
+                self.wires[k].ack(test=True)
             if test_of_head is not None:
                 auxiliary[k] = test_of_head.values()
         self.server.half.train()
@@ -148,6 +149,12 @@ class LocalRun:
             "spent_bytes": [uplink.spent_bytes for uplink in self.uplinks],
             "lessons": self.lessons.state(), "above": self.above.state(),
         }  # fmt: skip
+
+    def keep_first(self, folder: RunFolder) -> None:
+        """Nothing: before its first epoch there is nothing that it would not begin with."""
+
+    def keep(self, folder: RunFolder, epochs: int) -> None:
+        folder.save_checkpoint(self.config, epochs, self.state())
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""

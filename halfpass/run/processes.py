@@ -19,12 +19,14 @@ LAST_WORD_SECONDS = 3.0  # for the server, which knows why a client that had joi
 SAVE_SECONDS = 60.0  # for the clients to end after the server
 
 
-def train_processes(config: Config, folder: Path, *, debug: bool = False) -> dict[str, Any]:
+def train_processes(config: Config, folder: Path, *, debug: bool = False, again: bool = False) -> dict[str, Any]:
     """Trains by a split method between processes; `folder` holds `config.yaml`. Returns what `result.json` holds.
+    `again`: goes on with what is in it.
 
     Raises PassedOnError when a process fails; the others are stopped then.
     """
     common = ["--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])]
+    common += ["--out", str(folder), *(["--resume"] if again else [])]
     anywhere = ["--bind", "127.0.0.1:0"]
     children = [Child("server", ["serve", *common, *anywhere], pipe=True)]
     with stopping(children):

@@ -4,7 +4,6 @@ import datetime
 import json
 import math
 import os
-import pickle
 import platform
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -29,12 +28,16 @@ from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten
 from halfpass.data.samples import Dataset, digest
 from halfpass.errors import InputError, RunError, reason
 from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
+from halfpass.run import checkpoint
 from halfpass.run.epoch import Score, Tally, Values
 from halfpass.tasks.task import Task
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
 DATA = "data.json"  # in a run folder: digests of its samples
+SERVED = "serve.json"  # in the run folder of a server that was started by hand: where it listened
+JOINED = "join.json"  # in the folder of such a client: where it joined
+LEDGER = "ledger.csv"  # in a server's run folder: a line for each batch that it has learned from, in that order
 CHECKPOINT = "unfinished.pt"  # in a run folder, from its first epoch's end to its last's
 
 ROW_KEYS = (
@@ -265,6 +268,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self._checkpoint = path, path / CHECKPOINT
+        self._ledger: BinaryIO | None = None
         self.environment = environment()  # as it is when the run begins: the tree may change meanwhile
 
     @classmethod
@@ -313,37 +317,33 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a state to go on from."""
-        return self._checkpoint.is_file()
+        return checkpoint.there(self._checkpoint)
 
-    def save_checkpoint(self, config: Config, epochs: int, state: Mapping[str, Any]) -> None:
-        """Writes all that the run needs to go on behind so many epochs, instead of what was kept before."""
+    def save_checkpoint(self, config: Config, epochs: int, state: Mapping[str, Any], run: str = "") -> None:
+        """Writes all that the run needs to go on behind so many epochs, or in the midst of the next. What was kept
+        before stays as the one before it. `run` names the run, where it is one between processes."""
         whole = {"epochs": epochs, "environment": self.environment, "settings": as_dict(config), "state": state}
-        with replacing(self._checkpoint) as partial, partial.open("wb") as file:
-            torch.save(whole, file)
-            file.flush()
-            os.fsync(file.fileno())
+        checkpoint.write(self._checkpoint, run, whole)
 
-    def load_checkpoint(self, config: Config, load: Callable[[dict[str, Any]], None]) -> list[Row]:
-        """Where there is one, gives its state to `load`, tensors on the CPU; returns the rows of the epochs before it.
-        Raises InputError where it cannot be read, or is of other settings."""
+    def read_checkpoint(self, config: Config) -> tuple[int, dict[str, Any]] | None:
+        """(epochs that are done, the state behind them), tensors on the CPU; None where there is none. Raises
+        InputError where it cannot be read, or is of other settings."""
         if not self.has_checkpoint:
-            return []
-        try:
-            read = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-            epochs, earlier, state = (read[key] for key in ("epochs", "environment", "state"))
-            settings = read.get("settings") or as_dict(config)  # an older one has none
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            found = " ".join(str(error).split())[:120] or type(error).__name__
-            raise InputError(str(self._checkpoint), "the state of a run", found, "train anew") from None
-        if other := difference(config, settings):
-            key, value, began_with = other
-            remedy = f"write {began_with} into config.yaml, or train anew"
-            raise InputError(str(self.path), f"{key} {began_with}, with which it began", str(value), remedy)
+            return None
+        read = checkpoint.read(self._checkpoint)
+        epochs, earlier, state, settings = (read[key] for key in ("epochs", "environment", "state", "settings"))
+        refuse_changes(self.path, config, settings)
         for key, now in self.environment.items():
             known = str(earlier[key]).split("; ")  # several, where several commits or machines made one run
             self.environment[key] = earlier[key] if str(now) in known else f"{earlier[key]}; {now}"
-        load(state)
-        return self.rows(epochs)
+        return epochs, state
+
+    def load_checkpoint(self, config: Config, load: Callable[[dict[str, Any]], None]) -> list[Row]:
+        """Where there is one, gives its state to `load`; returns the rows of the epochs before it."""
+        if (kept := self.read_checkpoint(config)) is None:
+            return []
+        load(kept[1])
+        return self.rows(kept[0])
 
     def rows(self, epochs: int) -> list[Row]:
         """Those of the first so many epochs; later ones, of an epoch that was not kept, leave the file. Raises
@@ -361,6 +361,34 @@ class RunFolder:
         if len(rows) < len(lines):
             file.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows))
         return rows
+
+    def note(self, client: int, epoch: int, step: int, samples: int) -> None:
+        """A line of `ledger.csv`: the server has learned from this batch. In the file by the next checkpoint."""
+        if self._ledger is None:
+            self._ledger = (self.path / LEDGER).open("ab")
+            if self._ledger.tell() == 0:
+                self._ledger.write(b"client,epoch,step,samples\n")
+        with explained(self.path / LEDGER):
+            self._ledger.write(b"%d,%d,%d,%d\n" % (client, epoch + 1, step, samples))
+
+    def ledger_bytes(self) -> int:
+        """Its size, all that was noted written."""
+        if self._ledger is None:
+            return 0
+        with explained(self.path / LEDGER):
+            self._ledger.flush()
+        return self._ledger.tell()
+
+    def cut_ledger(self, size: int) -> None:
+        """What was noted behind a checkpoint goes: it is learned from again."""
+        file = self.path / LEDGER
+        if size > (file.stat().st_size if file.is_file() else 0):
+            raise InputError(str(file), f"{size} bytes", "fewer", "restore it, or train anew")
+        if size:
+            os.truncate(file, size)
+            self._ledger = file.open("ab")
+        else:
+            file.unlink(missing_ok=True)
 
     def add_rows(self, rows: list[Row]) -> list[Row]:
         path = self.path / "metrics.jsonl"
@@ -395,7 +423,7 @@ class RunFolder:
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
         write_json(self.path / "result.json", outcome)
         if self._checkpoint.parent == self.path:
-            self._checkpoint.unlink(missing_ok=True)
+            checkpoint.remove(self._checkpoint)
         return outcome
 
 
@@ -420,7 +448,7 @@ def _refuse_folder(path: Path, files: Sequence[str]) -> None:
     held = [name for name in files if (path / name).exists()]
     if held:
         remedy = "choose another folder"
-        if (path / CHECKPOINT).exists():
+        if checkpoint.there(path / CHECKPOINT) or any(path.glob(f"*/{CHECKPOINT}")):
             remedy += f", or go on with it: halfpass resume {path}"
         raise InputError("out", "a folder without a run", f"{held[0]} in {path}", remedy)
     refuse_place("out", path)
@@ -450,9 +478,20 @@ def read_result(path: Path) -> dict[str, Any]:
 # In which one training, begun at one time and gone on with or looked for at another, may differ.
 _FREE = (
     "out", "train.threads", "train.test_every", "data.path", "data.download", "wire.window", "wire.timeout",
+    "wire.reconnect", "checkpoint.every", "checkpoint.spool",
     "server.store", "server.store_limit",
     "tls.folder", "tls.certificate", "tls.key", "tls.authority", "tls.tokens", "tls.token", "tls.server_name",
 )  # fmt: skip
+
+
+def refuse_changes(place: Path, config: Config, began: Mapping[str, Any]) -> None:
+    """Raises InputError, each one in it, where settings make another training than those with which it began."""
+    before = flatten(began)
+    now = {k: v for k, v in flatten(as_dict(config)).items() if k not in _FREE and before.get(k) != v}
+    if now:
+        expected = ", ".join(f"{key} {before.get(key)}" for key in now) + ", with which it began"
+        found = ", ".join(str(value) for value in now.values())
+        raise InputError(str(place), expected, found, "go on with those settings, or train anew")
 
 
 def difference(

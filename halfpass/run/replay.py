@@ -51,9 +51,12 @@ class Lessons:
         return bool(self._held)
 
     def state(self) -> dict[str, Any]:
-        """What is left to do of an epoch that is over."""
+        """What is left to do of an epoch that is over, or of one between two steps, where nothing is held."""
+        if self._store is not None:
+            self._store.flush()
         return {
             "again": [(use, [tuple(key) for key in keys]) for use, keys in self._again],
+            "new": [tuple(key) for key in self._new],
             "uploads": 0 if self._store is None else self._store.added,
         }
 
@@ -67,6 +70,7 @@ class Lessons:
                 raise InputError(f"store {self._store.folder}", expected, found, remedy)
             self._store.forget(state["uploads"])
         self._again = [(use, [Key(*key) for key in keys]) for use, keys in state["again"]]
+        self._new = [Key(*key) for key in state["new"]]
 
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
         """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""
@@ -89,6 +93,11 @@ class Lessons:
             for _ in range(min(self._config.server.replay - 1, len(self._again)) if stepped else 0):
                 self._replay(*self._again.pop(), slot, tally)
         return gradients
+
+    def begin_test(self) -> None:
+        """A test begins, perhaps anew: what was kept of one goes."""
+        if self._store is not None:
+            self._store.forget(self._store.added)
 
     def test(self, batch: CutBatch, upload: pb.Batch | None, score: Score) -> None:
         """Adds how well the server half does on an evaluation's upload; the last evaluation is kept too, where there is

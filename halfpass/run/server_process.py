@@ -3,32 +3,40 @@
 It needs no data: sample shape and number of classes come with the first client that joins.
 """
 
+import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from halfpass.algorithm.checkpoint import load_training_state, training_state
 from halfpass.bounded import parse_json
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
 from halfpass.errors import InputError, RunError
-from halfpass.files import alone_in
+from halfpass.files import alone_in, write_json
 from halfpass.run import setup
 from halfpass.run.above import Above
 from halfpass.run.children import IS_CHILD, for_peer
 from halfpass.run.credentials import EDGE, SERVER, trust_of
 from halfpass.run.edge import RemoteLink
-from halfpass.run.epoch import HandedOver, Score, Tally, Values
+from halfpass.run.epoch import HandedOver, Score, Tally, Values, tally_of
 from halfpass.run.epochs import run_epochs
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
-from halfpass.run.records import RunFolder, Wires, refuse_run, result
+from halfpass.run.records import SERVED, RunFolder, Wires, refuse_run, result
 from halfpass.run.replay import Lessons
-from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
+from halfpass.run.rounds import Handover, schedule_position, testers, turns
 from halfpass.tasks.task import CLASS_NUMBERS, Spec
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import Hub, Received
+from halfpass.wire.hub import Hub, Peer, Received, StreamLost
 from halfpass.wire.messages import (
     DTYPES,
     PROTOCOL,
@@ -37,8 +45,10 @@ from halfpass.wire.messages import (
     write_weights,
 )
 from halfpass.wire.meter import Meter
+from halfpass.wire.outbox import Outbox
 from halfpass.wire.store import UploadStore
 
+LOG = logging.getLogger("halfpass")
 JOIN_SECONDS = 600.0  # for all clients to be started, perhaps by hand
 MOST_SETTINGS_BYTES = 2**16  # in JSON, of a newcomer
 LONGEST_EPOCH = 1e9  # seconds that a client may say it was busy
@@ -186,64 +196,115 @@ def _agree(
         raise InputError(place, f"{what} {expected!r} (the server's)", f"{found!r}", remedy)
 
 
+@dataclass
+class _Place:
+    """Where in an epoch the server is, between two messages."""
+
+    epoch: int
+    tally: Tally
+    clients: dict[int, Tally] = field(default_factory=dict)  # what they have said of it so far
+    turn: int = 0  # whose messages are taken
+    begun: int = 0  # turns that clients have been told to begin
+    active: list[int] | None = None  # clients of the turn that have not ended it; None before its first message
+    last: int | None = None  # the client whose message was taken last
+
+    def state(self) -> dict[str, Any]:
+        tallies = {k: tally.state() for k, tally in self.clients.items()}
+        return {**vars(self), "tally": self.tally.state(), "clients": tallies}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device) -> "_Place":
+        """The inverse of `state`."""
+        return cls(**{
+            **state, "tally": tally_of(state["tally"], device),
+            "clients": {k: tally_of(values, device) for k, values in state["clients"].items()},
+        })  # fmt: skip
+
+    def next(self, turn: Collection[int]) -> int:
+        """The client whose turn it is, round and round."""
+        assert self.active
+        order = list(turn)
+        behind = 0 if self.last is None else order.index(self.last) + 1
+        return next(k for k in [*order[behind:], *order[:behind]] if k in self.active)
+
+
 class ServerRun:
     """The server's side of a run; the same steps as `local.LocalRun`, with the clients at the end of a wire."""
 
     def __init__(
         self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None,
-        link: Callable[..., RemoteLink] | None,
+        link: Callable[..., RemoteLink] | None, folder: RunFolder | None = None, run: str = "",
+        state: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """`link` makes the one to the server above an edge."""
+        """`link` makes the one to the server above an edge. `folder` keeps what the run, which `run` names, can be gone
+        on with; `state` was kept by an earlier process."""
         assert admission.network is not None
         self.config, self.hub, self.network, self.task = config, hub, admission.network, admission.network.task
         self.server = setup.build_server(config, self.network)
-        joins = [admission.joins[k] for k in range(config.clients.count)]
-        self.above = Above() if link is None else link(config, self.server, joins, self.task)
-        self.steps = [join.steps for join in joins]
+        self._joins = [admission.joins[k] for k in range(config.clients.count)]
+        above = None if state is None else state["above"]
+        self.above = Above() if link is None else link(config, self.server, self._joins, self.task, state=above)
+        self.above.test_again = self.test
+        self.steps = [join.steps for join in self._joins]
         setup.check_rounds(config, self.steps)
         self.handover = Handover(config.clients.topology, config.clients.count)
         self.has_trained = False
+        self.seconds_before = 0.0
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
+        self._folder, self._run = folder, run
+        self._at: _Place | None = None  # in the epoch that goes on
+        self._began = 0.0  # it, or its part in this process
+        self._since = 0  # steps since the last checkpoint
+        self._kept: dict[int, int] = {}  # places of clients' messages that are in it
+        self.finished = False
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
         self._handed_over = HandedOver(config, setup.build_client(config, self.network, 0))
         # An edge learns from its uploads as often as its own replay says.
-        self._most_samples = [2**48 if admission.of_edge else join.samples for join in joins]
+        self._most_samples = [2**48 if admission.of_edge else join.samples for join in self._joins]
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
-        self._last = dict.fromkeys(range(len(joins)), (-1, -1, 0, 0))
-        self._evaluation_sockets = [(0, 0)] * len(joins)  # (up, down) so far, to be left out
+        self._last = dict.fromkeys(range(len(self._joins)), (-1, -1, 0, 0))
+        self._evaluation_sockets = [(0, 0)] * len(self._joins)  # (up, down) so far, to be left out
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
-        self.lessons.after_step = after_step
-        self.above.begin(epoch)
-        clients: dict[int, Tally] = {}
-        server = Tally(self.server.arithmetic.device)
-        schedule = turns(self.config.clients.topology, self.steps, self.config.clients.rounds)
-        ahead = iter(schedule)  # for the clients, whose next turn waits for no batch that the server has to learn from
-        current = self._begin(epoch, ahead)
+        self.lessons.after_step, self._began = after_step, time.perf_counter()
+        topology, rounds = self.config.clients.topology, self.config.clients.rounds
+        schedule = turns(topology, self.steps, rounds)
+        if self._at is None:
+            self.above.begin(epoch)
+            self._at = _Place(epoch, Tally(self.server.arithmetic.device))
+            self._begin(self._at, schedule)
+        at = self._at
         self.has_trained = True  # a client has, at the least
-        for turn in schedule:
-            for k, received in self._until_ended(turn):
+        while at.turn < len(schedule):
+            for k, received in self._until_ended(at, schedule[at.turn]):
                 if received.batch is not None:
-                    self._step(k, epoch, received, server)
-                while current and (ends := self.hub.take_ends(current)) is not None:
-                    clients |= self._hand_over(epoch, ends)
-                    current = self._begin(epoch, ahead)
-        self.lessons.end_epoch(epoch, server)
-        return clients, server
+                    self._step(k, epoch, received, at.tally)
+                else:
+                    self.hub.done(k, received)
+                # The clients' next turn waits for no batch that the server has to learn from.
+                while (current := _current(at, schedule)) and (ends := self.hub.take_ends(current)) is not None:
+                    at.clients |= self._hand_over(epoch, ends)
+                    self._begin(at, schedule)
+                if received.batch is None or received.batch.last:
+                    self._keep_if_due()
+            at.turn, at.active, at.last = at.turn + 1, None, None
+        self.lessons.end_epoch(epoch, at.tally)
+        return at.clients, at.tally
 
-    def _until_ended(self, turn: Collection[int]) -> Iterator[tuple[int, Received]]:
+    def _until_ended(self, at: _Place, turn: Collection[int]) -> Iterator[tuple[int, Received]]:
         """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch
         or round. The micro-batches of one batch come one behind the other."""
-        active = set(turn)
-        circle = in_turn(turn, active)
-        while active:
-            candidates = [next(circle)] if self.config.wire.order == "round-robin" else active
+        if at.active is None:
+            at.active = list(turn)
+        while at.active:
+            candidates = [at.next(turn)] if self.config.wire.order == "round-robin" else at.active
             k, received = self.hub.take(candidates, "batch", "epoch_end")
             while received.batch is not None and not received.batch.last:
                 yield k, received
                 _, received = self.hub.take([k], "batch")
             if received.batch is None:
-                active.remove(k)
+                at.active.remove(k)
+            at.last = k
             yield k, received
 
     def _step(self, k: int, epoch: int, received: Received, served: Tally) -> None:
@@ -251,29 +312,31 @@ class ServerRun:
         assert batch is not None
         self._check_order(k, batch, received.test, epoch)
         gradients = self.lessons.learn(batch, received.upload, served)
+        self.hub.done(k, received)
         if gradients is None:
-            self.hub.send(k, _ack(batch))
+            self.hub.acknowledge(k)
         else:
             self.hub.send(k, write_gradients(batch, gradients, self.config.wire.codec))
+        self._note(batch)
         self._taken.append((k, batch))
         if not self.lessons.holds:
             for owner, done in self._taken:
                 self.hub.give_back(owner, done)
             self._taken = []
 
-    def _begin(self, epoch: int, ahead: Iterator[dict[int, int]]) -> dict[int, int]:
-        """The clients of the next turn may go on; returns that turn, empty where there is no more."""
-        turn = next(ahead, {})
+    def _begin(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
+        """The clients of the next turn may go on, where there is one more."""
+        turn = schedule[at.begun] if at.begun < len(schedule) else {}
+        at.begun += 1
         for k, until in turn.items():
             first, total = schedule_position(
-                self.config.clients.topology, self.steps, k, epoch, self.config.train.epochs
+                self.config.clients.topology, self.steps, k, at.epoch, self.config.train.epochs
             )
             begin = pb.Begin(
-                epoch=epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
+                epoch=at.epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
                 weights=write_weights(self.handover.give(k)),
             )  # fmt: skip
             self.hub.send(k, pb.ServerMessage(begin=begin))
-        return turn
 
     def _check_order(self, k: int, batch: CutBatch, test: bool, epoch: int) -> None:
         """Batches come in their order; which of them come is the client's choice, but each comes whole."""
@@ -313,24 +376,38 @@ class ServerRun:
         )  # fmt: skip
 
     def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
-        """(the test's score, the auxiliary head's by client), by the same way as training, codec included."""
+        """(the test's score, the auxiliary head's by client), by the same way as training, codec included. Begun anew
+        where a client's stream, or an edge's to the server above, is lost meanwhile: weights stay as they are."""
         own_data = self.config.clients.partition == "own"
         clients = testers(self.config.clients.topology, len(self.steps), own_data=own_data)
+        for k in clients:
+            if weights := self.handover.give(k):
+                self.hub.send(k, pb.ServerMessage(take=pb.Take(weights=write_weights(weights))))
+        while True:
+            with suppress(StreamLost):
+                score, auxiliary = self._test_all(epoch, clients)
+                if self.above.end_test(epoch, score):
+                    return score, auxiliary
+            LOG.warning("the test after epoch %d begins anew: its stream was lost", epoch + 1)
+
+    def _test_all(self, epoch: int, clients: Sequence[int]) -> tuple[Score, dict[int, Values]]:
         score, auxiliary = Score(self.task, clients), dict[int, Values]()
         self.above.begin_test(epoch)
+        self.lessons.begin_test()
         self.server.half.eval()
-        for k in clients:
-            before = self.hub.socket_traffic(k)
-            weights = write_weights(self.handover.give(k))
-            self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch, weights=weights)))
-            count, end = self._test_client(k, epoch, score)
-            if (end.samples, end.epoch) != (count, epoch):
-                raise RunError(f"client {k}", f"the end of a test of {count} samples", str(end.samples), "see there")
-            if end.has_head:
-                auxiliary[k] = self._auxiliary(k, end, score)
-            self._leave_out(k, before, sum(tensor.ByteSize() for tensor in weights))
-        self.server.half.train()
-        self.above.end_test(epoch, score)
+        try:
+            for k in clients:
+                before, stream = self.hub.socket_traffic(k), self.hub.streams(k)
+                self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch)))
+                count, end = self._test_client(k, epoch, score, stream)
+                if (end.samples, end.epoch) != (count, epoch):
+                    expected = f"the end of a test of {count} samples"
+                    raise RunError(f"client {k}", expected, str(end.samples), "see there")
+                if end.has_head:
+                    auxiliary[k] = self._auxiliary(k, end, score)
+                self._leave_out(k, before)
+        finally:
+            self.server.half.train()
         return score, auxiliary
 
     def _auxiliary(self, k: int, end: pb.TestEnd, score: Score) -> Values:
@@ -342,35 +419,97 @@ class ServerRun:
             raise RunError(f"client {k}", f"scores of its head ({', '.join(expected)})", found, "see there")
         return values
 
-    def _test_client(self, k: int, epoch: int, score: Score) -> tuple[int, pb.TestEnd]:
+    def _test_client(self, k: int, epoch: int, score: Score, stream: int) -> tuple[int, pb.TestEnd]:
         """Adds the client's test to the score; (its samples, what it says at the end)."""
         samples, step = 0, 0
         while True:
-            _, received = self.hub.take([k], "batch", "test_end")
+            _, received = self.hub.take([k], "batch", "test_end", of=stream)
             if received.message is not None:
                 if samples == 0:
                     raise RunError(f"client {k}", "a test set", "none", "see there")
                 return samples, received.message.test_end
             assert received.batch is not None
             batch = received.batch
+            if (batch.step, received.test) == (0, True) and step > 0:  # of an edge, whose clients begin theirs anew
+                raise StreamLost(received)
             _in_sequence(k, (epoch, step, True), (batch.epoch, batch.step, received.test))
             self.lessons.test(batch, received.upload, score)
-            self.hub.send(k, _ack(batch))
+            self.hub.acknowledge(k, test=True)
             self.hub.give_back(k, batch)
             samples, step = samples + len(batch), step + 1
 
-    def _leave_out(self, k: int, before: tuple[int, int] | None, weights: int) -> None:
-        """Evaluation's bytes at the socket are not training's; weights that were handed over with it are."""
+    def _leave_out(self, k: int, before: tuple[int, int] | None) -> None:
+        """Evaluation's bytes at the socket are not training's."""
         after = self.hub.socket_traffic(k)
         if before is not None and after is not None:
             up, down = self._evaluation_sockets[k]
-            self._evaluation_sockets[k] = (up + after[0] - before[0], down + after[1] - before[1] - weights)
+            self._evaluation_sockets[k] = (up + after[0] - before[0], down + after[1] - before[1])
 
-    def state(self) -> None:
-        """Clients would have to go on with it from the same step."""
+    # -- what is kept
+
+    def _note(self, batch: CutBatch) -> None:
+        """A line of the ledger: this batch was learned from."""
+        if self._folder is not None and batch.last:
+            self._folder.note(batch.client, batch.epoch, batch.step, batch.before + len(batch))
+
+    def _keep_if_due(self) -> None:
+        """A checkpoint, every so many steps; not while uploads are held for a step."""
+        every = self.config.checkpoint.every
+        self._since += 1
+        if self._folder is None or every is None or self._since < every or self.lessons.holds:
+            return
+        assert self._at is not None
+        try:
+            self._save(self._at.epoch)
+        except RunError as error:
+            LOG.warning("no checkpoint: %s; the one before it stays", error)
+        self._since = 0
+
+    def keep_first(self, folder: RunFolder) -> None:
+        """So that a server that is killed before its first checkpoint knows its clients, and they it."""
+        self._save(0)
+
+    def keep(self, folder: RunFolder, epochs: int) -> None:
+        """Keeps the state behind so many epochs. Twice, as no client will repeat the test that was before it, and the
+        checkpoint before the newest must do."""
+        self._at, self.seconds_before = None, 0.0
+        self._save(epochs)
+        self._save(epochs)
+
+    def _save(self, epochs: int) -> None:
+        if self._folder is None:
+            return
+        began, state = time.perf_counter(), self.state()  # which is where the clients' spools are written too
+        self._folder.save_checkpoint(self.config, epochs, state, self._run)
+        before, self._kept = self._kept, {k: peer["applied"] for k, peer in state["peers"].items()}
+        self.hub.kept(before)  # what the older of the two checkpoints has
+        LOG.info("checkpoint in epoch %d, %.2f s", epochs + 1, time.perf_counter() - began)
+
+    def state(self) -> dict[str, Any]:
+        """All that the coming steps depend on."""
+        seconds = 0.0 if self._at is None else self.seconds_before + time.perf_counter() - self._began
+        return {
+            "server": training_state(self.server.optimizer, self.server.half), "handover": self.handover.state(),
+            "lessons": self.lessons.state(), "above": self.above.state(), "at": self._at and self._at.state(),
+            "seconds": seconds, "last": self._last, "evaluation_sockets": self._evaluation_sockets,
+            "run": self._run, "finished": self.finished, "ledger": self._folder and self._folder.ledger_bytes(),
+            "joins": [as_tensor(join.SerializeToString()) for join in self._joins],
+            "peers": {k: peer_state(self.hub.peer(k)) for k in range(len(self.steps))},
+        }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """The inverse of `state`, but for what the hub and the link above were made with."""
+        load_training_state(state["server"], self.server.optimizer, self.server.half)
+        self.handover.load_state(state["handover"])
+        self.lessons.load_state(state["lessons"])
+        self._at = state["at"] and _Place.of(state["at"], self.server.arithmetic.device)
+        self.seconds_before, self.finished = state["seconds"], state["finished"]
+        self._last = {k: tuple(last) for k, last in state["last"].items()}
+        self._evaluation_sockets = [tuple(pair) for pair in state["evaluation_sockets"]]
+        self._kept = {k: peer["applied"] for k, peer in state["peers"].items()}
+        self.has_trained = True
+        if self._folder is not None:
+            self._folder.cut_ledger(state["ledger"])
 
     def meters(self) -> dict[int, Meter]:
         return {k: self.hub.meter(k) for k in range(len(self.steps))}
@@ -385,23 +524,63 @@ class ServerRun:
 
     def finish(self) -> Wires:
         """Gives every client the final client half, where it is shared, and lets it go; returns all bytes."""
-        for k in range(len(self.steps)):
-            finish = pb.Finish(weights=write_weights(self.handover.give(k)))
-            self.hub.send(k, pb.ServerMessage(finish=finish))
-        for k in range(len(self.steps)):
-            self.hub.take([k], "finished")
-        self.above.finish()
+        clients = range(len(self.steps))
+        if not self.finished:
+            for k in clients:
+                finish = pb.Finish(weights=write_weights(self.handover.give(k)))
+                self.hub.send(k, pb.ServerMessage(finish=finish))
+            for k in clients:
+                self.hub.done(k, self.hub.take([k], "finished")[1])
+            self.above.finish()
         meters = list(self.meters().values())
         known = [traffic for traffic in self.sockets().values() if traffic is not None]
-        for k in range(len(self.steps)):
+        self.finished = True
+        self.keep_finished()
+        for k in clients:
             self.hub.release(k)
         if len(known) < len(self.steps):
             return Wires(meters, None)
         return Wires(meters, (sum(up for up, _ in known), sum(down for _, down in known)))
 
+    def keep_finished(self) -> None:
+        """So that a client that has said Finished may go."""
+        self._save(self.config.train.epochs)
+        self._save(self.config.train.epochs)
 
-def _ack(batch: CutBatch) -> pb.ServerMessage:
-    return pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step, before=batch.before))
+
+def _current(at: _Place, schedule: Sequence[dict[int, int]]) -> dict[int, int]:
+    """The turn that clients are at, as far as they have been told; empty where there is no more."""
+    return schedule[at.begun - 1] if at.begun <= len(schedule) else {}
+
+
+def as_tensor(data: bytes) -> Tensor:
+    """For a checkpoint, in which PyTorch would write each byte as a character."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def peer_state(peer: Peer) -> dict[str, Any]:
+    """What is kept of a client: how far its messages have been worked off, and what of the server's it may need."""
+    peer.outbox.save()
+    taken_before = max(0, -peer.ended)  # ends that were worked off, and not yet taken
+    return {
+        "applied": peer.applied, "ended": peer.ended, "meter": peer.meter.state(), "sockets": peer.sockets,
+        "ends": [as_tensor(end.SerializeToString()) for end in list(peer.ends)[:taken_before]],
+        "finished": peer.finished and peer.applied >= peer.received,
+        "last": peer.outbox.last, "durable": peer.outbox.durable,
+    }  # fmt: skip
+
+
+def peer_of(client: int, outbox: Outbox, state: Mapping[str, Any]) -> Peer:
+    """The inverse of `peer_state`; `outbox` is empty. Raises InputError where its spool has not what it should."""
+    outbox.load(state["last"], state["durable"])
+    peer = Peer(
+        client, outbox, received=state["applied"], applied=state["applied"], ended=state["ended"],
+        known_ends=max(0, state["ended"]), sockets=state["sockets"] and tuple(state["sockets"]),
+        finished=state["finished"],
+    )  # fmt: skip
+    peer.meter.load_state(state["meter"])
+    peer.ends.extend(pb.EpochEnd.FromString(end.numpy().tobytes()) for end in state["ends"])
+    return peer
 
 
 def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int, int, bool]) -> None:
@@ -413,10 +592,11 @@ def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int,
 
 
 def serve(
-    config: Config, bind: str, announce: Callable[[int], None], above: str | None = None, *, insecure: bool = False
-) -> dict[str, Any]:
+    config: Config, bind: str, announce: Callable[[int], None], above: str | None = None, *, insecure: bool = False,
+    again: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Serves one run from joining to the written run folder; returns what `result.json` holds. `insecure` has it listen
-    to other machines without TLS.
+    to other machines without TLS. `again`: goes on with the run in its folder, where it has kept a state.
 
     `announce(port)` is called once clients can join. Where the run has an edge, the server with an address `above` it
     is that edge, and the one without is the server at the top.
@@ -427,28 +607,53 @@ def serve(
     given, of_edge = config, above is None and config.model.edge_cut is not None
     if of_edge:
         config = above_edge(config)
-    refuse_run(out)
+    folder = RunFolder(out)
+    kept = folder.read_checkpoint(config) if again else None
+    if kept is None:
+        refuse_run(out)
     setup.check_between_processes(config)
     trust = trust_of(config.tls, SERVER if above is None else EDGE)
     setup.settle_process(config)
     admission = Admission(config, of_edge=of_edge)
+    state = None if kept is None else kept[1]
+    run_name = secrets.token_hex(8) if state is None else str(state["run"])
+
+    def outbox(client: int) -> Outbox:
+        box = Outbox(
+            out / f"outbox-{client}", run=run_name, memory_bytes=config.wire.window // 4,
+            disk_bytes=config.checkpoint.spool,
+        )  # fmt: skip
+        if state is None:
+            box.clear()
+        return box
+
+    peers = []
+    if state is not None:
+        for join in state["joins"]:
+            admission.admit(pb.Join.FromString(join.numpy().tobytes()))
+        peers = [peer_of(k, outbox(k), values) for k, values in state["peers"].items()]
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
-        of_edge=of_edge,
+        of_edge=of_edge, reconnect=config.wire.reconnect, run=run_name, outbox=outbox, peers=peers,
     )  # fmt: skip
     try:
         announce(hub.port)
         hub.wait_for_clients(JOIN_SECONDS)
         assert admission.network is not None
-        with setup.open_store(config, admission.network) as store:
+        with setup.open_store(config, admission.network, old=kept is not None) as store:
             link = None
             if above is not None:
-                link = partial(RemoteLink, address=above, trust=trust, insecure=insecure)
-            run = ServerRun(config, hub, admission, store, link)
+                link = partial(RemoteLink, address=above, trust=trust, insecure=insecure, folder=out / "above")
             with nullcontext() if IS_CHILD else alone_in(out):  # else its parent is
-                return _run(config, RunFolder.create(out, given), run)
+                if state is None:
+                    folder = RunFolder.create(out, given)
+                if not IS_CHILD:
+                    where = {"bind": f"{bind.rpartition(':')[0]}:{hub.port}", "above": above, "insecure": insecure}
+                    write_json(out / SERVED, where)
+                run = ServerRun(config, hub, admission, store, link, folder, run_name, state)
+                return _run(config, folder, run)
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise
@@ -466,4 +671,7 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     finally:  # what was trained is kept, whatever happened
         if run.has_trained:
             folder.save_server(run.server, config)
-    return folder.finish(result(config, run.task, run.network.cut, rows, wires, folder.environment))
+    outcome = folder.finish(result(config, run.task, run.network.cut, rows, wires, folder.environment))
+    for k in range(len(run.steps)):
+        run.hub.peer(k).outbox.clear()
+    return outcome

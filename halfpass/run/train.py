@@ -12,7 +12,7 @@ import torch
 from halfpass.config import Config, Method, as_dict, named_code, without_decoupled
 from halfpass.errors import InputError, choice_error
 from halfpass.files import alone_in, write_json
-from halfpass.run import fork_server, setup
+from halfpass.run import checkpoint, fork_server, setup
 from halfpass.run.centralized import train_centralized
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_local
@@ -58,22 +58,30 @@ def train(config: Config, *, debug: bool = False) -> dict[str, Any]:
         return _train_here(config, folder, prepared)
 
 
-def resume(run: Path) -> dict[str, Any]:
-    """Goes on with a training in one process that was broken off, behind its last whole epoch, and ends as it would
-    have ended. Returns what `result.json` holds; raises InputError where there is no such training."""
+def resume(run: Path, *, debug: bool = False) -> dict[str, Any]:
+    """Goes on with a training that was broken off and ends as it would have ended: in one process behind its last whole
+    epoch, between processes behind their last checkpoints. Returns what `result.json` holds; raises InputError where
+    there is no such training."""
     if not (run / "config.yaml").is_file():
         raise InputError("resume", "the folder of a run", f"no config.yaml in {run}", "check the path")
     config = dataclasses.replace(read_config(run), out=str(run))
     if (run / "result.json").is_file():
         raise InputError("resume", "a training that was broken off", f"{run}, which is finished", "read its report")
+    several = process_count(config) > 1
+    if several:
+        fork_server.start()
     with alone_in(run):
         setup.settle_process(config)
         folder = RunFolder(run)
         if not folder.has_checkpoint:
-            found = "one between processes" if process_count(config) > 1 else "one without a finished epoch"
-            raise InputError("resume", "a training in one process, an epoch of it finished", found, "train anew")
+            expected = "a training that has kept a state, in one process behind its first epoch"
+            raise InputError("resume", expected, f"none in {run}", "train anew")
         prepared = setup.prepare(config, old=True)
         folder.check_digests(prepared.sites or [prepared.data])
+        if several:
+            folder.read_checkpoint(config)  # refused before anything is started
+            del prepared
+            return train_processes(config, run, debug=debug, again=True)
         return _train_here(config, folder, prepared)
 
 
@@ -142,7 +150,10 @@ def _run_fresh(run: Config, debug: bool) -> None:
     """A prepared run in processes of its own: its server and clients, or one for all. Goes on where one was broken off
     behind an epoch; what one that did not get that far has left goes, its store too."""
     run, more = with_threads(run), ["--debug"] if debug else []
-    if (run.folder / CHECKPOINT).is_file():
+    if checkpoint.there(run.folder / CHECKPOINT):
+        if process_count(run) > 1:
+            resume(run.folder, debug=debug)
+            return None
         return run_alone(run.method, ["resume", str(run.folder), "--allow_code", *more])
     if (run.folder / "config.yaml").is_file():
         shutil.rmtree(run.folder)

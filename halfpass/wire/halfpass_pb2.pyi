@@ -23,7 +23,7 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: _Optional[bool] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "client", "settings", "inputs", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan")
+    __slots__ = ("protocol", "client", "settings", "inputs", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan", "run", "received", "first")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,9 @@ class Join(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: int
     settings: str
@@ -46,7 +49,10 @@ class Join(_message.Message):
     fingerprint: str
     targets: str
     plan: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., inputs: _Optional[str] = ..., outputs: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[str] = ..., plan: _Optional[str] = ...) -> None: ...
+    run: str
+    received: int
+    first: int
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., inputs: _Optional[str] = ..., outputs: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[str] = ..., plan: _Optional[str] = ..., run: _Optional[str] = ..., received: _Optional[int] = ..., first: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers", "targets", "whole")
@@ -139,7 +145,7 @@ class Failed(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., exit_status: _Optional[int] = ...) -> None: ...
 
 class ClientMessage(_message.Message):
-    __slots__ = ("join", "batch", "epoch_end", "test_end", "finished", "alive", "failed")
+    __slots__ = ("join", "batch", "epoch_end", "test_end", "finished", "alive", "failed", "place", "durable")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     EPOCH_END_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +153,8 @@ class ClientMessage(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     join: Join
     batch: Batch
     epoch_end: EpochEnd
@@ -154,11 +162,17 @@ class ClientMessage(_message.Message):
     finished: Finished
     alive: Alive
     failed: Failed
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ..., test_end: _Optional[_Union[TestEnd, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
+    place: int
+    durable: int
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ..., test_end: _Optional[_Union[TestEnd, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., place: _Optional[int] = ..., durable: _Optional[int] = ...) -> None: ...
 
 class Joined(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("run", "received")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    received: int
+    def __init__(self, run: _Optional[str] = ..., received: _Optional[int] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("epoch", "first_step", "total_steps", "return_weights", "weights", "until")
@@ -177,14 +191,10 @@ class Begin(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., until: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("epoch", "step", "before")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    STEP_FIELD_NUMBER: _ClassVar[int]
-    BEFORE_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
-    step: int
-    before: int
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., before: _Optional[int] = ...) -> None: ...
+    __slots__ = ("test",)
+    TEST_FIELD_NUMBER: _ClassVar[int]
+    test: bool
+    def __init__(self, test: _Optional[bool] = ...) -> None: ...
 
 class Gradients(_message.Message):
     __slots__ = ("epoch", "step", "tensors")
@@ -196,13 +206,17 @@ class Gradients(_message.Message):
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
-class Test(_message.Message):
-    __slots__ = ("epoch", "weights")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+class Take(_message.Message):
+    __slots__ = ("weights",)
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
     weights: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, epoch: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Test(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("weights",)
@@ -217,7 +231,7 @@ class Rejected(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("joined", "begin", "ack", "gradients", "test", "finish", "alive", "failed", "rejected")
+    __slots__ = ("joined", "begin", "ack", "gradients", "test", "finish", "alive", "failed", "rejected", "take", "place", "applied", "durable")
     JOINED_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +241,10 @@ class ServerMessage(_message.Message):
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
+    TAKE_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     joined: Joined
     begin: Begin
     ack: Ack
@@ -236,4 +254,8 @@ class ServerMessage(_message.Message):
     alive: Alive
     failed: Failed
     rejected: Rejected
-    def __init__(self, joined: _Optional[_Union[Joined, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., test: _Optional[_Union[Test, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ...) -> None: ...
+    take: Take
+    place: int
+    applied: int
+    durable: int
+    def __init__(self, joined: _Optional[_Union[Joined, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., test: _Optional[_Union[Test, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., take: _Optional[_Union[Take, _Mapping]] = ..., place: _Optional[int] = ..., applied: _Optional[int] = ..., durable: _Optional[int] = ...) -> None: ...

@@ -1,10 +1,10 @@
-"""The server's end of all clients' streams (`service.py` says what a stream is)."""
+"""The server's end of all clients' streams (`service.py` says what a stream is): a client whose stream is lost may make
+another, and goes on where that one ended."""
 
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,11 +13,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from halfpass.cut import CutBatch
-from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
+from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError, printable
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import messages
 from halfpass.wire.front import Front
 from halfpass.wire.meter import Meter
+from halfpass.wire.outbox import Outbox
 from halfpass.wire.service import (
     LOG,
     METHOD,
@@ -37,6 +38,8 @@ JOIN_SECONDS = 10.0  # for a newcomer to say Join
 MOST_JOIN_BYTES = 2**22  # the plan of a cut names all weights
 EACH_BYTES = 512  # that a message takes beside its content
 MOST_REJECTED = 100  # messages of a client; ours stops at the first
+NUMBERED = ("begin", "take", "gradients", "finish")  # what has a place in the server's sequence to a client
+UNNUMBERED = ("join", "alive", "failed", "test_end")  # what has none in a client's, with a test's batches
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,60 @@ class Received:
     batch: CutBatch | None = None
     test: bool = False
     upload: pb.Batch | None = None
+    place: int = 0  # in its client's sequence; 0 of a test's
 
 
-@dataclass
+class StreamLost(Exception):
+    """A client's stream was lost while what is not sent again came on it: a test."""
+
+
+@dataclass(eq=False)
 class _Stream:
-    """One client's stream at the server."""
+    """One of a client's streams."""
+
+    remote_port: int
+    context: grpc.ServicerContext
+    sent: int  # place up to which the server's sequence was sent on it, or need not be
+    control: deque[pb.ServerMessage] = field(default_factory=deque)  # what has no place
+    pulse: Pulse = field(default_factory=Pulse)
+    begun: bool = False  # Joined is on its way
+    over: bool = False
+    released: bool = False  # to be ended in good order
+
+
+@dataclass(eq=False)
+class Peer:
+    """A client of the run, whether it is there or not."""
 
     client: int
-    remote_port: int
+    outbox: Outbox = field(default_factory=Outbox)
     meter: Meter = field(default_factory=Meter)
+    received: int = 0  # place up to which its messages have come
+    applied: int = 0  # and up to which they have been worked off
+    durable: int = 0  # and up to which they are in a checkpoint
+    ended: int = 0  # its ends of epochs and rounds that were taken ahead of their place, which is behind `applied`
+    known_ends: int = 0  # so many of those that come are such ones
+    sockets: tuple[int, int] | None = (0, 0)  # (up, down) bytes of streams that are over; None: not known
+    stream: _Stream | None = None
+    streams: int = 0  # that it has had
+    away: float | None = None  # since when it has none
     incoming: deque[Received] = field(default_factory=deque)
     incoming_bytes: int = 0
     ends: deque[pb.EpochEnd] = field(default_factory=deque)
     buffers: messages.Buffers = field(default_factory=messages.Buffers)
-    outgoing: "queue.SimpleQueue[pb.ServerMessage | None]" = field(default_factory=queue.SimpleQueue)
-    pulse: Pulse = field(default_factory=Pulse)
     failure: HalfpassError | None = None
     finished: bool = False
     rejected: int = 0  # messages that could not be used
+
+    def control(self, message: pb.ServerMessage) -> None:
+        """To be sent while its stream lasts."""
+        if self.stream is not None:
+            message.applied, message.durable = self.applied, self.durable
+            if message == pb.ServerMessage(ack=pb.Ack(), applied=self.applied, durable=self.durable):
+                waiting = self.stream.control
+                if waiting and waiting[-1].WhichOneof("kind") == "ack" and not waiting[-1].ack.test:
+                    waiting.pop()  # the new one says as much; a client that reads nothing fills no memory
+            self.stream.control.append(message)
 
 
 class Hub:
@@ -91,14 +130,22 @@ class Hub:
         trust: Trust | None = None,
         insecure: bool = False,
         of_edge: bool = False,
+        reconnect: float = 0.0,
+        run: str = "",
+        outbox: Callable[[int], Outbox] = lambda client: Outbox(),
+        peers: Sequence[Peer] = (),
     ) -> None:
         """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
-        is an edge."""
+        is an edge. `reconnect`: seconds for which a lost client is waited for. `run` names the run for those that come
+        again; `outbox` makes what is kept for a client. `peers`: of a run that is gone on with."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
-        self._streams: dict[int, _Stream] = {}
-        self._changed = threading.Condition()
+        self._reconnect, self._run, self._outbox = reconnect, run, outbox
+        self._peers = {peer.client: peer for peer in peers}
+        for peer in peers:
+            peer.away = time.monotonic()
+        self._changed, self._admitting = threading.Condition(), threading.Lock()
         self._turn = 0
         self._stopped = False
         self._readers: list[threading.Thread] = []
@@ -114,6 +161,7 @@ class Hub:
                 self._grpc.stop(0)
                 raise
             self.port = self._front.port
+        threading.Thread(target=self._watch, daemon=True).start()
 
     # -- what the training loop calls
 
@@ -121,72 +169,130 @@ class Hub:
         """Until every client has joined; raises RunError naming those that have not."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            while len(self._streams) < self._clients:
+            while len(self._peers) < self._clients:
                 self._raise_failures()
                 if time.monotonic() > deadline:
-                    missing = sorted(set(range(self._clients)) - set(self._streams))
+                    missing = sorted(set(range(self._clients)) - set(self._peers))
                     raise RunError(
                         f"server on port {self.port}", f"{self._clients} clients within {seconds:g} s",
                         f"none with number {', '.join(map(str, missing))}", "start them with halfpass join",
                     )  # fmt: skip
                 self._changed.wait(0.2)
 
-    def take(self, clients: Collection[int], *kinds: str) -> tuple[int, Received]:
+    def take(self, clients: Collection[int], *kinds: str, of: int | None = None) -> tuple[int, Received]:
         """The next message of any of `clients`, which must be of one of `kinds`; taken in turn where several wait.
 
-        Raises RunError when any client of the run is lost, or one of these is silent for longer than the timeout. A
-        wait for one that says that it lives, and nothing else, is logged from time to time.
+        Raises RunError when a client of the run is lost for longer than `reconnect`. A wait for one that says that it
+        lives, and nothing else, is logged from time to time. `of`: the number of the stream on which the message is to
+        come, as `streams` gives it; raises StreamLost where another has taken its place.
         """
         patience = Patience()
         with self._changed:
             while True:
                 for client in sorted(clients, key=lambda c: (c - self._turn) % self._clients):
-                    stream = self._streams[client]
-                    if stream.incoming:
+                    peer = self._peers[client]
+                    if of is not None and peer.streams != of:
+                        raise StreamLost
+                    if peer.incoming:
                         self._turn = client + 1
-                        received = stream.incoming.popleft()
-                        stream.incoming_bytes -= received.size
+                        received = peer.incoming.popleft()
+                        peer.incoming_bytes -= received.size
                         self._changed.notify_all()
                         return client, _of_kind(received, kinds, client)
                 self._raise_failures()
-                self._raise_silence(clients, " or ".join(kinds))
-                patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
+                if all(self._peers[client].away is None for client in clients):
+                    patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
+
+    def streams(self, client: int) -> int:
+        """How many streams the client has had so far, which is the number of the one that it has."""
+        return self._peers[client].streams
 
     def take_ends(self, clients: Collection[int]) -> dict[int, pb.EpochEnd] | None:
         """The next end of an epoch or round of each of `clients`, once all have come. What came before it is still to
         be taken with `take`, and the end itself in its place."""
         with self._changed:
-            if not all(self._streams[client].ends for client in clients):
+            if not all(self._peers[client].ends for client in clients):
                 return None
-            return {client: self._streams[client].ends.popleft() for client in clients}
+            for client in clients:
+                self._peers[client].ended += 1
+            return {client: self._peers[client].ends.popleft() for client in clients}
 
     def give_back(self, client: int, batch: CutBatch) -> None:
         """The batch is done with: later ones are decoded into its tensors."""
         for tensor in batch.tensors:
-            self._streams[client].buffers.give_back(tensor)
+            self._peers[client].buffers.give_back(tensor)
 
     def send(self, client: int, message: pb.ServerMessage) -> None:
-        self._streams[client].outgoing.put(message)
+        """What has a place in the server's sequence is kept until the client has it durably; other messages are for a
+        client that is there."""
+        with self._changed:
+            peer = self._peers[client]
+            if message.WhichOneof("kind") in NUMBERED:
+                message.place = peer.outbox.last + 1
+                message.applied, message.durable = peer.applied, peer.durable
+                data = message.SerializeToString()
+                peer.outbox.add(data)
+                peer.meter.count_down(message, len(data))
+            else:
+                peer.control(message)
+            self._changed.notify_all()
+
+    def done(self, client: int, received: Received) -> None:
+        """The message has been worked off, and with it all before it."""
+        with self._changed:
+            peer = self._peers[client]
+            peer.applied = max(peer.applied, received.place)
+            if not self._run:  # nothing is kept, nothing is gone on with
+                peer.durable = peer.applied
+            if received.kind == "epoch_end":
+                peer.ended -= 1
+
+    def acknowledge(self, client: int, *, test: bool = False) -> None:
+        """Tells the client what has been worked off."""
+        self.send(client, pb.ServerMessage(ack=pb.Ack(test=test)))
+
+    def kept(self, durable: Mapping[int, int]) -> None:
+        """Tells clients up to which place their messages are in a checkpoint."""
+        for client, place in durable.items():
+            self._peers[client].durable = max(self._peers[client].durable, place)
+            self.acknowledge(client)
+
+    def peer(self, client: int) -> Peer:
+        return self._peers[client]
 
     def meter(self, client: int) -> Meter:
-        return self._streams[client].meter
+        return self._peers[client].meter
 
     def socket_traffic(self, client: int) -> tuple[int, int] | None:
-        """(up, down) bytes on the client's connection so far, or None where the system does not say."""
-        remote = self._streams[client].remote_port
+        """(up, down) bytes on the client's connections so far, or None where the system does not say."""
+        peer = self._peers[client]
+        with self._changed:
+            now = (0, 0) if peer.stream is None else self._traffic(peer.stream)
+            past = peer.sockets
+        return None if now is None or past is None else (past[0] + now[0], past[1] + now[1])
+
+    def _traffic(self, stream: _Stream) -> tuple[int, int] | None:
+        remote = stream.remote_port
         traffic = connection_traffic(self.port, remote) if self._front is None else self._front.traffic(remote)
         return None if traffic is None else (traffic[1], traffic[0])
 
     def release(self, client: int) -> None:
         """Ends a client's stream in good order, once it has said Finished."""
-        self._streams[client].outgoing.put(None)
+        with self._changed:
+            if (stream := self._peers[client].stream) is not None:
+                stream.released = True
+            self._changed.notify_all()
 
     def fail(self, reason: str, exit_status: int = 1) -> None:
         """Tells every client why the run ends."""
-        for stream in list(self._streams.values()):
-            stream.outgoing.put(pb.ServerMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
-            stream.outgoing.put(None)
+        with self._changed:
+            for peer in self._peers.values():
+                if peer.stream is not None:
+                    failed = pb.ServerMessage(failed=pb.Failed(reason=reason, exit_status=exit_status))
+                    peer.stream.control.append(failed)
+                    peer.stream.released = True
+            self._changed.notify_all()
 
     def stop(self) -> None:
         with self._changed:
@@ -199,21 +305,32 @@ class Hub:
             reader.join(STOP_SECONDS)
 
     def _raise_failures(self) -> None:
-        for stream in self._streams.values():
-            if stream.failure is not None:
-                raise stream.failure
+        for peer in self._peers.values():
+            if peer.failure is not None:
+                raise peer.failure
+            if peer.away is not None and not peer.finished and time.monotonic() - peer.away > self._reconnect:
+                remedy = "see what it printed, and go on with halfpass resume on both sides"
+                found = f"none for {self._reconnect:g} s"
+                raise RunError(f"client {peer.client}", "a connection, or another one", found, remedy)
 
-    def _raise_silence(self, clients: Collection[int], what: str) -> None:
-        for client in clients:
-            if self._streams[client].pulse.is_lost(self._timeout, partial(self._bytes_of, client)):
-                raise RunError(
-                    f"client {client}", f"{what} or a sign of life within {self._timeout:g} s",
-                    "none", "see whether it still runs, or raise wire.timeout",
-                )  # fmt: skip
+    def _watch(self) -> None:
+        """On a thread of its own: ends streams on which nothing comes."""
+        while not self._stopped:
+            time.sleep(min(0.2, self._timeout / 4))
+            with self._changed:
+                streams = [(peer, peer.stream) for peer in self._peers.values() if peer.stream is not None]
+            for peer, stream in streams:
+                if not stream.over and stream.pulse.is_lost(self._timeout, partial(self._bytes_of, stream)):
+                    silence = RunError(
+                        f"client {peer.client}", f"a message or a sign of life within {self._timeout:g} s",
+                        "none", "see whether it still runs, or raise wire.timeout",
+                    )  # fmt: skip
+                    self._lose(peer, stream, silence)
+                    stream.context.cancel()
 
-    def _bytes_of(self, client: int) -> int | None:
-        """That came from it, at the socket."""
-        traffic = self.socket_traffic(client)
+    def _bytes_of(self, stream: _Stream) -> int | None:
+        """That came on it, at the socket."""
+        traffic = self._traffic(stream)
         return None if traffic is None else traffic[0]
 
     # -- one client's stream, on gRPC's threads
@@ -225,7 +342,7 @@ class Hub:
         try:
             first = next(requests, b"")
             guard.cancel()
-            stream = yield from self._joined(first, context)
+            peer, stream = yield from self._joined(first, context)
         except HalfpassError as error:
             LOG.warning("refused a newcomer: %s", error)
             failed = pb.Failed(reason=str(error), exit_status=error.exit_status)
@@ -235,12 +352,12 @@ class Hub:
             return
         finally:
             guard.cancel()
-        reader = threading.Thread(target=self._read, args=(stream, requests), daemon=True)
-        self._readers.append(reader)
+        reader = threading.Thread(target=self._read, args=(peer, stream, requests), daemon=True)
+        self._readers = [r for r in self._readers if r.is_alive()] + [reader]
         reader.start()
-        yield from self._replies(stream)
+        yield from self._replies(peer, stream)
 
-    def _joined(self, first: bytes, context: grpc.ServicerContext) -> Generator[bytes, None, _Stream]:
+    def _joined(self, first: bytes, context: grpc.ServicerContext) -> Generator[bytes, None, tuple[Peer, _Stream]]:
         """Admits a newcomer, with signs of life meanwhile: with the first one the network is built."""
         alive = pb.ServerMessage(alive=pb.Alive())
         said = 0
@@ -249,26 +366,54 @@ class Hub:
             while not wait([joining], heartbeat_seconds(self._timeout)).done:
                 yield alive.SerializeToString()
                 said += 1
-        stream = joining.result()
+        peer, stream = joining.result()
         for _ in range(said):
-            stream.meter.count_down(alive, alive.ByteSize())
-        return stream
+            peer.meter.count_down(alive, alive.ByteSize())
+        return peer, stream
 
-    def _join(self, data: bytes, context: grpc.ServicerContext) -> _Stream:
+    def _join(self, data: bytes, context: grpc.ServicerContext) -> tuple[Peer, _Stream]:
         message = _parse(data) if len(data) <= MOST_JOIN_BYTES else None
         if message is None or message.WhichOneof("kind") != "join":
             raise InputError("first message of a client", "Join", "something else", "use halfpass join")
         join, port = message.join, int(context.peer().rpartition(":")[2])
         self._identify(join, port, context)
-        with self._changed:
-            self._refuse_number(join.client)
+        with self._admitting:  # the network is built for the first one, and those that are there go on
+            with self._changed:
+                self._refuse_number(join)
             self._admit(join)
-            stream = _Stream(join.client, port)
-            stream.meter.count_up(message, len(data))
-            stream.outgoing.put(pb.ServerMessage(joined=pb.Joined()))
-            self._streams[join.client] = stream
-            self._changed.notify_all()
+            with self._changed:
+                self._refuse_number(join)
+                peer = self._peers.get(join.client)
+                if peer is None:
+                    peer = Peer(join.client, self._outbox(join.client))
+                    self._peers[join.client] = peer
+                peer.meter.count_up(message, len(data))
+                stream = self._attach(peer, join, port, context)
+                self._changed.notify_all()
+        if self._front is not None:
+            self._front.joined(port)
+        return peer, stream
+
+    def _attach(self, peer: Peer, join: pb.Join, port: int, context: grpc.ServicerContext) -> _Stream:
+        """Puts a new stream in the place of the one that the client had."""
+        if peer.stream is not None:
+            self._end(peer, peer.stream)
+        LOG.info("client %d %s", peer.client, "joined" if peer.streams == 0 and not join.run else "is back")
+        peer.incoming = deque(received for received in peer.incoming if received.place)  # no test's
+        peer.incoming_bytes = sum(received.size for received in peer.incoming)
+        stream = _Stream(port, context, sent=join.received)
+        peer.stream, peer.away, peer.streams = stream, None, peer.streams + 1
+        peer.control(pb.ServerMessage(joined=pb.Joined(run=self._run, received=peer.received)))
         return stream
+
+    def _end(self, peer: Peer, stream: _Stream) -> None:
+        """The stream is over, whatever it still says."""
+        stream.over = True
+        if peer.stream is stream:
+            now, past = self._traffic(stream), peer.sockets
+            peer.sockets = None if now is None or past is None else (past[0] + now[0], past[1] + now[1])
+            peer.stream, peer.away = None, time.monotonic()
+        self._changed.notify_all()
 
     def _identify(self, join: pb.Join, port: int, context: grpc.ServicerContext) -> None:
         """Raises InputError unless a newcomer has shown that it is the client as which it joins."""
@@ -279,103 +424,160 @@ class Hub:
             raise InputError(place, "a connection with TLS", "one to the port behind it", "use the server's address")
         said = {str(key): str(value) for key, value in context.invocation_metadata()}
         check_identity(place, join.client, peer.names, said, self._trust.digests(), of_edge=self._of_edge)
-        self._front.joined(port)
 
-    def _refuse_number(self, client: int) -> None:
-        if client >= self._clients:
-            raise InputError(
-                f"client {client} at joining", f"a number from 0 to {self._clients - 1}", str(client),
-                "choose another with --client",
-            )  # fmt: skip
-        if client in self._streams:
-            raise InputError(
-                f"client {client} at joining", "a number that is free", "one that has joined already",
-                "choose another with --client",
-            )  # fmt: skip
+    def _refuse_number(self, join: pb.Join) -> None:
+        """Raises InputError unless the client may join: as one that has not yet, or as one that goes on with the run,
+        where each side has what the other needs."""
+        place = f"client {join.client} at joining"
+        if join.client >= self._clients:
+            expected = f"a number from 0 to {self._clients - 1}"
+            raise InputError(place, expected, str(join.client), "choose another with --client")
+        peer = self._peers.get(join.client)
+        if join.run and join.run != self._run:
+            expected, found = f"a client of run {self._run}", f"one of run {printable(join.run[:40])}"
+            raise InputError(place, expected, found, "give it a folder of its own, to begin anew")
+        if peer is None:
+            if join.received or join.first > 1:
+                raise InputError(place, "a client that begins", "one that goes on", "begin it anew")
+            return
+        if peer.stream is not None and (not join.run or peer.finished):
+            raise InputError(place, "a number that is free", "one that has joined already",
+                             "choose another with --client")  # fmt: skip
+        if join.received < peer.outbox.durable:
+            expected, found = f"one that has this server's messages up to {peer.outbox.durable}", f"{join.received}"
+            raise InputError(place, expected, found, "go on with its own run folder: halfpass resume")
+        if join.first > peer.received + 1:
+            expected, found = f"one that can send its message {peer.received + 1} again", f"from {join.first}"
+            raise InputError(place, expected, found, "restore this server's run folder, or begin anew")
 
-    def _replies(self, stream: _Stream) -> Iterator[bytes]:
+    def _replies(self, peer: Peer, stream: _Stream) -> Iterator[bytes]:
+        """What is sent on a stream: what is to be, in order, and signs of life."""
         while True:
-            try:
-                message = stream.outgoing.get(timeout=heartbeat_seconds(self._timeout))
-            except queue.Empty:
-                message = pb.ServerMessage(alive=pb.Alive())
-            if message is None:
-                return
-            data = message.SerializeToString()
-            stream.meter.count_down(message, len(data))
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: stream.over or stream.control or stream.released or _behind(peer, stream),
+                    heartbeat_seconds(self._timeout),
+                )
+                if stream.over:
+                    return
+                if stream.begun and _behind(peer, stream):  # Joined first
+                    stream.sent = max(stream.sent, peer.outbox.durable) + 1
+                    data = peer.outbox.get(stream.sent)
+                elif stream.control or not stream.released:
+                    message = stream.control.popleft() if stream.control else pb.ServerMessage(alive=pb.Alive())
+                    data, stream.begun = message.SerializeToString(), True
+                    peer.meter.count_down(message, len(data))
+                else:
+                    return
             yield data
 
-    def _read(self, stream: _Stream, requests: Iterator[bytes]) -> None:
-        failure: RunError | None = None
+    def _read(self, peer: Peer, stream: _Stream, requests: Iterator[bytes]) -> None:
+        lost = RunError(
+            f"client {peer.client}", "its end message", "a stream that ended without it",
+            "look at what that client printed",
+        )  # fmt: skip
         try:
             for data in requests:
-                self._accept(stream, data)
+                self._accept(peer, stream, data)
         except grpc.RpcError:
-            pass  # the connection is gone; said below
+            pass  # the connection is gone
         except Exception as error:  # a defect of ours must not look like a silent client
-            failure = RunError(f"client {stream.client}", "a message that can be read", repr(error), "report this")
-        with self._changed:
-            if failure is not None:
-                stream.failure = failure
-            if not stream.finished and stream.failure is None:
-                stream.failure = RunError(
-                    f"client {stream.client}", "its end message", "a stream that ended without it",
-                    "look at what that client printed",
-                )  # fmt: skip
-            self._changed.notify_all()
+            with self._changed:
+                expected = "a message that can be read"
+                peer.failure = RunError(f"client {peer.client}", expected, repr(error), "report this")
+        self._lose(peer, stream, lost)
 
-    def _accept(self, stream: _Stream, data: bytes) -> None:
+    def _lose(self, peer: Peer, stream: _Stream, reason: RunError) -> None:
+        """A stream has ended, before its client has finished or behind that."""
+        with self._changed:
+            if stream.over:
+                return
+            self._end(peer, stream)
+            if peer.finished or peer.failure is not None or self._stopped:
+                return
+            if self._reconnect == 0:
+                peer.failure = reason
+            else:
+                LOG.warning("lost %s; waiting for it for %g s", printable(str(reason)), self._reconnect)
+
+    def _accept(self, peer: Peer, stream: _Stream, data: bytes) -> None:
         """Takes in one message; what cannot be used is rejected with the reason, and the stream goes on."""
         stream.pulse.beat()
         try:
-            received = self._decode(stream, data)
+            received = self._decode(peer, data)
         except HalfpassError as error:
-            self._reject(stream, error)
+            self._reject(peer, error)
             return
-        if received.kind == "alive":
+        if received is None or received.kind == "alive":
             return
         with self._changed:
+            while peer.incoming_bytes > self._window_bytes and peer.failure is None and not self._stopped:
+                if stream.over:
+                    return
+                self._changed.wait(0.2)  # a client that sends more than its window is held back by TCP
+                stream.pulse.beat()  # it is we who do not listen
+            if stream.over:
+                return
             if received.kind == "failed" and received.message is not None:
-                stream.failure = _failure_of(stream.client, received.message.failed)
+                peer.failure = _failure_of(peer.client, received.message.failed)
             else:
-                stream.finished = received.kind == "finished"
-                while stream.incoming_bytes > self._window_bytes and stream.failure is None and not self._stopped:
-                    self._changed.wait(0.2)  # a client that sends more than its window is held back by TCP
-                    stream.pulse.beat()  # it is we who do not listen
-                stream.incoming.append(received)
-                stream.incoming_bytes += received.size
+                peer.finished = received.kind == "finished"
+                peer.received = max(peer.received, received.place)
+                peer.incoming.append(received)
+                peer.incoming_bytes += received.size
                 if received.kind == "epoch_end" and received.message is not None:
-                    stream.ends.append(received.message.epoch_end)
+                    if peer.known_ends > 0:
+                        peer.known_ends -= 1
+                    else:
+                        peer.ends.append(received.message.epoch_end)
             self._changed.notify_all()
 
-    def _reject(self, stream: _Stream, error: HalfpassError) -> None:
-        stream.rejected += 1
-        if stream.rejected <= MOST_REJECTED:
-            LOG.warning("rejected a message of client %d: %s", stream.client, error)
-            stream.outgoing.put(pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
-        elif stream.failure is None:
+    def _reject(self, peer: Peer, error: HalfpassError) -> None:
+        peer.rejected += 1
+        if peer.rejected <= MOST_REJECTED:
+            LOG.warning("rejected a message of client %d: %s", peer.client, error)
+            self.send(peer.client, pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
+        elif peer.failure is None:
             with self._changed:
                 expected = f"at most {MOST_REJECTED} messages that cannot be used"
                 remedy = "look at what was said of them"
-                stream.failure = RunError(f"client {stream.client}", expected, "more", remedy)
+                peer.failure = RunError(f"client {peer.client}", expected, "more", remedy)
                 self._changed.notify_all()
 
-    def _decode(self, stream: _Stream, data: bytes) -> Received:
+    def _decode(self, peer: Peer, data: bytes) -> Received | None:
+        """None for what has come before, on another stream."""
         message = _parse(data)
         if message is None:
             raise InputError(
-                f"message of client {stream.client}", "a ClientMessage", f"{len(data)} bytes that are none",
+                f"message of client {peer.client}", "a ClientMessage", f"{len(data)} bytes that are none",
                 "both sides must run the same halfpass",
             )  # fmt: skip
-        stream.meter.count_up(message, len(data))
+        with self._changed:
+            peer.meter.count_up(message, len(data))
+            peer.outbox.let_go(min(message.durable, peer.outbox.last))
+            if 0 < message.place <= peer.received:
+                return None
         kind = str(message.WhichOneof("kind"))
+        expected = 0 if kind in UNNUMBERED or (kind == "batch" and message.batch.test) else peer.received + 1
+        if message.place != expected:
+            where, remedy = f"{kind} of client {peer.client}", "both sides must run the same halfpass"
+            raise InputError(where, f"number {expected} in its sequence", f"{message.place}", remedy)
         if kind != "batch":
-            return Received(kind, len(data) + EACH_BYTES, message)
-        self._check(stream.client, message.batch)
-        batch = messages.read_batch(message.batch, stream.buffers)
-        self._check_values(stream.client, batch)
+            return Received(kind, len(data) + EACH_BYTES, message, place=message.place)
+        try:
+            self._check(peer.client, message.batch)
+            batch = messages.read_batch(message.batch, peer.buffers)
+            self._check_values(peer.client, batch)
+        except HalfpassError:
+            peer.received = max(peer.received, message.place)  # the client may go on with the next one
+            raise
         upload = message.batch if self._keep_uploads else None
-        return Received(kind, len(data) + EACH_BYTES, batch=batch, test=message.batch.test, upload=upload)
+        size, test = len(data) + EACH_BYTES, message.batch.test
+        return Received(kind, size, batch=batch, test=test, upload=upload, place=message.place)
+
+
+def _behind(peer: Peer, stream: _Stream) -> bool:
+    return max(stream.sent, peer.outbox.durable) < peer.outbox.last
 
 
 def _parse(data: bytes) -> pb.ClientMessage | None:

@@ -35,9 +35,9 @@ class Loopback:
         """Up, in a loop of one's own: a training batch as the server would read it; `meter` has counted its bytes."""
         return self.batch(messages.write_batch(batch, self.codec))[0]
 
-    def ack(self, batch: CutBatch) -> None:
-        """Down: the server is done with this batch."""
-        self.down(pb.ServerMessage(ack=pb.Ack(epoch=batch.epoch, step=batch.step, before=batch.before)))
+    def ack(self, *, test: bool = False) -> None:
+        """Down: the server is done with the batch."""
+        self.down(pb.ServerMessage(ack=pb.Ack(test=test)))
 
     def gradients(self, batch: CutBatch, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Down: conventional training's gradients, which acknowledge the batch too."""

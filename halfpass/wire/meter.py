@@ -51,13 +51,12 @@ class Meter:
         if kind in ("test", "begin", "finish"):
             self._testing = kind == "test"
         if self._testing and kind in ("test", "ack", "alive"):
-            weights = _size(message.test.weights) if kind == "test" else 0
-            self.evaluation_down += size - weights
-            self.down["weights"] += weights  # a hand-over is training's cost, whenever it happens
+            self.evaluation_down += size
             return
+        handed_on = (message.begin, message.take, message.finish)
         parts = {
             "gradients": _size(message.gradients.tensors) if kind == "gradients" else 0,
-            "weights": sum(_size(m.weights) for m in (message.begin, message.finish)) if kind != "gradients" else 0,
+            "weights": sum(_size(m.weights) for m in handed_on) if kind in ("begin", "take", "finish") else 0,
         }
         self.down.update(parts | {"other": size - sum(parts.values())})
 

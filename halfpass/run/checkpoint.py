@@ -1,0 +1,127 @@
+"""Files that a run is gone on with from: a header, then what PyTorch saves, and a digest of all of it.
+
+The one before is kept too, as `NAME.1`: what a damaged newest one falls back on. A file is read whole and compared with
+its digest before anything of it is unpickled.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfpass.errors import InputError
+from halfpass.files import replacing
+
+LOG = logging.getLogger("halfpass")
+FORMAT = 1
+_MAGIC = b"halfpass checkpoint\n"
+_MOST_HEADER_BYTES = 2**20
+_REMEDY = "restore it, or train anew"
+
+
+def write(file: Path, run: str, state: Mapping[str, Any]) -> None:
+    """Whole or not at all, and on the disk; what was there becomes the one before. Raises RunError where there is no
+    room. `run` names what the state belongs to."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getbuffer()
+    header = {"format": FORMAT, "run": run, "bytes": len(content), "written": time.time()}
+    head = _MAGIC + json.dumps(header).encode() + b"\n"
+    digest = hashlib.blake2b(head)
+    digest.update(content)
+    with replacing(file) as partial:
+        with partial.open("wb") as opened:
+            opened.write(head)
+            opened.write(content)
+            opened.write(digest.digest())
+            opened.flush()
+            os.fsync(opened.fileno())
+        if file.exists():
+            file.replace(before(file))  # a process that is killed here has that one
+    _sync_folder(file.parent)
+
+
+def read(file: Path, run: str | None = None) -> dict[str, Any]:
+    """The newest state that is sound: of `file`, or with a word in the log of the one before it. Raises InputError
+    where there is none, or it is of another run than `run`."""
+    refused: list[InputError] = []
+    for candidate in (file, before(file)):
+        if not candidate.exists() and (refused or candidate == file):
+            continue
+        try:
+            state = _read(candidate, run)
+        except InputError as error:
+            refused.append(error)
+            continue
+        if refused:
+            LOG.warning("%s; going on from the one before it", refused[0])
+            file.replace(file.with_name(f"{file.name}.damaged"))
+            before(file).replace(file)
+        return state
+    if refused:
+        raise refused[0]
+    raise InputError(str(file), "the state of a run", "none", "train anew")
+
+
+def there(file: Path) -> bool:
+    """Whether there is a state to go on from, sound or not."""
+    return file.exists() or before(file).exists()
+
+
+def before(file: Path) -> Path:
+    return file.with_name(f"{file.name}.1")
+
+
+def remove(file: Path) -> None:
+    for one in (file, before(file), file.with_name(f"{file.name}.damaged")):
+        one.unlink(missing_ok=True)
+
+
+def _read(file: Path, run: str | None) -> dict[str, Any]:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(str(file), "the state of a run", str(error.strerror), _REMEDY) from None
+    end = content.find(b"\n", len(_MAGIC), len(_MAGIC) + _MOST_HEADER_BYTES)
+    if not content.startswith(_MAGIC) or end < 0:
+        raise InputError(str(file), "the state of a run", "another file, or one of an older version", "train anew")
+    begin = end + 1
+    try:
+        header = json.loads(content[len(_MAGIC) : end])
+        known = header["format"], header["run"], header["bytes"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(str(file), "a header as it was written", "another", _REMEDY) from None
+    if known[0] != FORMAT:
+        raise InputError(str(file), f"format {FORMAT}", f"{known[0]!r}"[:40], "use the halfpass that wrote it")
+    whole = content[begin : len(content) - hashlib.blake2b().digest_size]
+    if len(whole) != known[2]:
+        raise InputError(str(file), f"{known[2]!r} bytes"[:40], f"{len(whole)}", _REMEDY)
+    if hashlib.blake2b(content[: begin + len(whole)]).digest() != content[begin + len(whole) :]:
+        raise InputError(str(file), "the bytes that were written", "others, by their digest", _REMEDY)
+    if run is not None and known[1] != run:
+        raise InputError(str(file), f"the state of run {run}", f"one of run {known[1]!r}"[:80], _REMEDY)
+    try:
+        state = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        found = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(str(file), "the state of a run", found, _REMEDY) from None
+    assert isinstance(state, dict)
+    return state
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems have no such thing
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
