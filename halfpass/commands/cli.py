@@ -10,6 +10,7 @@ import io
 import itertools
 import logging
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from halfpass.plugin import origin
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
-from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
+from halfpass.run.children import INTERRUPTED, IS_CHILD, Left, be_interruptible, describe, leave_when_told
 from halfpass.run.client_process import join
 from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config
 from halfpass.run.server_process import serve
@@ -55,13 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         be_interruptible()
         options = _parse(words)
         COMMANDS[options.subcommand].run(options[options.subcommand])
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Left) as error:
         if "--debug" in words:
             traceback.print_exc()
         if IS_CHILD and isinstance(error, KeyboardInterrupt):
             return INTERRUPTED  # its parent says what there is to say
         if line := describe(error):
             print(f"halfpass: {line}", file=sys.stderr)
+        if isinstance(error, Left):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            return 0
         return error.exit_status if isinstance(error, HalfpassError) else 1
     return 0
 
@@ -126,6 +130,8 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
 
     _log_events()
+    if not IS_CHILD:
+        leave_when_told()
     serve(config, bind, announce, above, insecure=insecure, again=again)
     _report_own([config.folder])
 
@@ -133,7 +139,7 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
 def _log_events() -> None:
     """What an operator wants to know, with the time, on standard error."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("halfpass").setLevel(logging.INFO)
+    logging.getLogger("halfpass").setLevel(logging.WARNING if IS_CHILD else logging.INFO)
 
 
 def _certs(options: Namespace) -> None:
@@ -163,6 +169,7 @@ def _join_run(config: Config, address: str, client: int, *, insecure: bool, agai
     draw_beside_threads()
     if not IS_CHILD:
         _log_events()
+        leave_when_told()
     folder = join(config, address, client, insecure=insecure, again=again)
     if not IS_CHILD:
         print(f"saved {folder / f'client-{client}.safetensors'}")
