@@ -125,7 +125,8 @@ def test_the_image_has_known_instructions_and_another_user_than_root():
     assert {word for word, _ in lines} <= INSTRUCTIONS
     assert lines[0] == ["FROM", "python:3.11-slim"]
     last = dict(lines)
-    assert last["USER"] == "halfpass"
+    assert last["USER"] == "10001"
+    assert "--uid 10001 " in last["RUN"]
     assert last["VOLUME"] == "/runs"
     assert json.loads(last["ENTRYPOINT"]) == ["halfpass"]
     assert "--constraint constraints.txt" in text
@@ -135,6 +136,12 @@ def test_the_image_has_known_instructions_and_another_user_than_root():
     for name in sources:
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint")
+def test_hadolint_takes_the_image():
+    done = subprocess.run(["hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_compose_file_has_a_server_and_two_clients_with_keys_of_their_own():
