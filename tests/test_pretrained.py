@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import types
+import zipfile
 
 import pytest
 import torch
@@ -67,6 +68,26 @@ def test_files_that_hold_no_weights_of_the_network_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"\x10")
     assert "expected safetensors, or PyTorch's tensors alone, found SafetensorError" in message(tmp_path / "broken.safetensors")
     load_weights("model.weights", network(), _saved(tmp_path, network(1)))
+
+
+def test_compressed_archives_are_refused_before_they_are_read(tmp_path):
+    saved = tmp_path / "some.pt"
+    torch.save({"classifier.weight": torch.zeros(10, 100)}, saved)
+    with zipfile.ZipFile(saved) as plain:
+        parts = {part.filename: plain.read(part) for part in plain.infolist()}
+    for kind, name in ((zipfile.ZIP_DEFLATED, "small.pt"), (zipfile.ZIP_STORED, "plain.pt")):
+        with zipfile.ZipFile(tmp_path / name, "w", kind) as made:
+            for part, content in parts.items():
+                made.writestr(part, content)
+    small = tmp_path / "small.pt"
+    with pytest.raises(InputError) as refused:
+        load_weights("model.weights", network(), str(small))
+    assert str(refused.value) == (
+        f"model.weights {small}: expected at most its own {small.stat().st_size} bytes in it, "
+        "found compressed or overlapping parts; save it with torch.save, or as safetensors"
+    )
+    with pytest.raises(InputError, match="expected weights of the network"):  # it was read
+        load_weights("model.weights", network(), str(tmp_path / "plain.pt"))
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -5,6 +5,7 @@ Tests: tests/test_pretrained.py.
 
 import hashlib
 import importlib
+import zipfile
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -127,9 +128,12 @@ def _read(place: str, file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
+        _refuse_compressed(f"{place} {file}", file)
         read = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(place, "a file of weights", f"none at {file}", "check the path") from None
+    except InputError:
+        raise
     except Exception as error:  # of either format, or pickle's of a file that holds more than tensors
         expected = "safetensors, or PyTorch's tensors alone"
         raise InputError(f"{place} {file}", expected, reason(error), "convert it") from None
@@ -138,6 +142,18 @@ def _read(place: str, file: Path) -> dict[str, Tensor]:
     if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
         raise InputError(f"{place} {file}", "tensors by name", type(read).__name__, "save model.state_dict()")
     return {str(name): value for name, value in read.items()}
+
+
+def _refuse_compressed(place: str, file: Path) -> None:
+    """PyTorch writes its archives as they are, but reads compressed ones too: a few kilobytes may state gigabytes."""
+    with file.open("rb") as content:
+        if content.read(4) != b"PK\x03\x04":
+            return
+        with zipfile.ZipFile(content) as archive:
+            parts, size = archive.infolist(), file.stat().st_size
+    if sum(part.file_size for part in parts) > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        expected, found = f"at most its own {size} bytes in it", "compressed or overlapping parts"
+        raise InputError(place, expected, found, "save it with torch.save, or as safetensors")
 
 
 def _take(model: nn.Module, state: dict[str, Tensor]) -> None:
