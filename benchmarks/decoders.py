@@ -198,7 +198,8 @@ def read_weights_file(model: nn.Module, file: Path, data: bytes) -> object:
 def safetensors_files(folder: Path) -> Decoder:
     state = network().state_dict()
     halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    seeds = (save(state), save(halves), save({"0.weight": state["0.weight"], "other": torch.zeros(2)}, {"made": "by"}))
+    eighths = save({"0.bias": state["0.bias"].to(torch.float8_e4m3fn)})
+    seeds = (save(state), save(halves), eighths, save({"0.weight": state["0.weight"], "other": torch.zeros(2)}, {"made": "by"}))
     return Decoder(seeds, partial(read_weights_file, network(), folder / "weights.safetensors"))
 
 

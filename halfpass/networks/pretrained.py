@@ -78,7 +78,14 @@ def load_weights(place: str, model: nn.Module, file: str) -> tuple[dict[str, Ten
     """
     state = _read(place, Path(file).expanduser())
     known = model.state_dict()
-    matching = {name: value for name, value in state.items() if name in known and known[name].shape == value.shape}
+    for name, value in state.items():
+        if name in known:
+            _check_dense(f"{place} {file}, {name!r}", value)
+    matching = {
+        name: value.detach().resolve_conj().resolve_neg()
+        for name, value in state.items()
+        if name in known and known[name].shape == value.shape
+    }
     for name, value in matching.items():
         _check_values(f"{place} {file}, {name!r}", value, known[name])
     if not matching:
@@ -96,15 +103,28 @@ def load_weights(place: str, model: nn.Module, file: str) -> tuple[dict[str, Ten
     return matching, notes
 
 
+def _check_dense(place: str, value: Tensor) -> None:
+    """Raises InputError for a tensor that has no values of its own, or not all of them, or no shape."""
+    if value.is_meta:
+        raise InputError(place, "values", "a meta tensor, which has none", "save it from where it was trained")
+    if value.is_nested or value.layout != torch.strided:
+        found = "a nested tensor" if value.is_nested else f"{value.layout}"
+        raise InputError(place, "a dense tensor", found, "save it as .to_dense()")
+
+
 def _check_values(place: str, value: Tensor, known: Tensor) -> None:
     """Raises InputError for what loads, and is then something else, or spoils the training."""
-    if value.layout != torch.strided:
-        raise InputError(place, "a dense tensor", f"{value.layout}", "save it as .to_dense()")
     kinds = [_kind(tensor) for tensor in (known, value)]
     if kinds[0] != kinds[1]:
         raise InputError(place, kinds[0], kinds[1], "see what the file was made of")
-    if value.isnan().any() or (value.isinf() & ~known.isinf()).any():
-        raise InputError(place, "finite values", "NaN or infinity", "take weights of a training that went well")
+    try:
+        taken = value.to(known.dtype)  # in which 1e300 may be infinity, and narrower types can be looked at
+    except RuntimeError:
+        expected = f"values that convert to {known.dtype}"
+        raise InputError(place, expected, f"{value.dtype}", "save it in the network's own type") from None
+    if taken.isnan().any() or (taken.isinf() & ~known.isinf()).any():
+        expected = f"finite values of {known.dtype}"
+        raise InputError(place, expected, "NaN or infinity", "take weights of a training that went well")
 
 
 def _kind(tensor: Tensor) -> str:
