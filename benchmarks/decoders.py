@@ -199,8 +199,9 @@ def safetensors_files(folder: Path) -> Decoder:
     state = network().state_dict()
     halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     eighths = save({"0.bias": state["0.bias"].to(torch.float8_e4m3fn)})
-    seeds = (save(state), save(halves), eighths, save({"0.weight": state["0.weight"], "other": torch.zeros(2)}, {"made": "by"}))
-    return Decoder(seeds, partial(read_weights_file, network(), folder / "weights.safetensors"))
+    some = save({"0.weight": state["0.weight"], "other": torch.zeros(2)}, {"made": "by"})
+    read = partial(read_weights_file, network(), folder / "weights.safetensors")
+    return Decoder((save(state), save(halves), eighths, some), read)
 
 
 def saved(value: object, **options: Any) -> bytes:

@@ -263,11 +263,12 @@ def keep(folder: Path, into: Path, name: str) -> None:
 
 
 def kept_rows(file: Path | None, options: argparse.Namespace) -> list[Row]:
-    """Those of an earlier call with the same seed that went as far as this one is to go."""
+    """Those of earlier calls with the same seed."""
     if file is None or not file.exists():
         return []
-    rows = json.loads(file.read_text())["rows"]
-    return [row for row in rows if row["seed"] == options.seed and not row["other"] and far_enough(row, options)]
+    content = json.loads(file.read_text())
+    rows = [{**row, "environment": row.get("environment", content["environment"])} for row in content["rows"]]
+    return [row for row in rows if row["seed"] == options.seed and not row["other"]]
 
 
 def far_enough(row: Row, options: argparse.Namespace) -> bool:
@@ -281,6 +282,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3600.0, help="after which a decoder's inputs end, if before")
     parser.add_argument("--seed", type=int, default=0, help="of the changes")
     parser.add_argument("--out", type=Path, help="file to write, such as results/fuzz.json; rows in it are kept")
+    parser.add_argument("--again", action="store_true", help="what the file has already, too")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where inputs that failed go")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -300,10 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made["fuzzer"] = "atheris, guided by the lines of halfpass" if atheris else "changes drawn by the seed, not guided"
     rows = kept_rows(options.out, options)
     for name in names:
-        if any(row["decoder"] == name for row in rows):
+        if not options.again and any(row["decoder"] == name and far_enough(row, options) for row in rows):
             continue
-        row = measure(name, options)
-        rows.append(row)
+        row = {**measure(name, options), "environment": made["environment"]}
+        rows = [*(other for other in rows if other["decoder"] != name), row]
         print(
             f"{name:<26}{row['inputs']:>10,} inputs{row.get('seconds', 0):>8.0f} s{row['values']:>10,} values"
             f"{row['refusals']:>10,} refusals{row['other']:>4} other"

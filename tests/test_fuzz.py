@@ -19,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import fuzz
 from decoders import DECODERS
 
+from halfpass.commands.export import _part
+from halfpass.errors import InputError
+
 FEW = settings(
     max_examples=150, derandomize=True, database=None, deadline=timedelta(seconds=5),
     suppress_health_check=list(HealthCheck),
@@ -51,6 +54,13 @@ def test_valid_inputs_decode_and_changed_ones_decode_or_are_refused(name, tmp_pa
     assert ended["values"] > 0 or name == "stores"  # whose checksums see every change
     for seed in decoder.seeds:  # and no input is remembered by those that come after it
         assert decoder.decode(seed) is not None
+
+
+def test_a_folder_in_place_of_weights_is_refused(tmp_path):
+    file = tmp_path / "client-0.safetensors"
+    file.mkdir()
+    with pytest.raises(InputError, match=r"client-0.safetensors: expected a safetensors file, found OSError: .*; copy it again from its owner"):
+        _part(file, "client_half")
 
 
 def test_every_kind_of_change_changes_something_and_any_numbers_will_do():
@@ -88,5 +98,8 @@ def test_rows_are_kept_when_it_goes_on(tmp_path, capfd):
     assert row["values"] > 0
     assert fuzz.main([*arguments, "codec bf16,codec none"]) == 0
     assert json.loads(out.read_text())["rows"][1] == row
+    assert capfd.readouterr().out.count("codec bf16") == 1
+    assert fuzz.main([*arguments, "codec bf16", "--again"]) == 0
+    assert [row["decoder"] for row in json.loads(out.read_text())["rows"]] == ["codec none", "codec bf16"]
     assert capfd.readouterr().out.count("codec bf16") == 1
     assert fuzz.main(["--decoder", "nothing"]) == 2
