@@ -298,7 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.decoder == "list" or not set(names) <= set(DECODERS):
         print("\n".join(DECODERS))
         return 0 if options.decoder == "list" else 2
-    made = {"environment": environment(), "command": command_line("python benchmarks/fuzz.py", arguments)}
+    counted = ("decoder", "inputs", "seconds", "seed", "out")
+    given = [f"--{key}={getattr(options, key)}" for key in counted]
+    made = {"environment": environment(), "command": command_line("python benchmarks/fuzz.py", given)}
     made["fuzzer"] = "atheris, guided by the lines of halfpass" if atheris else "changes drawn by the seed, not guided"
     rows = kept_rows(options.out, options)
     for name in names:
