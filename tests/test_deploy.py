@@ -59,7 +59,7 @@ COMMANDS = [
 def parsed(words):
     """By the command line's own parser, /config.yaml and the like being the one of the folder."""
     assert words[-1] == "--resume"
-    words = words[1:-1]  # Remove `:-1` here, and both words above, once this tree's serve and join know --resume.
+    words = words[1:]
     words = [str(DEPLOY / "config.yaml") if word.endswith("/config.yaml") else word for word in words]
     return _parse(words)
 
@@ -196,7 +196,7 @@ def test_each_gets_its_own_keys(keys):
 
 def test_server_and_clients_train_by_these_commands_and_keys(keys, tmp_path):
     def start(name, address):
-        words = [word for word in compose_command(name) if word != "--resume"]
+        words = compose_command(name)
         for there, here in (
             ("0.0.0.0:7465", "127.0.0.1:0"), ("server:7465", address), ("/config.yaml", str(DEPLOY / "config.yaml")),
             ("/keys", str(keys / name)), (f"/runs/{name}", str(tmp_path / name)),

@@ -269,6 +269,9 @@ def join(config: Config, address: str, index: int, *, insecure: bool = False, ag
     setup.check_index(config, index)
     own = client_folder(config.folder, index)
     file, state = own / CHECKPOINT, None
+    if again and not own.exists() and (config.folder / f"client-{index}.safetensors").is_file():
+        LOG.warning("client %d of the run in %s has finished", index, config.folder)
+        return config.folder
     if again and checkpoint.there(file):
         state = checkpoint.read(file)
         refuse_changes(file, config, state["settings"])

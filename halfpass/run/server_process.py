@@ -31,7 +31,7 @@ from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import HandedOver, Score, Tally, Values, tally_of
 from halfpass.run.epochs import run_epochs
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
-from halfpass.run.records import SERVED, RunFolder, Wires, refuse_run, result
+from halfpass.run.records import SERVED, RunFolder, Wires, read_result, refuse_run, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, schedule_position, testers, turns
 from halfpass.tasks.task import CLASS_NUMBERS, Spec
@@ -625,6 +625,9 @@ def serve(
     if of_edge:
         config = above_edge(config)
     folder = RunFolder(out)
+    if again and (out / "result.json").is_file():
+        LOG.warning("the run in %s is finished", out)
+        return read_result(out)
     kept = folder.read_checkpoint(config) if again else None
     if kept is None:
         refuse_run(out)
@@ -695,4 +698,5 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     outcome = folder.finish(result(config, run.task, run.network.cut, rows, wires, folder.environment))
     for k in range(len(run.steps)):
         run.hub.peer(k).outbox.clear()
+    (folder.path / SERVED).unlink(missing_ok=True)
     return outcome
