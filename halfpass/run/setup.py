@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import importlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from halfpass.data.samples import Stream, described, undisturbed
 from halfpass.errors import InputError, reason
 from halfpass.networks.models import MIDDLE_CUTS, Pair, build_model
 from halfpass.networks.transformer import BYTES
+from halfpass.run import logs
 from halfpass.run.children import IS_CHILD
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.network import (
@@ -116,7 +116,7 @@ def load_data(config: DataConfig, client: int = 0) -> Dataset:
     data = load(**dataclasses.asdict(dataclasses.replace(config, path=path)))
     if not IS_CHILD:
         for note in data.notes:
-            print(f"halfpass: {note}", file=sys.stderr, flush=True)
+            logs.say(note)
     return data
 
 
