@@ -10,6 +10,7 @@ import io
 import itertools
 import logging
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
 from halfpass.run import logs
-from halfpass.run.children import INTERRUPTED, IS_CHILD, be_interruptible, describe
+from halfpass.run.children import INTERRUPTED, IS_CHILD, Left, be_interruptible, describe, leave_when_told
 from halfpass.run.client_process import join
 from halfpass.run.credentials import trust_to_ask
 from halfpass.run.metrics import listening
@@ -61,13 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         be_interruptible()
         options = _parse(words)
         COMMANDS[options.subcommand].run(options[options.subcommand])
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Left) as error:
         if "--debug" in words and not logs.in_json():
             traceback.print_exc()
         if IS_CHILD and isinstance(error, KeyboardInterrupt):
             return INTERRUPTED  # its parent says what there is to say
         if line := describe(error):
-            logs.say(line, logging.ERROR, event="failed", traceback="--debug" in words)
+            level, event = (logging.INFO, "left") if isinstance(error, Left) else (logging.ERROR, "failed")
+            logs.say(line, level, event=event, traceback="--debug" in words)
+        if isinstance(error, Left):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            return 0
         return error.exit_status if isinstance(error, HalfpassError) else 1
     return 0
 
@@ -137,7 +142,9 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
         if not IS_CHILD:
             LOG.info("listening on %s", address, extra={"event": "listening", "address": address})
 
-    logs.begin(config.log)
+    logs.begin(config.log, quiet=IS_CHILD)
+    if not IS_CHILD:
+        leave_when_told()
     with listening(config.metrics) as register:
         serve(config, bind, announce, above, insecure=insecure, again=again, register=register)
     _say_done(config.folder)
@@ -185,6 +192,7 @@ def _join_run(config: Config, address: str, client: int, *, insecure: bool, agai
     draw_beside_threads()
     if not IS_CHILD:
         logs.begin(config.log)
+        leave_when_told()
     with listening(config.metrics) as register:
         folder = join(config, address, client, insecure=insecure, again=again, register=register)
     _say_done(folder)

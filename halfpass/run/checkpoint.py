@@ -55,7 +55,7 @@ def read(file: Path, run: str | None = None) -> dict[str, Any]:
     where there is none, or it is of another run than `run`."""
     refused: list[InputError] = []
     for candidate in (file, before(file)):
-        if not candidate.exists() and (refused or candidate == file):
+        if not candidate.exists():
             continue
         try:
             state = _read(candidate, run)

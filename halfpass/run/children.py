@@ -23,7 +23,11 @@ from halfpass.run.fork_server import CHILD, Forked, fork
 
 IS_CHILD = os.environ.pop(CHILD, None) is not None  # taken away, so that what this process starts is not one
 STOP_SECONDS = 2.0
+LEAVE_SECONDS = 6.0  # for a step to end and a state to be kept; the rest of ten is for connections
 INTERRUPTED = 130  # exit status of an interrupted child, which says nothing itself
+
+
+_told = threading.Event()
 
 
 class Child:
@@ -114,6 +118,37 @@ def be_interruptible() -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
+class Left(BaseException):
+    """This process was told to leave: what it has kept is what it can be gone on with, and its peers wait for it."""
+
+
+def leave_when_told() -> None:
+    """From now on SIGTERM and SIGHUP have this process keep its state where the next step would begin, and leave within
+    LEAVE_SECONDS, whatever it does; a second one ends it at once."""
+
+    def told(number: int, frame: FrameType | None) -> None:
+        if _told.is_set():
+            os._exit(1)
+        _told.set()
+        signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS)
+
+    def out_of_time(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(1))  # what is kept is on the disk
+        signal.setitimer(signal.ITIMER_REAL, 3.0)
+        raise Left
+
+    _told.clear()
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.signal(signal.SIGTERM, told)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, told)
+
+
+def leaving() -> bool:
+    """Whether this process was told to leave."""
+    return _told.is_set()
+
+
 def _end_with_parent() -> None:
     sys.stdin.read()  # returns when the parent's end of the pipe closes
     os.kill(os.getpid(), signal.SIGTERM)
@@ -141,6 +176,8 @@ def describe(error: BaseException) -> str:
     """One line for the user."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, Left):
+        return "left, as it was told to; go on with halfpass resume"
     if isinstance(error, HalfpassError):
         return str(error)
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"

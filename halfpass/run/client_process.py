@@ -22,7 +22,7 @@ from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import RunError
 from halfpass.files import make_folder, write_json
 from halfpass.run import checkpoint, metrics, setup
-from halfpass.run.children import IS_CHILD, for_peer
+from halfpass.run.children import IS_CHILD, Left, for_peer, leaving
 from halfpass.run.credentials import trust_of
 from halfpass.run.epoch import (
     ClientEpoch,
@@ -45,6 +45,7 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, write_batch, write_weights
 from halfpass.wire.outbox import Outbox
+from halfpass.wire.service import Interrupted
 from halfpass.wire.trust import Trust
 
 LOG = logging.getLogger("halfpass")
@@ -87,7 +88,11 @@ class ClientRun:
         if self._order is not None:  # in which an earlier process was broken off
             self._go_on(self._order)
         while True:
-            message = self.connection.receive("begin", "take", "test", "finish")
+            try:
+                message = self.connection.receive("begin", "take", "test", "finish")
+            except Interrupted:
+                self.keep()
+                raise Left from None
             kind = message.WhichOneof("kind")
             if kind == "begin":
                 self._train(message.begin)
@@ -172,6 +177,9 @@ class ClientRun:
 
     def _keep_if_due(self) -> None:
         self._since += 1
+        if leaving():
+            self.keep()
+            raise Left
         every = self.config.checkpoint.every
         if every is not None and self._since >= every:
             self.keep()
@@ -320,6 +328,9 @@ def join(
             if run.has_trained:
                 folder.save_client(client, config)
         connection.finish()
+    except Left:
+        connection.close()  # the server waits for it
+        raise
     except BaseException as error:
         connection.fail(*for_peer(f"client {index}", error))
         raise
@@ -354,7 +365,7 @@ def connect(
     connection = Connection(
         address, window_bytes=config.wire.window, timeout=config.wire.timeout, trust=trust, insecure=insecure,
         reconnect=config.wire.reconnect, outbox=outbox, run="" if state is None else state["run"],
-        received=0 if state is None else state["taken"],
+        received=0 if state is None else state["taken"], leaving=leaving,
     )  # fmt: skip
     try:
         connection.send(pb.ClientMessage(join=join))

@@ -48,8 +48,9 @@ class _StandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def begin(log: LogConfig) -> None:
-    """Events go to standard error from now on; a program that logs in its own way keeps that, unless it wants JSON."""
+def begin(log: LogConfig, *, quiet: bool = False) -> None:
+    """Events go to standard error from now on; a program that logs in its own way keeps that, unless it wants JSON.
+    `quiet`: warnings alone, where they are text."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, _StandardError):
@@ -61,7 +62,7 @@ def begin(log: LogConfig) -> None:
     if log.json:
         logging.captureWarnings(True)
         threading.excepthook = _of_thread
-    LOG.setLevel(log.level.upper())
+    LOG.setLevel(logging.WARNING if quiet and not log.json else log.level.upper())
 
 
 def in_json() -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in, write_json
 from halfpass.run import metrics, setup
 from halfpass.run.above import Above
-from halfpass.run.children import IS_CHILD, for_peer
+from halfpass.run.children import IS_CHILD, Left, for_peer, leaving
 from halfpass.run.credentials import EDGE, SERVER, trust_of
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import HandedOver, Score, Tally, Values, tally_of
@@ -48,6 +48,7 @@ from halfpass.wire.messages import (
 )
 from halfpass.wire.meter import Meter
 from halfpass.wire.outbox import Outbox
+from halfpass.wire.service import Interrupted
 from halfpass.wire.store import UploadStore
 
 LOG = logging.getLogger("halfpass")
@@ -282,21 +283,34 @@ class ServerRun:
         at = self._at
         self._phase, self._epoch, self._tally = "training", epoch, at.tally
         self.has_trained = True  # a client has, at the least
+        try:
+            self._train(at, schedule)
+        except Interrupted:
+            self._leave()
+        self.lessons.end_epoch(epoch, at.tally)
+        return at.clients, at.tally
+
+    def _train(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
+        """To the end of the epoch's last turn."""
         while at.turn < len(schedule):
             for k, received in self._until_ended(at, schedule[at.turn]):
                 if received.batch is not None:
-                    self._step(k, epoch, received, at.tally)
+                    self._step(k, at.epoch, received, at.tally)
                 else:
                     self.hub.done(k, received)
                 # The clients' next turn waits for no batch that the server has to learn from.
                 while (current := _current(at, schedule)) and (ends := self.hub.take_ends(current)) is not None:
-                    at.clients |= self._hand_over(epoch, ends)
+                    at.clients |= self._hand_over(at.epoch, ends)
                     self._begin(at, schedule)
                 if received.batch is None or received.batch.last:
                     self._keep_if_due()
             at.turn, at.active, at.last = at.turn + 1, None, None
-        self.lessons.end_epoch(epoch, at.tally)
-        return at.clients, at.tally
+
+    def _leave(self) -> NoReturn:
+        """Keeps the state where that can be: not amid the micro-batches of a batch, or the uploads of a step."""
+        if self._at is not None and not self.lessons.holds and not any(missing for *_, missing in self._last.values()):
+            self._save(self._at.epoch)
+        raise Left
 
     def _until_ended(self, at: _Place, turn: Collection[int]) -> Iterator[tuple[int, Received]]:
         """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch
@@ -466,6 +480,8 @@ class ServerRun:
         """A checkpoint, every so many steps; not while uploads are held for a step."""
         every = self.config.checkpoint.every
         self._since += 1
+        if leaving():
+            self._leave()
         if self._folder is None or every is None or self._since < every or self.lessons.holds:
             return
         assert self._at is not None
@@ -663,7 +679,7 @@ def serve(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
-        of_edge=of_edge, reconnect=config.wire.reconnect, run=run_name, outbox=outbox, peers=peers,
+        of_edge=of_edge, reconnect=config.wire.reconnect, run=run_name, outbox=outbox, peers=peers, leaving=leaving,
         status=overview.status,
     )  # fmt: skip
     overview.hub, overview.name = hub, run_name
@@ -684,6 +700,8 @@ def serve(
                     write_json(out / SERVED, where)
                 overview.run = run = ServerRun(config, hub, admission, store, link, folder, run_name, state)
                 return _run(config, folder, run)
+    except (Left, Interrupted):
+        raise Left from None  # clients wait for it
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise
@@ -695,6 +713,8 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     try:
         rows = run_epochs(config, run, folder)
         wires = run.finish()
+    except (Left, Interrupted):
+        raise Left from None  # the server above waits for it
     except BaseException as error:
         run.above.fail(*for_peer("edge", error))
         raise

@@ -16,6 +16,7 @@ from halfpass.run import checkpoint, fork_server, setup
 from halfpass.run.centralized import train_centralized
 from halfpass.run.children import run_alone
 from halfpass.run.local import train_local
+from halfpass.run.network import above_edge
 from halfpass.run.processes import train_processes
 from halfpass.run.records import (
     CHECKPOINT,
@@ -79,7 +80,8 @@ def resume(run: Path, *, debug: bool = False) -> dict[str, Any]:
         prepared = setup.prepare(config, old=True)
         folder.check_digests(prepared.sites or [prepared.data])
         if several:
-            folder.read_checkpoint(config)  # refused before anything is started
+            top = config if config.model.edge_cut is None else above_edge(config)
+            folder.read_checkpoint(top)  # refused before anything is started
             del prepared
             return train_processes(config, run, debug=debug, again=True)
         return _train_here(config, folder, prepared)

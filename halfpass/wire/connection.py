@@ -23,6 +23,7 @@ from halfpass.wire.service import (
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
+    Interrupted,
     Patience,
     Pulse,
     channel_options,
@@ -76,12 +77,14 @@ class Connection:
     def __init__(
         self, address: str, *, window_bytes: int, timeout: float, trust: Trust | None = None, insecure: bool = False,
         reconnect: float = 0.0, outbox: Outbox | None = None, run: str = "", received: int = 0,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """`trust`: of a client whose server encrypts. `insecure`: the server may be another machine, without that.
         `reconnect`: seconds for which a lost server is waited for. `outbox`, `run` and `received` (the place of the
-        last message taken) are those of an earlier process that this one goes on for."""
+        last message taken) are those of an earlier process that this one goes on for. `leaving`: whether a wait for
+        the server's next message is to be given up, with Interrupted."""
         check_address(address, "server address", encrypted=trust is not None, insecure=insecure)
-        self._address, self._trust, self._reconnect = address, trust, reconnect
+        self._address, self._trust, self._reconnect, self._leaving = address, trust, reconnect, leaving
         self._who, self._timeout, self._window_bytes = f"server at {address}", timeout, window_bytes
         self.outbox = Outbox() if outbox is None else outbox
         self.run, self.taken = run, received
@@ -134,7 +137,9 @@ class Connection:
         """The next message other than an acknowledgement, which must be of one of `kinds`."""
         with self._changed:
             while True:
-                self._wait(lambda: bool(self._incoming), " or ".join(kinds))
+                self._wait(lambda: bool(self._incoming) or self._leaving(), " or ".join(kinds))
+                if not self._incoming:
+                    raise Interrupted
                 message, link = self._incoming.popleft()
                 found = message.WhichOneof("kind")
                 if found != "test" or link == self._link.number:  # else the server asks for it again

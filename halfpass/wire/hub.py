@@ -30,6 +30,7 @@ from halfpass.wire.service import (
     SERVICE,
     STATUS,
     STOP_SECONDS,
+    Interrupted,
     Patience,
     Pulse,
     channel_options,
@@ -170,16 +171,17 @@ class Hub:
         run: str = "",
         outbox: Callable[[int], Outbox] = lambda client: Outbox(),
         peers: Sequence[Peer] = (),
+        leaving: Callable[[], bool] = lambda: False,
         status: Callable[[], pb.StatusReply] = pb.StatusReply,
     ) -> None:
         """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
         is an edge. `reconnect`: seconds for which a lost client is waited for. `run` names the run for those that come
-        again; `outbox` makes what is kept for a client. `peers`: of a run that is gone on with. `status` says how far
-        it is, on a thread of gRPC's."""
+        again; `outbox` makes what is kept for a client. `peers`: of a run that is gone on with. `leaving`: whether
+        waits are to be given up, with Interrupted. `status` says how far the run is, on a thread of gRPC's."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
-        self._reconnect, self._run, self._outbox = reconnect, run, outbox
+        self._reconnect, self._run, self._outbox, self._leaving = reconnect, run, outbox, leaving
         self._peers = {peer.client: peer for peer in peers}
         for peer in peers:
             peer.away = time.monotonic()
@@ -360,6 +362,9 @@ class Hub:
         self._health.enter_graceful_shutdown()
         with self._changed:
             self._stopped = True
+            for peer in self._peers.values():
+                if peer.stream is not None:
+                    peer.stream.released = True  # what is to be said on it is still said
             self._changed.notify_all()
         if self._front is not None:
             self._front.close()
@@ -368,6 +373,8 @@ class Hub:
             reader.join(STOP_SECONDS)
 
     def _raise_failures(self) -> None:
+        if self._leaving():
+            raise Interrupted
         for peer in self._peers.values():
             if peer.failure is not None:
                 raise peer.failure
@@ -380,6 +387,8 @@ class Hub:
         """On a thread of its own: ends streams on which nothing comes."""
         while not self._stopped:
             time.sleep(min(0.2, self._timeout / 4))
+            if self._leaving():
+                self._health.enter_graceful_shutdown()
             with self._changed:
                 streams = [(peer, peer.stream) for peer in self._peers.values() if peer.stream is not None]
             for peer, stream in streams:

@@ -19,6 +19,7 @@ PROTOCOL = 9
 
 Crossing = tuple[tuple[int, ...], str]  # shape and dtype; any of CROSSING_DTYPES stands for them all
 MOST_READS = 2**12
+MOST_DIMENSIONS = 16
 Targets = Mapping[str, tuple[str, tuple[int, ...]]]  # by name: dtype, shape per sample
 CLASS_NUMBERS: Targets = {"": ("int64", ())}
 
@@ -213,6 +214,7 @@ def check_batch(
     place, samples = f"batch of client {client}, epoch {batch.epoch}, step {batch.step}", samples_of(batch)
     if batch.client != client:
         raise InputError(place, f"client {client}", f"client {batch.client}", "send with the number you joined with")
+    _check_dimensions(place, [*batch.tensors, *batch.whole, *batch.targets, batch.answers])
     together = batch.before + samples + batch.after
     if samples == 0 or together > batch_size:
         raise InputError(place, f"1 to {batch_size} samples", f"{samples} of {together}", "send configured batches")
@@ -235,6 +237,13 @@ def check_batch(
         stated = f"{tuple(answers.shape)} of {answers.dtype} in {answers.codec}"
         raise InputError(place, f"answers of {(samples, outputs)} of float16", stated, "send the head's probabilities")
     _check_targets(place, batch, samples, outputs, targets)
+
+
+def _check_dimensions(place: str, tensors: Iterable[pb.Tensor]) -> None:
+    """Raises InputError where one has very many: a shape of millions is large, and larger where it is shown."""
+    if any(len(tensor.shape) > MOST_DIMENSIONS for tensor in tensors):
+        remedy = "both sides must run the same halfpass"
+        raise InputError(place, f"at most {MOST_DIMENSIONS} dimensions", "more", remedy)
 
 
 def _few(shape: Sequence[int]) -> bool:
@@ -287,10 +296,13 @@ def read_gradients(message: pb.Gradients, batch: CutBatch) -> tuple[Tensor, ...]
     if (message.epoch, message.step) != (batch.epoch, batch.step):
         found = f"epoch {message.epoch}, step {message.step}"
         raise InputError(place, "the gradients of that batch", found, "both sides must run the same halfpass")
+    _check_dimensions(place, message.tensors)
     shapes = [tuple(tensor.shape) for tensor in message.tensors]
     expected = [tuple(tensor.shape) for tensor in batch.crossing if tensor.is_floating_point()]
     if shapes != expected:
         raise InputError(place, f"shapes {expected}", f"{shapes}", "both sides must run the same halfpass")
+    if other := [tensor.dtype for tensor in message.tensors if tensor.dtype not in (*CROSSING_DTYPES, "float64")]:
+        raise InputError(place, "floating point", other[0][:20], "both sides must run the same halfpass")
     return tuple(read_tensor(tensor, f"{place}, tensor {i}") for i, tensor in enumerate(message.tensors))
 
 
@@ -302,6 +314,7 @@ def check_weights(place: str, messages: Sequence[pb.Tensor], required: Kinds, op
     the optional ones. To be asked before anything is decoded: a few bytes may state a large shape."""
     known = {**(optional or {}), **required}
     for message in messages[: len(known) + 1]:
+        _check_dimensions(place, [message])
         kind = known.get(message.name)
         if kind is None or (tuple(message.shape), DTYPES.get(message.dtype)) != kind or message.codec != "none":
             expected = f"one of {len(known)} weights, of its shape and dtype"

@@ -134,14 +134,16 @@ class Outbox:
         assert self.folder is not None
         with self._lock:
             self.last, self.durable = last, durable
-            segments = [self._scanned(file) for file in sorted(self.folder.glob("*.spool"))]
+            files = sorted(file for file in self.folder.glob("*.spool") if file.stem.isdecimal())
+            segments = [self._scanned(file) for file in files]
             there = {kept.place: kept for kept in self._kept}  # of one that was made twice, the later
-            first = min(there, default=last + 1)  # what was before it went because the other side had it
+            # What was before the first segment went because the other side had it.
+            first = max(durable + 1, min((int(segment.file.stem) for segment in segments), default=last + 1))
             if missing := [place for place in range(first, last + 1) if place not in there]:
                 expected = f"messages {first} to {last}, which the run may need again"
                 found = f"none with number {missing[0]}, or a damaged one"
                 raise InputError(f"spool {self.folder}", expected, found, _REMEDY)
-            self.durable = max(durable, first - 1)
+            self.durable = max(durable, min(first, last + 1) - 1)
             self._kept = deque(there[place] for place in sorted(there))
             self.kept_bytes = sum(kept.size for kept in self._kept)
             for segment in segments:

@@ -34,6 +34,10 @@ def check_address(address: str, place: str, *, encrypted: bool = False, insecure
         )  # fmt: skip
 
 
+class Interrupted(Exception):
+    """A wait was given up, because its process was told to leave."""
+
+
 class Pulse:
     """When a peer was last heard of. A message that takes longer than the timeout to come is no silence, as long as
     more of it comes."""

@@ -1,0 +1,248 @@
+"""Nothing lost, nothing twice: what either side keeps, and runs that are killed, cut and told to leave."""
+
+import importlib.util
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from halfpass.commands.cli import main
+from halfpass.errors import InputError, RunError
+from halfpass.run import checkpoint
+from halfpass.wire import outbox as outbox_module
+from halfpass.wire.outbox import Outbox
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "chaos.py"
+spec = importlib.util.spec_from_file_location("chaos", FILE)
+chaos = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(chaos)
+
+
+# ----------------------------------------------------------------------------------------------------- the outbox
+
+
+def message(place, size=100):
+    return random.Random(place).randbytes(size + place % 7)
+
+
+def filled(folder, count=20, **options):
+    box = Outbox(folder, run="abc", **{"memory_bytes": 500} | options)
+    for place in range(1, count + 1):
+        assert box.add(message(place)) == place
+    return box
+
+
+def contents(box):
+    return {place: box.get(place) for place in range(box.first, box.last + 1)}
+
+
+def test_an_outbox_gives_back_what_was_put_in_from_memory_and_disk_and_lets_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox_module, "SEGMENT_BYTES", 600)
+    box = filled(tmp_path / "spool")
+    assert contents(box) == {place: message(place) for place in range(1, 21)}
+    assert box._held_bytes <= 500 < box.kept_bytes
+    box.let_go(9)
+    assert contents(box) == {place: message(place) for place in range(10, 21)}
+    assert box.bytes_between(12, 15) == sum(len(message(place)) for place in (13, 14, 15))
+    box.save()
+    assert box._held_bytes == 0
+    assert contents(box) == {place: message(place) for place in range(10, 21)}
+    assert min(int(file.stem) for file in (tmp_path / "spool").iterdir()) > 1  # whole segments have gone
+    box.clear()
+    assert not (tmp_path / "spool").exists()
+    assert box.add(b"next") == 21
+
+
+def test_an_outbox_is_loaded_as_it_was_at_a_checkpoint(tmp_path, monkeypatch):
+    """What was added behind it is made again; what the other side has durably since may have gone."""
+    monkeypatch.setattr(outbox_module, "SEGMENT_BYTES", 600)
+    box = filled(tmp_path / "spool")
+    box.save()
+    for place in range(21, 40):
+        box.add(message(place))
+    box.let_go(12)
+    again = Outbox(tmp_path / "spool", run="abc")
+    again.load(20, 3)
+    assert again.first <= 13
+    assert {p: d for p, d in contents(again).items() if p > 12} == {place: message(place) for place in range(13, 21)}
+    assert again.add(message(21)) == 21
+    again.save()
+    last = Outbox(tmp_path / "spool", run="abc")
+    last.load(21, 12)
+    assert contents(last) == {place: message(place) for place in range(13, 22)}
+    gone = Outbox(tmp_path / "spool", run="abc")
+    gone.load(21, 30)  # the other side is further than this one was
+    assert (gone.first, gone.last, gone.kept_bytes) == (31, 21, 0)
+    assert gone.add(message(22)) == 22
+    assert gone.kept_bytes == 0
+
+
+def test_a_spool_of_another_run_or_a_damaged_one_is_refused_by_name(tmp_path):
+    filled(tmp_path / "spool", memory_bytes=0).save()
+    with pytest.raises(InputError, match=r"spool .*\.spool: expected one of run other, found one of another run"):
+        Outbox(tmp_path / "spool", run="other").load(20, 0)
+    (file,) = (tmp_path / "spool").iterdir()
+    whole = file.read_bytes()
+    for at in random.Random(0).sample(range(len(whole)), 150):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(InputError, match=r"spool .*: expected (messages 1 to 20|one of run abc)"):
+            Outbox(tmp_path / "spool", run="abc").load(20, 0)
+        assert file.stat().st_size == len(whole)  # what is refused is left as it is
+    file.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"found none with number 20, or a damaged one; begin the run anew"):
+        Outbox(tmp_path / "spool", run="abc").load(20, 0)
+    file.write_bytes(whole)
+    box = Outbox(tmp_path / "spool", run="abc")
+    box.load(20, 0)
+    file.write_bytes(whole[:300] + b"x" + whole[301:])  # while it is in use
+    with pytest.raises(InputError, match=r"message \d+: expected the bytes that were written, found others"):
+        contents(box)
+
+
+def test_a_full_disk_is_said_at_a_checkpoint_and_kept_in_memory_meanwhile(tmp_path, monkeypatch):
+    box = filled(tmp_path / "spool", count=3)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outbox_module.os, "pwrite", full)
+    for place in range(4, 20):
+        box.add(message(place))
+    assert contents(box) == {place: message(place) for place in range(1, 20)}
+    with pytest.raises(RunError, match=r"spool .*: expected room for what the other side may need again, found No space"):
+        box.save()
+    monkeypatch.undo()
+    box.save()
+    assert contents(box) == {place: message(place) for place in range(1, 20)}
+    assert not Outbox(disk_bytes=100).kept_bytes
+    assert not box.has_room(2**32)
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+
+def state(n):
+    return {"weights": {"a": torch.arange(6.0).view(2, 3) + n}, "step": n, "none": None, "list": [(1, "x")]}
+
+
+def test_a_checkpoint_comes_back_and_a_damaged_one_gives_way_to_the_one_before(tmp_path, caplog):
+    file = tmp_path / "unfinished.pt"
+    assert not checkpoint.there(file)
+    with pytest.raises(InputError, match=r"unfinished.pt: expected the state of a run, found none"):
+        checkpoint.read(file)
+    checkpoint.write(file, "run", state(1))
+    checkpoint.write(file, "run", state(2))
+    assert checkpoint.read(file, "run")["step"] == 2
+    assert torch.equal(checkpoint.read(file)["weights"]["a"], state(2)["weights"]["a"])
+    whole = file.read_bytes()
+    for at in random.Random(0).sample(range(len(whole)), 200):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        before = checkpoint.before(file).read_bytes()
+        assert checkpoint.read(file, "run")["step"] == 1, at
+        checkpoint.before(file).write_bytes(before)
+    file.write_bytes(whole[: len(whole) // 2])
+    assert checkpoint.read(file, "run")["step"] == 1
+    assert "unfinished.pt: expected" in caplog.text
+    assert "going on from the one before it" in caplog.text
+    assert checkpoint.read(file, "run")["step"] == 1  # it has taken the place of the damaged one
+    checkpoint.write(file, "run", state(3))
+    assert checkpoint.read(checkpoint.before(file))["step"] == 1  # which a damaged one never does
+    with pytest.raises(InputError, match=r"expected the state of run other, found one of run 'run'"):
+        checkpoint.read(file, "other")
+    checkpoint.remove(file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path, monkeypatch):
+    file = tmp_path / "unfinished.pt"
+    monkeypatch.setattr(checkpoint, "FORMAT", 7)
+    checkpoint.write(file, "run", state(1))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"unfinished.pt: expected format 1, found 7; use the halfpass that wrote it"):
+        checkpoint.read(file)
+    torch.save(state(1), file)
+    with pytest.raises(InputError, match=r"expected the state of a run, found another file, or one of an older version"):
+        checkpoint.read(file)
+
+
+# -------------------------------------------------------------------------------------- runs between processes
+
+CASES = {
+    "decoupled, splitfed": ("decoupled", 2, ["--clients.rounds", "2", "--server.replay", "2", "--wire.budget", "30000000"]),
+    "conventional, relay": ("conventional", 2, ["--clients.topology", "relay"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_whose_processes_are_killed_and_cut_ends_as_one_that_was_not(tmp_path, case):
+    """The server leaves once by SIGTERM, and is killed once; a client is killed, another's connection is cut."""
+    method, clients, more = CASES[case]
+    words = chaos.settings(method, clients, 12, ["--checkpoint.every", "7", "--data.limit", "700", *more])
+    with chaos.Run(tmp_path / "plain", words, clients) as plain:
+        plain.wait()
+    with chaos.Run(tmp_path / "disturbed", words, clients) as run:
+        for fault in ("leave", "cut", "client", "server"):
+            run.wait_for_progress(time.monotonic() + 60)
+            assert not run.ended
+            if fault == "leave":
+                began = time.monotonic()
+                run.processes["server"].send_signal(signal.SIGTERM)
+                assert run.processes["server"].wait(10) == 0
+                assert time.monotonic() - began < 10
+                run._start("server", ["resume", "server"])
+            elif fault == "cut":
+                run.wires[1].cut()
+            else:
+                assert run.kill(fault if fault == "server" else "client-0")
+        run.wait()
+    assert chaos.same(plain.weights(), run.weights())
+    assert run.batches() == plain.batches()
+    assert set(run.batches().values()) == {1}
+    left = {str(file.relative_to(run.folder)) for file in run.folder.rglob("*")}
+    assert not [name for name in left if "unfinished" in name or "spool" in name or "outbox" in name]
+    said = (run.folder / "server.log").read_text()
+    assert "left, as it was told to; go on with halfpass resume" in said
+    assert "client 0 is back" in said
+    assert "reached the server at" in (run.folder / "client-1.log").read_text()
+    assert "internal error" not in "".join(file.read_text() for file in run.folder.glob("*.log"))
+
+
+def test_all_processes_of_one_machine_are_gone_on_with(tmp_path, monkeypatch, capsys):
+    """A chain of client, edge and server that is broken off in the midst of an epoch."""
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--runtime", "processes", "--clients.count", "2", "--model.cut", "block_1", "--model.edge_cut", "block_3",
+        "--train.epochs", "4", "--train.batch_size", "32", "--data.limit", "640", "--train.threads", "1",
+        "--checkpoint.every", "3",
+    ]  # fmt: skip
+    assert main(["train", *words, "--out", "whole"]) == 0
+    with (tmp_path / "log").open("wb") as log:
+        process = chaos.subprocess.Popen(
+            [sys.executable, "-m", "halfpass", "train", *words, "--out", "broken"], stdout=log, stderr=log
+        )
+        ledger = tmp_path / "broken" / "edge" / "ledger.csv"
+        deadline = time.monotonic() + 100
+        while not (ledger.is_file() and ledger.read_text().count("\n") > 28) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "broken" / "result.json").exists()
+    assert main(["train", *words, "--out", "broken"]) == 2
+    assert "go on with it: halfpass resume broken" in capsys.readouterr().err
+    deadline = time.monotonic() + 20
+    while (status := main(["resume", "broken"])) == 2 and time.monotonic() < deadline:  # its children end by themselves
+        time.sleep(0.5)
+    assert status == 0, capsys.readouterr().err
+    files = sorted(file.relative_to("whole") for file in Path("whole").rglob("*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        one, other = (chaos.load_file(Path(run) / file) for run in ("whole", "broken"))
+        assert all(torch.equal(one[name], other[name]) for name in one), file
+    for part in ("", "edge"):
+        lines = [(Path(run) / part / "ledger.csv").read_text() for run in ("whole", "broken")]
+        assert lines[0] == lines[1]
