@@ -1,6 +1,7 @@
 """What an operator sees of a run: logs, health, figures, status, of real processes on loopback."""
 
 import contextlib
+import http.client
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ from halfpass.run.overview import Overview, Pace
 from halfpass.wire import asking
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.asking import ask_status
+from halfpass.wire.connection import Connection
 from halfpass.wire.hub import Hub
 from halfpass.wire.trust import Trust
 
@@ -84,6 +86,13 @@ def figures(address):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
+def settled(address, before):
+    time.sleep(0.2)
+    counts = [name for name in before if name.startswith("halfpass_") and "seconds" not in name and "loss" not in name]
+    now = figures(address)
+    return all(now[name] == before[name] for name in counts)
+
+
 def asked(address, trust=None, service=""):
     options = [("grpc.ssl_target_name_override", "localhost")]
     made = grpc.insecure_channel(address) if trust is None else grpc.secure_channel(address, trust.channel_credentials(), options)
@@ -113,11 +122,11 @@ def test_a_run_that_is_watched(tmp_path, capsys):
             until(lambda: figures(metrics).get(applied, 0) > 8, server, client)
             own = figures(client.event("metrics")["address"])
             client.process.send_signal(signal.SIGSTOP)  # so that nothing changes while it is asked
-            time.sleep(0.5)
+            until(lambda: (before := figures(metrics))['halfpass_lag_messages{client="0"}'] == 0 and settled(metrics, before), server)
             said, (code, out, _), (_, table, _) = figures(metrics), status(capsys, address, "--json"), status(capsys, address)
             client.process.send_signal(signal.SIGCONT)
             last = said
-            with contextlib.suppress(OSError):  # at the end it is there no more
+            with contextlib.suppress(OSError, http.client.HTTPException):  # at the end it is there no more
                 while True:
                     last = figures(metrics)
             assert client.end() == 0
@@ -189,6 +198,12 @@ def test_a_port_for_figures_that_is_in_use(tmp_path, capsys, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_training_in_one_process_has_no_figures(tmp_path, capsys):
+    assert main(["train", "--metrics.port", "0", "--out", str(tmp_path / "run")]) == 2
+    assert "metrics.port: expected none in a training in one process, found 0; leave it out, or" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_goes_wrong_is_a_json_line_too(tmp_path):
     with running("join", "127.0.0.1:1", "--client", "7", "--log.json", "true", "--debug", "--out", str(tmp_path / "run")) as client:
         assert client.end() == 2
@@ -211,11 +226,11 @@ def folders(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def served(trust):
+def served(trust, **options):
     seen = Overview(Config())
     hub = Hub(
         "127.0.0.1:0", clients=1, window_bytes=2**20, timeout=5, admit=lambda join: None,
-        check=lambda client, batch: None, trust=trust, status=seen.status,
+        check=lambda client, batch: None, trust=trust, status=seen.status, **options,
     )  # fmt: skip
     seen.hub = hub
     try:
@@ -267,6 +282,24 @@ def test_tokens_may_ask_and_others_not(folders, monkeypatch, caplog):
         with pytest.raises(InputError, match="tls: expected a certificate or token, found none in None"):
             trust_to_ask(alone)
     assert token not in caplog.text
+
+
+def test_a_loss_is_told_and_counted(caplog):
+    with caplog.at_level(logging.INFO, "halfpass"), served(None, reconnect=20.0, run="one") as hub:
+        address = f"127.0.0.1:{hub.port}"
+        connection = Connection(address, window_bytes=2**20, timeout=5, reconnect=20.0)
+        connection.send(pb.ClientMessage(join=pb.Join(client=0)))
+        connection.receive("joined")
+        connection._link.call.cancel()
+        until(lambda: ask_status(address).clients[0].reconnections)
+        assert ask_status(address).clients[0].state == "connected"
+        assert (hub.look()[0].reconnections, connection.look().reconnections) == (1, 1)
+        until(lambda: connection.look().away is None)
+        connection.close()
+        until(lambda: ask_status(address).clients[0].state == "away")
+        assert ask_status(address).connected == 0
+    told = [(record.event, getattr(record, "client", None), getattr(record, "host", None)) for record in caplog.records if hasattr(record, "event")]
+    assert {("joined", 0, "127.0.0.1"), ("lost", 0, None), ("back", 0, "127.0.0.1"), ("lost", None, None), ("back", None, None)} == set(told)
 
 
 def test_health_ends_with_the_run():

@@ -43,15 +43,16 @@ def listening(metrics: MetricsConfig) -> Iterator[Register]:
         return
     from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+    host = metrics.host.strip("[]")
     registry = CollectorRegistry()  # not the one that all of a program shares
     try:
-        server, _ = start_http_server(metrics.port, metrics.host.strip("[]"), registry)
+        server, _ = start_http_server(metrics.port, host, registry)
     except (OSError, UnicodeError) as error:
         found = f"{metrics.host}:{metrics.port} ({getattr(error, 'strerror', None) or error})"
         raise InputError("metrics.port", "a free port of this machine", found, "choose another") from None
     ProcessCollector(registry=registry)
     try:
-        where = f"http://{metrics.host}:{server.server_port}/metrics"
+        where = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
         LOG.info("metrics at %s", where, extra={"event": "metrics", "address": where})
         yield registry.register
     finally:

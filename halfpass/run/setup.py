@@ -67,6 +67,9 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used, which
     a store with uploads in it is unless the run is an `old` one."""
     check_names(config)
+    if config.runtime == "local" and config.metrics.port is not None:
+        expected, remedy = "none in a training in one process", "leave it out, or set runtime to processes"
+        raise InputError("metrics.port", expected, str(config.metrics.port), remedy)
     data = data or load_data(config.data)
     sites = _sites(config, data)
     shards = [make_shards(config, data)[k] for k, data in enumerate(sites)] if len(sites) > 1 else (
