@@ -13,6 +13,7 @@ import yaml
 MOST_DEPTH = 32  # groups in groups: what halfpass writes has 4
 MOST_YAML_BYTES, MOST_YAML_VALUES = 2**17, 20_000  # of settings and grids; aliases count as what they stand for
 MOST_JSON_BYTES = 2**26  # the rows of a large grid are a few megabytes
+MOST_JSON_GROUPS = 2**20  # lists and objects, which take up to thirty times their bytes
 
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
@@ -32,10 +33,13 @@ def parse_json(text: str, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """What the text holds; NaN and infinity are no JSON."""
     if len(text) > most_bytes:
         raise ValueError(f"more than {most_bytes} bytes")
-    depth = 0
+    depth = groups = 0
     for match in _STRING_OR_BRACKET.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        change = {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        depth, groups = depth + change, groups + (change > 0)
         _check_depth(depth)
+        if groups > MOST_JSON_GROUPS:
+            raise ValueError(f"more than {MOST_JSON_GROUPS} lists and objects")
     return json.loads(text, parse_constant=_refuse_constant)
 
 

@@ -73,6 +73,13 @@ def test_brackets_in_strings_are_no_depth(value):
     assert parse_json(json.dumps(value)) == value
 
 
+def test_json_of_many_groups_is_refused_before_it_is_built(monkeypatch):
+    monkeypatch.setattr(bounded, "MOST_JSON_GROUPS", 4)
+    assert parse_json('[{}, [], {"[": "]"}]') == [{}, [], {"[": "]"}]
+    with pytest.raises(ValueError, match=r"^more than 4 lists and objects$"):
+        parse_json("[{}, [], {}, []")
+
+
 def test_a_string_that_does_not_end_is_read_once():
     with pytest.raises(ValueError, match=r"^Unterminated string"):
         parse_json('"' + '\\"' * 200_000)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import types
+import zipfile
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from halfpass.config import LIBRARIES, Config, ModelConfig, named_code
 from halfpass.errors import InputError
 from halfpass.networks import pretrained
 from halfpass.networks.models import build_model
-from halfpass.networks.pretrained import freeze, load_weights
+from halfpass.networks.pretrained import digest, freeze, load_weights
 from halfpass.run import setup
 from halfpass.run.client_process import WEIGHTS
 from halfpass.run.network import build_network
@@ -69,9 +70,34 @@ def test_files_that_hold_no_weights_of_the_network_are_refused(tmp_path):
     load_weights("model.weights", network(), _saved(tmp_path, network(1)))
 
 
+def test_compressed_archives_are_refused_before_they_are_read(tmp_path):
+    saved = tmp_path / "some.pt"
+    torch.save({"classifier.weight": torch.zeros(10, 100)}, saved)
+    with zipfile.ZipFile(saved) as plain:
+        parts = {part.filename: plain.read(part) for part in plain.infolist()}
+    for kind, name in ((zipfile.ZIP_DEFLATED, "small.pt"), (zipfile.ZIP_STORED, "plain.pt")):
+        with zipfile.ZipFile(tmp_path / name, "w", kind) as made:
+            for part, content in parts.items():
+                made.writestr(part, content)
+    small = tmp_path / "small.pt"
+    with pytest.raises(InputError) as refused:
+        load_weights("model.weights", network(), str(small))
+    assert str(refused.value) == (
+        f"model.weights {small}: expected at most its own {small.stat().st_size} bytes in it, "
+        "found compressed or overlapping parts; save it with torch.save, or as safetensors"
+    )
+    with pytest.raises(InputError, match="expected weights of the network"):  # it was read
+        load_weights("model.weights", network(), str(tmp_path / "plain.pt"))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(("change", "said"), [
     (lambda value: value.long(), "expected floating point, found integers; see what the file was made of"),
-    (lambda value: value * float("nan"), "expected finite values, found NaN or infinity; take weights of a training that went well"),
+    (lambda value: value * float("nan"), "expected finite values of torch.float32, found NaN or infinity; take weights of a training that went well"),
+    (lambda value: value.double() * 1e300, "expected finite values of torch.float32, found NaN or infinity; take weights of a training that went well"),
+    (lambda value: torch.empty(value.shape, device="meta"), "expected values, found a meta tensor, which has none; save it from where it was trained"),
+    (lambda value: torch.nested.nested_tensor([value, value[:2]]), "expected a dense tensor, found a nested tensor; save it as .to_dense()"),
+    (lambda value: torch.zeros(10, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "expected values that convert to torch.float32, found torch.float4_e2m1fn_x2; save it in the network's own type"),
     (lambda value: value.to_sparse(), "expected a dense tensor, found torch.sparse_coo; save it as .to_dense()"),
 ])  # fmt: skip
 def test_weights_that_would_become_others_are_refused(tmp_path, change, said):
@@ -83,6 +109,20 @@ def test_weights_that_would_become_others_are_refused(tmp_path, change, said):
         load_weights("model.weights", model, str(tmp_path / "some.pt"))
     assert str(refused.value) == f"model.weights {tmp_path / 'some.pt'}, 'classifier.bias': {said}"
     assert torch.equal(model.classifier.weight, network(0).classifier.weight)
+
+
+@pytest.mark.parametrize("change", [
+    lambda value: value.to(torch.float8_e4m3fn), lambda value: value.bfloat16(), lambda value: nn.Parameter(value),
+    lambda value: value[:1].expand(10), lambda value: torch.complex(value, -value).conj().imag,
+])  # fmt: skip
+def test_weights_of_other_types_load_if_their_values_do(tmp_path, change):
+    state = network(1).state_dict()
+    state["classifier.bias"] = change(torch.arange(10.0))
+    torch.save(state, tmp_path / "some.pt")
+    model = network(0)
+    loaded, _ = load_weights("model.weights", model, str(tmp_path / "some.pt"))
+    assert torch.equal(model.classifier.bias, state["classifier.bias"].float())
+    assert digest(loaded, model) is not None
 
 
 def test_no_pattern_freezes_nothing_by_mistake():

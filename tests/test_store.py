@@ -316,7 +316,7 @@ def test_a_full_disk_is_said(tmp_path):
         assert process.communicate(timeout=120)[0] == "done\n"
 
 
-@pytest.mark.parametrize("about", ["", "no such thing", "[1]", '{"format": 2}', '{"format": 1, "identity": {}}'])
+@pytest.mark.parametrize("about", ["", "no such thing", "[1]", '{"format": 3}', '{"format": 1, "identity": {}}'])
 def test_a_damaged_store_is_refused_in_one_line_and_a_good_one_taken(tmp_path, about):
     with create(tmp_path / "store") as store:
         add_many(store, 3)
@@ -327,7 +327,7 @@ def test_a_damaged_store_is_refused_in_one_line_and_a_good_one_taken(tmp_path, a
         with pytest.raises(InputError) as caught:
             again(tmp_path / "store")
         text = str(caught.value)
-        assert re.match(rf"store {tmp_path}/store: expected (an undamaged store of uploads|format 2), found ", text)
+        assert re.match(rf"store {tmp_path}/store: expected (an undamaged store of uploads|format 3), found ", text)
         assert "\n" not in text
     file.write_text(good)
     with create(tmp_path / "store") as store:
@@ -335,7 +335,16 @@ def test_a_damaged_store_is_refused_in_one_line_and_a_good_one_taken(tmp_path, a
         assert store.held == 3
 
 
-def test_what_was_cut_off_is_not_there_and_what_was_changed_is_named(tmp_path):
+def damaged(call):
+    """What a refusal says, which is one line with a remedy."""
+    with pytest.raises(InputError) as caught:
+        call()
+    text = str(caught.value)
+    assert text.endswith("; restore the store from a copy, or train anew into another folder")
+    return text.rpartition(";")[0]
+
+
+def test_what_a_killed_process_left_of_an_upload_is_not_there_and_what_was_changed_is_named(tmp_path):
     with create(tmp_path / "store") as store:
         for step in range(8):
             store.add(upload(step, 50_000))
@@ -343,19 +352,148 @@ def test_what_was_cut_off_is_not_there_and_what_was_changed_is_named(tmp_path):
     content = bytearray(file.read_bytes()[:-1])
     content[3 * len(content) // 8 + 9000] ^= 1
     file.write_bytes(content)
+    for again in (UploadStore.open_existing, create):
+        assert damaged(lambda again=again: again(tmp_path / "store")) == (
+            f"store {tmp_path}/store: expected 8 training uploads from number 0 on, as closed.json says, found 7 from number 0 on"
+        )
+    (tmp_path / "store" / "closed.json").unlink()  # as if it had been killed
     with create(tmp_path / "store") as store:
         keys = store.keys()
         assert steps(keys) == list(range(7))
-        with pytest.raises(InputError) as caught:
-            store.read(keys.pop(3))
         assert re.fullmatch(
-            rf"store {tmp_path}/store, upload of client 0, epoch 0, step 3: expected checksum [0-9a-f]{{8}}, "
-            "found [0-9a-f]{8}; train anew into another folder",
-            str(caught.value),
+            rf"store {tmp_path}/store, {file.name}, upload of client 0, epoch 0, step 3: expected checksum [0-9a-f]{{8}}, "
+            "found [0-9a-f]{8}",
+            damaged(lambda: store.read(keys.pop(3))),
         )
         assert holds(store, [*keys, store.add(upload(8))])  # where the half one was
     with create(tmp_path / "store") as store:
         assert steps(store.keys()) == [*range(7), 8]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder with a store of few bytes in several segments of either kind."""
+    monkeypatch.setattr("halfpass.wire.store.SEGMENTS", MINIMUM_BYTES // 150)
+    with create(tmp_path / "store", identity={"classes": 10}) as store:
+        for step in range(5):
+            store.add(upload(step, 6))
+        for step in range(3):
+            store.add(upload(step, 4, test=True))
+        assert len(list(store.folder.glob("*.segment"))) == 5
+    return tmp_path / "store"
+
+
+def state(folder):
+    """All that a store holds."""
+    with UploadStore.open_existing(folder) as store:
+        keys = store.keys() + store.keys(test=True)
+        return store.identity, store.added, keys, [store.read(key) for key in keys]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_of_no_flipped_bit_an_upload_is_lost_without_a_word(small, closed):
+    if not closed:
+        (small / "closed.json").unlink()
+    whole, refused, kept = state(small), 0, 0
+    for file in sorted(small.iterdir()):
+        content = file.read_bytes()
+        for bit in range(closed, 8 * len(content), 2 if closed else 5):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+            try:
+                found = state(small)
+            except InputError:
+                refused += 1
+            else:
+                assert found == whole, (file.name, bit)
+                kept += 1
+        file.write_bytes(content)
+    assert state(small) == whole
+    assert refused > 400
+    assert kept < 0.05 * refused  # such as a space of store.json that became a line's end
+
+
+def test_what_is_cut_off_is_told_unless_a_killed_process_may_have_been_at_it(small):
+    whole = state(small)
+    newest = {max(small.glob(f"{kind}-*")).name for kind in ("uploads", "test")}
+    for closed in (True, False):
+        if not closed:
+            (small / "closed.json").unlink()
+        for file in sorted(small.iterdir()):
+            content = file.read_bytes()
+            for length in range(len(content)):
+                file.write_bytes(content[:length])
+                if not closed and file.name in newest:
+                    identity, _, keys, batches = state(small)
+                    assert identity == whole[0]
+                    assert all(whole[3][whole[2].index(key)] == batch for key, batch in zip(keys, batches, strict=True))
+                    assert len(keys) in (len(whole[2]) - 1, len(whole[2]) - 2)
+                else:
+                    with pytest.raises(InputError):
+                        state(small)
+            file.write_bytes(content)
+    assert state(small) == whole
+
+
+def test_damage_is_said_with_its_segment_and_place(small):
+    files = sorted(small.glob("uploads-*"))
+    place, content = f"store {small}, {files[1].name}", files[1].read_bytes()
+    files[1].write_bytes(content[:-1])
+    assert damaged(lambda: state(small)) == f"{place}: expected all of upload 3, found the file's end, byte {len(content) - 1}"
+    files[1].write_bytes(content[:20] + b"?" + content[21:])
+    assert damaged(lambda: state(small)) == f"{place}: expected upload 2, found a damaged header at byte 0"
+    files[1].write_bytes(files[0].read_bytes())
+    assert damaged(lambda: state(small)) == f"{place}: expected upload 2, found training upload 0 at byte 0"
+    files[1].unlink()
+    assert damaged(lambda: state(small)) == (
+        f"store {small}, {files[2].name}: expected upload 2 to come after {files[0].name}, found 4 in its name"
+    )
+    files[1].write_bytes(content)
+    newest = files[2].read_bytes()
+    files[2].unlink()
+    assert damaged(lambda: state(small)) == (
+        f"store {small}: expected 5 training uploads from number 0 on, as closed.json says, found 4 from number 0 on"
+    )
+    files[2].write_bytes(newest)
+    about = small / "store.json"
+    good = about.read_text()
+    about.write_text(good.replace("10", "11"))
+    assert re.fullmatch(f"store {small}, store.json: expected an identity of checksum [0-9]+, found [0-9]+", damaged(lambda: state(small)))
+    about.write_text(good)
+    (small / "closed.json").write_text('{"uploads": [0, 5], "test": [3, 0]}')
+    assert damaged(lambda: state(small)) == f"store {small}, closed.json: expected numbers of uploads, found [3, 0]"
+    (small / "closed.json").unlink()
+    (small / "uploads-x.segment").touch()
+    with pytest.raises(InputError, match=r"expected an undamaged store of uploads, found a file uploads-x.segment; choose"):
+        state(small)
+    (small / "uploads-x.segment").unlink()
+    assert state(small)[1] == 5
+
+
+def test_a_store_that_all_uploads_have_left_goes_on_with_its_numbers(tmp_path):
+    with create(tmp_path) as store:
+        add_many(store, 40)
+        assert store.evicted > 5
+        store.forget(5)
+    with create(tmp_path) as store:
+        assert (store.added, store.add(upload(5)).number) == (5, 5)
+
+
+def test_a_store_that_is_being_added_to_does_not_say_that_it_is_closed(tmp_path):
+    said = tmp_path / "closed.json"
+    with create(tmp_path) as store:
+        assert not said.exists()
+        store.add(upload(0))
+    assert said.read_text() == '{"uploads": [0, 1], "test": [0, 0]}'
+    with pytest.raises(InputError, match="found cut 'layer1'"):
+        create(tmp_path, identity={**IDENTITY, "cut": "layer2"})
+    assert said.exists()
+    with UploadStore.open_existing(tmp_path):
+        assert said.exists()
+    with create(tmp_path):
+        assert not said.exists()
+    assert said.exists()
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfpass.config import CLIENT, Config
 from halfpass.data.datasets import Dataset
-from halfpass.errors import InputError
+from halfpass.errors import InputError, reason
 from halfpass.files import make_folder, refuse_file, replacing
 from halfpass.networks.split import head_prefix, join_state, joint, whole
 from halfpass.run import setup
@@ -131,8 +131,8 @@ def _part(file: Path, part: str) -> dict[str, Tensor]:
         tensors = load_file(file)
     except FileNotFoundError:
         raise InputError(str(file), "weights that the run saved", "none", "copy them here from their owner") from None
-    except SafetensorError as error:
-        raise InputError(str(file), "a safetensors file", str(error), "copy it again from its owner") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(str(file), "a safetensors file", reason(error), "copy it again from its owner") from None
     return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 

@@ -5,6 +5,7 @@ Tests: tests/test_pretrained.py.
 
 import hashlib
 import importlib
+import zipfile
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -77,7 +78,14 @@ def load_weights(place: str, model: nn.Module, file: str) -> tuple[dict[str, Ten
     """
     state = _read(place, Path(file).expanduser())
     known = model.state_dict()
-    matching = {name: value for name, value in state.items() if name in known and known[name].shape == value.shape}
+    for name, value in state.items():
+        if name in known:
+            _check_dense(f"{place} {file}, {name!r}", value)
+    matching = {
+        name: value.detach().resolve_conj().resolve_neg()
+        for name, value in state.items()
+        if name in known and known[name].shape == value.shape
+    }
     for name, value in matching.items():
         _check_values(f"{place} {file}, {name!r}", value, known[name])
     if not matching:
@@ -95,15 +103,28 @@ def load_weights(place: str, model: nn.Module, file: str) -> tuple[dict[str, Ten
     return matching, notes
 
 
+def _check_dense(place: str, value: Tensor) -> None:
+    """Raises InputError for a tensor that has no values of its own, or not all of them, or no shape."""
+    if value.is_meta:
+        raise InputError(place, "values", "a meta tensor, which has none", "save it from where it was trained")
+    if value.is_nested or value.layout != torch.strided:
+        found = "a nested tensor" if value.is_nested else f"{value.layout}"
+        raise InputError(place, "a dense tensor", found, "save it as .to_dense()")
+
+
 def _check_values(place: str, value: Tensor, known: Tensor) -> None:
     """Raises InputError for what loads, and is then something else, or spoils the training."""
-    if value.layout != torch.strided:
-        raise InputError(place, "a dense tensor", f"{value.layout}", "save it as .to_dense()")
     kinds = [_kind(tensor) for tensor in (known, value)]
     if kinds[0] != kinds[1]:
         raise InputError(place, kinds[0], kinds[1], "see what the file was made of")
-    if value.isnan().any() or (value.isinf() & ~known.isinf()).any():
-        raise InputError(place, "finite values", "NaN or infinity", "take weights of a training that went well")
+    try:
+        taken = value.to(known.dtype)  # in which 1e300 may be infinity, and narrower types can be looked at
+    except RuntimeError:
+        expected = f"values that convert to {known.dtype}"
+        raise InputError(place, expected, f"{value.dtype}", "save it in the network's own type") from None
+    if taken.isnan().any() or (taken.isinf() & ~known.isinf()).any():
+        expected = f"finite values of {known.dtype}"
+        raise InputError(place, expected, "NaN or infinity", "take weights of a training that went well")
 
 
 def _kind(tensor: Tensor) -> str:
@@ -127,9 +148,12 @@ def _read(place: str, file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
+        _refuse_compressed(f"{place} {file}", file)
         read = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(place, "a file of weights", f"none at {file}", "check the path") from None
+    except InputError:
+        raise
     except Exception as error:  # of either format, or pickle's of a file that holds more than tensors
         expected = "safetensors, or PyTorch's tensors alone"
         raise InputError(f"{place} {file}", expected, reason(error), "convert it") from None
@@ -138,6 +162,18 @@ def _read(place: str, file: Path) -> dict[str, Tensor]:
     if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
         raise InputError(f"{place} {file}", "tensors by name", type(read).__name__, "save model.state_dict()")
     return {str(name): value for name, value in read.items()}
+
+
+def _refuse_compressed(place: str, file: Path) -> None:
+    """PyTorch writes its archives as they are, but reads compressed ones too: a few kilobytes may state gigabytes."""
+    with file.open("rb") as content:
+        if content.read(4) != b"PK\x03\x04":
+            return
+        with zipfile.ZipFile(content) as archive:
+            parts, size = archive.infolist(), file.stat().st_size
+    if sum(part.file_size for part in parts) > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        expected, found = f"at most its own {size} bytes in it", "compressed or overlapping parts"
+        raise InputError(place, expected, found, "save it with torch.save, or as safetensors")
 
 
 def _take(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -5,34 +5,44 @@ and all. Training uploads are evicted oldest first, a whole segment at a time, t
 newest evaluation stay, and count to the limit. Segments are memory-mapped to be read.
 
 What a crash loses: of a killed process, the upload that was being written. If the operating system stops, whatever was
-added since the last `flush`. Every upload has a checksum, so that none is trained on damaged.
+added since the last `flush`. Nothing is lost without a word: each header has a checksum, and one of its upload; only
+the newest segment of a kind may end within an upload; numbers go on from segment to segment; and a store that was
+closed in good order has said in `closed.json` which ones it holds.
 """
 
 import errno
 import fcntl
+import itertools
 import json
 import mmap
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from google.protobuf.message import DecodeError
 
-from halfpass.bounded import parse_json
+from halfpass.bounded import parse_json, read_text
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.messages import few_parts
 
-FORMAT = 2
+FORMAT = 3
 SEGMENTS = 16  # so many make the limit: what is evicted at a time is the limit's sixteenth, or one upload
 OVERHEAD_BYTES = 256 << 10  # of the limit, for what the file system adds: the folder, the ends of blocks
 MINIMUM_BYTES = 16 << 20
 MOST_ABOUT_BYTES = 1 << 20  # of store.json
+MOST_UPLOADS = 10**12  # since a store was made: so many digits the names of segments have
+RESTORE = "restore the store from a copy, or train anew into another folder"
 
-_HEADER = struct.Struct("<IIIQI")  # client, epoch, step, length in bytes, CRC-32
+_HEADER = struct.Struct("<?QIIIQI")  # test, number, client, epoch, step, length in bytes, CRC-32 of the upload
+_CHECKSUM = struct.Struct("<I")  # CRC-32 of the header, which follows it
+_HEAD_BYTES = _HEADER.size + _CHECKSUM.size
+_NAME = re.compile(r"(uploads|test)-([0-9]{12})\.segment")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,20 +70,38 @@ class _Segment:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.test, self.first = file.name.startswith("test-"), int(file.stem.partition("-")[2])
+        if (named := _NAME.fullmatch(file.name)) is None:
+            raise ValueError(f"a file {file.name}")
+        self.test, self.first = named[1] == "test", int(named[2])
         self.places: list[_Place] = []
         self.size = 0  # bytes of whole uploads
+        self.flushed = True
 
-    def scan(self) -> None:
-        """Finds the uploads by their headers. What a killed process left of its last one is not among them."""
-        end = self.file.stat().st_size
+    @property
+    def next(self) -> int:
+        """The number of the upload after its last one."""
+        return self.first + len(self.places)
+
+    def scan(self, place: str, newest: bool) -> None:
+        """Finds the uploads by their headers; what a killed process left of the `newest` segment's last one is not
+        among them. Raises InputError where a header is damaged, or another segment ends within an upload."""
+        end, place = self.file.stat().st_size, f"{place}, {self.file.name}"
         with self.file.open("rb") as file:
-            while len(header := file.read(_HEADER.size)) == _HEADER.size:
-                client, epoch, step, length, checksum = _HEADER.unpack(header)
-                if file.tell() + length > end:
-                    break
-                key = Key(client, epoch, step, self.first + len(self.places), self.test)
-                self.places.append(_Place(key, file.tell(), length, checksum))
+            while (begin := file.tell()) < end:
+                head = file.read(_HEAD_BYTES)
+                header, checksum = head[: _HEADER.size], head[_HEADER.size :]
+                if len(head) == _HEAD_BYTES and checksum != _CHECKSUM.pack(zlib.crc32(header)):
+                    raise InputError(place, f"upload {self.next}", f"a damaged header at byte {begin}", RESTORE)
+                if len(head) < _HEAD_BYTES or file.tell() + _HEADER.unpack(header)[-2] > end:
+                    if newest:
+                        return
+                    raise InputError(place, f"all of upload {self.next}", f"the file's end, byte {end}", RESTORE)
+                test, number, client, epoch, step, length, data_checksum = _HEADER.unpack(header)
+                if (test, number) != (self.test, self.next):
+                    found = f"{'test' if test else 'training'} upload {number} at byte {begin}"
+                    raise InputError(place, f"upload {self.next}", found, RESTORE)
+                key = Key(client, epoch, step, number, test)
+                self.places.append(_Place(key, file.tell(), length, data_checksum))
                 self.size = file.seek(length, os.SEEK_CUR)
 
 
@@ -89,12 +117,14 @@ class UploadStore:
         self.folder, self._place, self._limit_bytes = folder, f"store {folder}", limit_bytes
         self._next = {False: 0, True: 0}  # number of the next upload, where no segment tells
         self._tests_fit = True
+        self._adds = False  # then `closed.json` is not there
         with self._explained():
             self._about = (folder / "store.json").open("r" if limit_bytes is None else "a+")
             try:
                 self._lock()
-                self._segments = {test: self._scanned("test" if test else "uploads") for test in (False, True)}
                 self.identity = self._read_about()
+                self._segments = {test: self._scanned(test) for test in (False, True)}
+                self._check_closed()
             except BaseException:
                 self.close()
                 raise
@@ -111,6 +141,7 @@ class UploadStore:
         store = cls(folder, limit_bytes)
         try:
             store._settle(json.loads(json.dumps(identity)))
+            store._begin_adding()
             store._make_room(0)
         except BaseException:
             store.close()
@@ -127,20 +158,31 @@ class UploadStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        with suppress(RunError) if error else nullcontext():  # the first error is the one to be told
+            self.close()
 
     def close(self) -> None:
-        """Without `flush`: what was added is then with the operating system, and not surely on the disk."""
-        self._about.close()  # and gives up the lock
+        """Of a store to add to: after `flush`, and says in `closed.json` what it holds. Where that fails, the store is
+        as a killed process leaves it."""
+        try:
+            if self._adds:
+                self._adds = False
+                self.flush()
+                with self._explained():
+                    partial = self._closed.with_suffix(".part")
+                    partial.write_text(json.dumps(self._numbers()))
+                    partial.replace(self._closed)
+        finally:
+            self._about.close()  # and gives up the lock
 
     def flush(self) -> None:
         """Waits until what was added is on the disk."""
         with self._explained():
-            for segments in self._segments.values():
-                for segment in segments[-1:]:
-                    with segment.file.open("rb") as file:
-                        os.fsync(file.fileno())
+            for segment in (s for segments in self._segments.values() for s in segments if not s.flushed):
+                _fsync(segment.file)
+                segment.flushed = True
+            _fsync(self.folder)  # which holds the names of new segments
 
     # -- adding
 
@@ -152,22 +194,23 @@ class UploadStore:
         """
         batch, data = batches[0], pb.Upload(batches=batches).SerializeToString()
         checksum = zlib.crc32(data)
-        record = _HEADER.pack(batch.client, batch.epoch, batch.step, len(data), checksum) + data
         with self._explained():
             if batch.test and any(key.epoch != batch.epoch for key in self.keys(test=True)):
                 self._drop(True, len(self._segments[True]))
-            self._make_room(len(record))
-            segment = self._segment_for(batch.test, len(record))
+            self._make_room(_HEAD_BYTES + len(data))
+            segment = self._segment_for(batch.test, _HEAD_BYTES + len(data))
+            key = Key(batch.client, batch.epoch, batch.step, segment.next, batch.test)
+            header = _HEADER.pack(key.test, key.number, key.client, key.epoch, key.step, len(data), checksum)
+            record = header + _CHECKSUM.pack(zlib.crc32(header)) + data
             _append(segment.file, record, segment.size)
-        key = Key(batch.client, batch.epoch, batch.step, segment.first + len(segment.places), batch.test)
-        offset = segment.size + _HEADER.size
-        segment.places.append(_Place(key, offset, len(data), checksum))
+            segment.flushed = False
+        segment.places.append(_Place(key, segment.size + _HEAD_BYTES, len(data), checksum))
         segment.size += len(record)
         return key
 
     def add_test(self, batch: pb.Batch) -> None:
         """Keeps a test's upload as `add` does. Where there is no room for all of a test's, none of them stays."""
-        if self._tests_fit and self._lasting(_HEADER.size + pb.Upload(batches=[batch]).ByteSize()) <= self._room:
+        if self._tests_fit and self._lasting(_HEAD_BYTES + pb.Upload(batches=[batch]).ByteSize()) <= self._room:
             self.add([batch])
         else:
             self._tests_fit = False
@@ -185,9 +228,10 @@ class UploadStore:
             if not segments:
                 self._next[False] = number
             elif later := segments[-1].places[number - segments[-1].first :]:
-                segments[-1].size = later[0].offset - _HEADER.size
+                segments[-1].size = later[0].offset - _HEAD_BYTES
                 del segments[-1].places[-len(later) :]
                 os.truncate(segments[-1].file, segments[-1].size)
+                segments[-1].flushed = False
 
     def _make_room(self, size: int) -> None:
         if (lasting := self._lasting(size)) > self._room:
@@ -211,8 +255,9 @@ class UploadStore:
         """The newest segment, or a new one where that is full."""
         segments = self._segments[test]
         assert self._limit_bytes is not None
-        if not segments or segments[-1].size + size > self._limit_bytes // SEGMENTS:
-            number = segments[-1].first + len(segments[-1].places) if segments else self._next[test]
+        full = segments and segments[-1].places and segments[-1].size + size > self._limit_bytes // SEGMENTS
+        if not segments or full:
+            number = segments[-1].next if segments else self._next[test]
             name = f"{'test' if test else 'uploads'}-{number:012}.segment"
             segments.append(_Segment(self.folder / name))
         return segments[-1]
@@ -221,7 +266,7 @@ class UploadStore:
         """The oldest segments."""
         for segment in self._segments[test][:count]:
             segment.file.unlink()
-            self._next[test] = segment.first + len(segment.places)
+            self._next[test] = segment.next
         del self._segments[test][:count]
 
     # -- reading
@@ -238,18 +283,22 @@ class UploadStore:
             return []
         place = segment.places[key.number - segment.first]
         with self._explained(), segment.file.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < place.offset + place.length:  # beyond the end, a map is SIGBUS
-                raise ValueError(f"{segment.file.name} has been cut short")
+            if (size := os.fstat(file.fileno()).st_size) < place.offset + place.length:  # beyond it, a map is SIGBUS
+                name, expected = f"{self._place}, {segment.file.name}", f"all of upload {key.number}"
+                raise InputError(name, expected, f"the file's end, byte {size}", RESTORE)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 data = view[place.offset : place.offset + place.length]
-        name = f"{self._place}, upload of client {key.client}, epoch {key.epoch}, step {key.step}"
-        remedy = "train anew into another folder"
+        upload = f"upload of client {key.client}, epoch {key.epoch}, step {key.step}"
+        name = f"{self._place}, {segment.file.name}, {upload}"
         if zlib.crc32(data) != place.checksum:
-            raise InputError(name, f"checksum {place.checksum:08x}", f"{zlib.crc32(data):08x}", remedy)
+            raise InputError(name, f"checksum {place.checksum:08x}", f"{zlib.crc32(data):08x}", RESTORE)
         try:
-            return list(pb.Upload.FromString(data).batches)
+            batches = list(pb.Upload.FromString(data).batches) if few_parts(data) else []
         except DecodeError:
-            raise InputError(name, "an Upload message", f"{place.length} bytes that are none", remedy) from None
+            batches = []
+        if not batches:
+            raise InputError(name, "an Upload message", f"{place.length} bytes that are none", RESTORE)
+        return batches
 
     @property
     def held(self) -> int:
@@ -284,31 +333,78 @@ class UploadStore:
                 self._place, "a store that no one writes to", "one that is open elsewhere", "wait until it is closed"
             ) from None
 
-    def _scanned(self, kind: str) -> list[_Segment]:
-        segments = [_Segment(file) for file in sorted(self.folder.glob(f"{kind}-*.segment"))]
+    def _scanned(self, test: bool) -> list[_Segment]:
+        files = self.folder.glob(f"{'test' if test else 'uploads'}-*.segment")
+        segments = sorted(map(_Segment, files), key=lambda segment: segment.first)
         for segment in segments:
-            segment.scan()
+            segment.scan(self._place, newest=segment is segments[-1])
+        for one, following in itertools.pairwise(segments):
+            if one.next != following.first:
+                place, found = f"{self._place}, {following.file.name}", f"{following.first} in its name"
+                raise InputError(place, f"upload {one.next} to come after {one.file.name}", found, RESTORE)
         return segments
 
     def _read_about(self) -> dict[str, Any]:
         """The identity; empty in a store that is only being made."""
         self._about.seek(0)
         text = self._about.read(MOST_ABOUT_BYTES + 1)
-        if not text and self._limit_bytes is not None and not any(self._segments.values()):
+        if not text and self._limit_bytes is not None and not any(self.folder.glob("*.segment")):
             return {}
         about = parse_json(text, MOST_ABOUT_BYTES)
         if about.get("format") != FORMAT:
             raise InputError(
                 self._place, f"format {FORMAT}", str(about.get("format")), "use the halfpass that wrote it"
             )
+        if (found := _checksum_of(about["identity"])) != about["checksum"]:
+            expected = f"an identity of checksum {about['checksum']}"
+            raise InputError(f"{self._place}, store.json", expected, f"{found}", RESTORE)
         return dict(about["identity"])
+
+    @property
+    def _closed(self) -> Path:
+        return self.folder / "closed.json"
+
+    def _numbers(self) -> dict[str, list[int]]:
+        """For each kind, the number of the first upload, and of the one after the last."""
+        numbers = {}
+        for test, segments in self._segments.items():
+            first, following = (segments[0].first, segments[-1].next) if segments else (self._next[test],) * 2
+            numbers["test" if test else "uploads"] = [first, following]
+        return numbers
+
+    def _check_closed(self) -> None:
+        """Raises InputError where the store was closed in good order, and holds other uploads now."""
+        if not self._closed.exists():
+            return
+        said = parse_json(read_text(self._closed, MOST_ABOUT_BYTES))
+        for test, kind in ((False, "uploads"), (True, "test")):
+            first, following = said[kind]
+            if not (type(first) is type(following) is int and 0 <= first <= following < MOST_UPLOADS):
+                raise InputError(f"{self._place}, closed.json", "numbers of uploads", f"{said[kind]}", RESTORE)
+            if not self._segments[test] and first == following:
+                self._next[test] = following
+            if (held := self._numbers()[kind]) != [first, following]:
+                expected = f"{following - first} {'test' if test else 'training'} uploads from number {first} on"
+                found = f"{held[1] - held[0]} from number {held[0]} on"
+                raise InputError(self._place, f"{expected}, as closed.json says", found, RESTORE)
+
+    def _begin_adding(self) -> None:
+        """What `closed.json` says is no longer so, and what a killed process left of an upload goes."""
+        with self._explained():
+            self._closed.unlink(missing_ok=True)
+            for segments in self._segments.values():
+                for segment in segments[-1:]:
+                    os.truncate(segment.file, segment.size)
+        self._adds = True
 
     def _settle(self, identity: dict[str, Any]) -> None:
         """Gives a new store its identity; refuses an old one of another identity."""
         with self._explained():
             if not self.identity:
-                self._about.write(json.dumps({"format": FORMAT, "identity": identity}))
+                about = {"format": FORMAT, "identity": identity, "checksum": _checksum_of(identity)}
+                self._about.write(json.dumps(about))
                 self._about.flush()
+                os.fsync(self._about.fileno())
                 self.identity = identity
         for key in {**identity, **self.identity}:
             run, store = identity.get(key), self.identity.get(key)
@@ -332,6 +428,18 @@ class UploadStore:
                 reason = "free space, or lower server.store_limit"
                 raise RunError(self._place, "room on the disk", str(error.strerror), reason) from None
             raise RunError(self._place, "a disk that can be read and written", str(error), remedy) from None
+
+
+def _checksum_of(identity: object) -> int:
+    return zlib.crc32(json.dumps(identity, sort_keys=True).encode())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _append(file: Path, record: bytes, size: int) -> None:

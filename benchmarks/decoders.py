@@ -1,0 +1,409 @@
+"""Every decoder of bytes from outside, with valid inputs: what `fuzz.py` and `tests/test_fuzz.py` change and decode.
+
+A decoder gives a value, or raises one of its `refusals`: the project's own errors, and ValueError where the function's
+contract says so and its callers word it anew. What decodes a file is given its bytes, and writes them into `folder`.
+"""
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from google.protobuf.message import DecodeError
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from halfpass.bounded import parse_json, parse_yaml
+from halfpass.config import Config, as_dict
+from halfpass.cut import CutBatch
+from halfpass.data.cifar import CIFAR, CifarLayout, read_layout
+from halfpass.data.datasets import load
+from halfpass.data.pictures import decode as decode_picture
+from halfpass.data.pictures import gray_range
+from halfpass.errors import HalfpassError, InputError
+from halfpass.files import read_mapping
+from halfpass.networks.pretrained import load_weights
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire import store
+from halfpass.wire.codec import CODECS, Codec
+from halfpass.wire.messages import (
+    CLASS_NUMBERS,
+    Targets,
+    check_batch,
+    check_weights,
+    few_parts,
+    read_batch,
+    read_gradients,
+    read_weights,
+    write_batch,
+    write_gradients,
+    write_weights,
+)
+
+Errors = tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    seeds: tuple[bytes, ...]  # valid: each decodes
+    decode: Callable[[bytes], object]
+    refusals: Errors = (HalfpassError,)
+
+
+# --- Messages ---------------------------------------------------------------------------------------------------------
+
+KINDS = {"half.weight": ((3, 2), torch.float32), "half.count": ((), torch.int64), "half.running": ((3,), torch.float32)}
+MEMORY = {"optimizer.0.momentum_buffer": ((3, 2), torch.float32)}
+CROSSING = (((4, 3, 3), "float32"), ((5,), "int64"))
+TREE: Targets = {"boxes/#0": ("float32", (4,)), "boxes/#1": ("int64", ()), "mask": ("bool", (2, 2))}
+BATCH_SIZE, OUTPUTS = 8, 10
+
+
+def draws(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def some_weights() -> dict[str, Tensor]:
+    return {name: draws(*shape).to(dtype) for name, (shape, dtype) in {**KINDS, **MEMORY}.items()}
+
+
+def plain_batch(samples: int = 3, **others: Any) -> CutBatch:
+    tensors = (draws(samples, 4, 3, 3).relu(), torch.arange(5 * samples).view(samples, 5))
+    return CutBatch(0, 1, 2, tensors, torch.arange(samples), **others)
+
+
+def tree_batch() -> CutBatch:
+    """Of client 1, whose task and cut are other ones: trees of targets, and values of the batch as a whole."""
+    boxes = (draws(2, 4), torch.arange(2))
+    return CutBatch(
+        1, 0, 0, (draws(2, 6),), {"boxes": boxes, "mask": torch.ones(2, 2, 2, dtype=torch.bool)}, before=2, after=1,
+        whole=(draws(7), torch.tensor([3, 1, 4])),
+    )  # fmt: skip
+
+
+def parsed(kind: Any, data: bytes) -> Any:
+    """As either side reads what came: counted before it is parsed."""
+    if not few_parts(data):
+        raise InputError("message", "few parts", "more", "both sides must run the same halfpass")
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        remedy = "both sides must run the same halfpass"
+        raise InputError("message", f"a {kind.__name__}", f"{len(data)} bytes", remedy) from None
+
+
+def read_client_message(data: bytes) -> object:
+    message: pb.ClientMessage = parsed(pb.ClientMessage, data)
+    kind = message.WhichOneof("kind")
+    if kind == "epoch_end":
+        check_weights("client 0", message.epoch_end.weights, KINDS, MEMORY)
+        return read_weights(message.epoch_end.weights)
+    if kind != "batch":
+        return message
+    batch = message.batch
+    if batch.client == 1:
+        check_batch(
+            batch, 1, [((6,), "float32")], OUTPUTS, BATCH_SIZE, targets=TREE, whole=[((7,), "float32")], reads=True
+        )
+    else:
+        codec = batch.tensors[0].codec if batch.tensors and batch.tensors[0].codec in CODECS else "none"
+        check_batch(batch, 0, CROSSING, OUTPUTS, BATCH_SIZE, batch.test, CLASS_NUMBERS, codec=codec)
+    return read_batch(batch)
+
+
+def client_messages(_: Path) -> Decoder:
+    answers = draws(8, OUTPUTS).softmax(1)
+    messages = [write_batch(plain_batch(), codec) for codec in ("none", "bf16", "int8", "int2+zstd")]
+    messages += [write_batch(plain_batch(8, answers=answers), "none", test=True), write_batch(tree_batch(), "fp16")]
+    messages += [
+        pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=3, loss=0.5, samples=96, weights=write_weights(some_weights()))),
+        pb.ClientMessage(join=pb.Join(protocol=8, settings='{"method": "decoupled"}', inputs='{"": ["float32", [3]]}')),
+        pb.ClientMessage(test_end=pb.TestEnd(epoch=3, samples=9, scores=[pb.Score(metric="accuracy", value=0.5)])),
+        pb.ClientMessage(failed=pb.Failed(reason="disk full", exit_status=1)),
+    ]
+    return Decoder(tuple(message.SerializeToString() for message in messages), read_client_message)
+
+
+def read_server_message(data: bytes) -> object:
+    message: pb.ServerMessage = parsed(pb.ServerMessage, data)
+    kind = message.WhichOneof("kind")
+    if kind == "gradients":
+        return read_gradients(message.gradients, plain_batch())
+    if kind not in ("begin", "test", "finish"):
+        return message
+    weights = getattr(message, kind).weights
+    check_weights("server", weights, KINDS, MEMORY)
+    return read_weights(weights)
+
+
+def server_messages(_: Path) -> Decoder:
+    weights = write_weights(some_weights())
+    messages = [write_gradients(plain_batch(), [draws(3, 4, 3, 3)], codec) for codec in ("none", "int4", "bf16+zstd")]
+    messages += [
+        pb.ServerMessage(begin=pb.Begin(epoch=1, first_step=3, total_steps=9, weights=weights, until=4)),
+        pb.ServerMessage(test=pb.Test(epoch=1, weights=weights)), pb.ServerMessage(finish=pb.Finish(weights=weights)),
+        pb.ServerMessage(ack=pb.Ack(epoch=1, step=2)), pb.ServerMessage(rejected=pb.Rejected(reason="labels")),
+    ]  # fmt: skip
+    return Decoder(tuple(message.SerializeToString() for message in messages), read_server_message)
+
+
+# --- Codecs -----------------------------------------------------------------------------------------------------------
+
+ROOMS = [((37, 5), torch.float32), ((16, 1), torch.float32), ((9, 3), torch.bfloat16), ((3, 4), torch.float64),
+         ((0, 4), torch.float32)]  # fmt: skip
+
+
+def read_payload(codec: Codec, data: bytes) -> object:
+    """The first byte says which room the others are to fill."""
+    shape, dtype = ROOMS[data[0] % len(ROOMS)] if data else ROOMS[0]
+    out = torch.empty(shape, dtype=dtype)
+    codec.check_size(data[1:], *shape, dtype)
+    codec.decode(data[1:], out)
+    return out
+
+
+def payloads(codec: Codec, _: Path) -> Decoder:
+    seeds = [
+        bytes([i]) + codec.encode(values.to(dtype))
+        for i, (shape, dtype) in enumerate(ROOMS)
+        for values in (draws(*shape), draws(*shape).relu())
+    ]
+    return Decoder(tuple(seeds), partial(read_payload, codec), (HalfpassError, ValueError))
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def read_weights_file(model: nn.Module, file: Path, data: bytes) -> object:
+    file.write_bytes(data)
+    return load_weights("model.weights", model, str(file))
+
+
+def safetensors_files(folder: Path) -> Decoder:
+    state = network().state_dict()
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    eighths = save({"0.bias": state["0.bias"].to(torch.float8_e4m3fn)})
+    some = save({"0.weight": state["0.weight"], "other": torch.zeros(2)}, {"made": "by"})
+    read = partial(read_weights_file, network(), folder / "weights.safetensors")
+    return Decoder((save(state), save(halves), eighths, some), read)
+
+
+def saved(value: object, **options: Any) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content, **options)
+    return content.getvalue()
+
+
+def pytorch_files(folder: Path) -> Decoder:
+    state = dict(network().state_dict())
+    old = saved(state, _use_new_zipfile_serialization=False)
+    seeds = (saved({"0.bias": state["0.bias"]}), saved({"state_dict": state}), old)
+    return Decoder(seeds, partial(read_weights_file, network(), folder / "weights.pt"))
+
+
+def whole_store(folder: Path) -> object:
+    """Its identity and all its uploads."""
+    with store.UploadStore.open_existing(folder) as opened:
+        uploads = [opened.read(key) for key in opened.keys() + opened.keys(test=True)]
+        return opened.identity, uploads
+
+
+def stores(mended: bool, folder: Path) -> Decoder:
+    """An input is one file of a store, its number first; the other files are whole. `mended`: checksums fit again, so
+    that what stands behind them is reached."""
+    place, segments = folder / "store", store.SEGMENTS
+    store.SEGMENTS = store.MINIMUM_BYTES // 1000  # so that a few uploads are several segments
+    try:
+        with store.UploadStore.open(place, identity={"cut": "a", "classes": 10}, limit_bytes=1 << 24) as opened:
+            for step in range(3):
+                opened.add([write_batch(replace(plain_batch(), step=step), "none").batch])
+            opened.add([write_batch(plain_batch(2), "none", test=True).batch])
+    finally:
+        store.SEGMENTS = segments
+    files = sorted(place.iterdir())
+    whole = [file.read_bytes() for file in files]
+
+    def read(data: bytes) -> object:
+        number = data[0] % len(files) if data else 0
+        segment = files[number].suffix == ".segment"
+        files[number].write_bytes(with_checksums(data[1:]) if mended and segment else data[1:])
+        try:
+            return whole_store(place)
+        finally:
+            files[number].write_bytes(whole[number])
+
+    return Decoder(tuple(bytes([i]) + content for i, content in enumerate(whole)), read)
+
+
+def with_checksums(segment: bytes) -> bytes:
+    header, mended, at = struct.Struct("<?QIIIQ"), b"", 0
+    while len(segment) - at >= header.size + 8:
+        fields = segment[at : at + header.size]
+        begin = at + header.size + 8
+        at = min(begin + header.unpack(fields)[-1], len(segment))
+        fields += zlib.crc32(segment[begin:at]).to_bytes(4, "little")
+        mended += fields + zlib.crc32(fields).to_bytes(4, "little") + segment[begin:at]
+    return mended + segment[at:]
+
+
+LAYOUT = replace(CIFAR["cifar10"], train={"data_batch_1": 1}, test={"test_batch": 1})
+
+
+def cifar_pickle(protocol: int, labels: Iterable[object] = (3,)) -> bytes:
+    pixels = (np.arange(3072, dtype=np.uint32) % 251).astype(np.uint8).reshape(1, 3072)
+    return pickle.dumps({"batch_label": "one", "labels": list(labels), "data": pixels}, protocol)
+
+
+def cifar_files(folder: Path) -> Decoder:
+    """An input is the training file of a folder whose test file is whole."""
+    place = folder / LAYOUT.folder
+    place.mkdir()
+    (place / "test_batch").write_bytes(cifar_pickle(2))
+
+    def read(data: bytes) -> object:
+        (place / "data_batch_1").write_bytes(data)
+        return read_layout(LAYOUT, str(place), download=False)
+
+    numbers = np.array([7])
+    return Decoder((*map(cifar_pickle, (0, 2, 4)), cifar_pickle(2, numbers), cifar_pickle(4, numbers)), read)
+
+
+def archive(names: Iterable[str], form: int) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=form) as made:
+        for name in names:
+            raw = cifar_pickle(2)
+            entry = tarfile.TarInfo(f"{LAYOUT.folder}/{name}")
+            entry.size = len(raw)
+            made.addfile(entry, io.BytesIO(raw))
+    return content.getvalue()
+
+
+def cifar_archives(folder: Path) -> Decoder:
+    """An input is what the archive holds, decompressed, for a sum at its end would refuse nearly every other; or, where
+    it begins as one, the archive."""
+    file = folder / LAYOUT.archive
+    layout: CifarLayout = LAYOUT
+
+    def read(data: bytes) -> object:
+        file.write_bytes(data if data[:2] == b"\x1f\x8b" else gzip.compress(data, 0))
+        return read_layout(layout, str(file), download=False)
+
+    plain = archive(("data_batch_1", "test_batch"), tarfile.USTAR_FORMAT)
+    long = archive(("test_batch", "x" * 120, "data_batch_1"), tarfile.GNU_FORMAT)
+    return Decoder((plain, long, archive(("data_batch_1", "y" * 120, "test_batch"), tarfile.PAX_FORMAT),
+                    gzip.compress(plain, 1)), read)  # fmt: skip
+
+
+PICTURES: list[tuple[str, str, dict[str, Any]]] = [  # format, mode, options
+    ("PNG", "RGB", {}), ("PNG", "P", {"transparency": 1}), ("PNG", "I;16", {}), ("PNG", "LA", {}),
+    ("JPEG", "RGB", {"quality": 80}), ("JPEG", "CMYK", {"progressive": True}), ("WEBP", "RGB", {}),
+    ("WEBP", "RGBA", {"lossless": True}), ("BMP", "RGB", {}), ("BMP", "1", {}), ("TIFF", "RGB", {}),
+    ("TIFF", "I;16", {"compression": "tiff_lzw"}), ("TIFF", "L", {"compression": "tiff_adobe_deflate"}),
+    ("GIF", "P", {}),
+]  # fmt: skip
+
+
+def picture(form: str, mode: str, options: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    if mode == "I;16":
+        image = Image.fromarray((np.arange(13 * 11, dtype=np.uint16) * 311).reshape(13, 11))
+    else:
+        channels = (np.arange(13 * 11 * 3) * 7 % 256).astype(np.uint8).reshape(13, 11, 3)
+        image = Image.fromarray(channels).convert(mode)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # its orientation
+    extra = {"exif": turned} if form in ("JPEG", "WEBP", "PNG") else {}
+    image.save(content, form, **options, **extra)
+    return content.getvalue()
+
+
+def pictures(folder: Path) -> Decoder:
+    file = folder / "picture.png"  # what it holds counts, not its name
+
+    def read(data: bytes) -> object:
+        file.write_bytes(data)
+        return decode_picture(file, 8, gray_range([file], None))
+
+    return Decoder(tuple(picture(*kind) for kind in PICTURES), read)
+
+
+def tables(folder: Path) -> Decoder:
+    file = folder / "table.csv"
+
+    def read(data: bytes) -> object:
+        file.write_bytes(data)
+        return load("csv", str(file), target="kind", test_share=0.5)
+
+    rows = "".join(f"{i},{i / 7:.3f},{'ab'[i % 2]},{'cat' if i % 3 else 'dog'}\n" for i in range(12))
+    quoted = rows.replace("cat", '"c, a ""t"').replace("\n", "\r\n")
+    return Decoder((f"x,y,z,kind\n{rows}".encode(), f"\ufeffx,y,z,kind\r\n{quoted}".encode()), read)
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+YAML = (
+    "a: &one {b: [1, 2.5, 'x', null, ~, yes], c: \"d\"}\ne: *one\nf: |\n  text\n",
+    "runs:\n- {lr: 0.1, name: !!str 5}\n- lr: 1e-3\n  when: 2024-05-06\n  <<: {k: v}\n? 'x y'\n: z\n",
+)
+
+
+def text_of(parse: Callable[[str], object], data: bytes) -> object:
+    return parse(data.decode(errors="surrogateescape"))
+
+
+def json_texts(_: Path) -> Decoder:
+    values = [{"a": [1, -2.5e3, True, None, '\\"[é\u2028'], "b": {"c": {}}}, as_dict(Config()), [[[["x"]]], 10**20]]
+    texts = tuple(json.dumps(value, ensure_ascii=False).encode() for value in values)
+    return Decoder(texts, partial(text_of, parse_json), (ValueError,))
+
+
+def yaml_texts(_: Path) -> Decoder:
+    texts = (*(text.encode() for text in YAML), yaml.safe_dump(as_dict(Config())).encode())
+    return Decoder(texts, partial(text_of, parse_yaml), (ValueError,))
+
+
+def mapping_files(folder: Path) -> Decoder:
+    """Settings and results: the first byte says whether the file is YAML."""
+    files = (folder / "config.yaml", folder / "result.json")
+
+    def read(data: bytes) -> object:
+        file = files[data[0] % 2] if data else files[0]
+        file.write_bytes(data[1:])
+        return read_mapping(file)
+
+    return Decoder((b"\0" + YAML[0].encode(), b"\1" + json.dumps({"a": [1, {}], "b": "é"}).encode()), read)
+
+
+DECODERS: dict[str, Callable[[Path], Decoder]] = {
+    "client messages": client_messages,
+    "server messages": server_messages,
+    **{f"codec {name}": partial(payloads, codec) for name, codec in CODECS.items()},
+    "safetensors files": safetensors_files,
+    "PyTorch files": pytorch_files,
+    "stores": partial(stores, False),
+    "mended stores": partial(stores, True),
+    "CIFAR files": cifar_files,
+    "CIFAR archives": cifar_archives,
+    "pictures": pictures,
+    "tables": tables,
+    "JSON texts": json_texts,
+    "YAML texts": yaml_texts,
+    "settings files": mapping_files,
+}
