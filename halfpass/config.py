@@ -27,6 +27,7 @@ Order = Literal["round-robin", "arrival"]
 Loading = Literal["auto", "memory", "stream"]
 Normalization = Literal["agreed", "own"]
 TargetKind = Literal["auto", "classes", "numbers"]
+Level = Literal["debug", "info", "warning"]
 
 
 MOST_WINDOW = 2**31 - 1 - 2**20  # bytes: a message of gRPC takes no more, and has something beside a batch in it
@@ -406,6 +407,33 @@ class TlsConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """What a server or a client that was started by hand says of its run, on standard error. Each has its own."""
+
+    json: bool = False
+    """Every line is a JSON object: time (UTC), level, event, text, and what is known of the event. No bar then."""
+    level: Level = "info"
+    """debug, info or warning: what is less is left out."""
+
+    def __post_init__(self) -> None:
+        _settle(self, "log.")
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Figures for Prometheus, of a server, or of a client that was started by hand. Each has its own."""
+
+    port: int | None = None
+    """The port of http://HOST:PORT/metrics; 0 takes a free one. Default: none."""
+    host: str = "127.0.0.1"
+    """Where it listens. Whoever reaches it can read the figures: nobody is asked who he is."""
+
+    def __post_init__(self) -> None:
+        _settle(self, "metrics.", port=0)
+        _at_most(self, "metrics.", port=65535)
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """What the server does with the uploads. Its clients need not know."""
 
@@ -455,6 +483,10 @@ class Config:
     """What is kept, to go on from."""
     tls: TlsConfig = field(default_factory=TlsConfig)
     """Encryption, and who may join."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is said of the run."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """Figures for Prometheus."""
     out: str | None = None
     """Run folder to write; it must not hold a run yet. Default: a new folder under runs/."""
 
@@ -540,6 +572,7 @@ def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -
 _GROUPS: dict[str, Any] = {
     "data": DataConfig, "task": TaskConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig,
     "wire": WireConfig, "server": ServerConfig, "checkpoint": CheckpointConfig, "tls": TlsConfig,
+    "log": LogConfig, "metrics": MetricsConfig,
 }  # fmt: skip
 
 
@@ -578,7 +611,9 @@ def named_code(config: Config) -> dict[str, str]:
 
 
 LIBRARIES = ("timm", "torchvision", "hf")  # what model.name may begin with: networks of these, and no code of a user's
-_NO_CODE = {"data.path", "model.weights", "server.store", "out", "train.device"}  # whose colons have another meaning
+_NO_CODE = {  # whose colons have another meaning
+    "data.path", "model.weights", "server.store", "out", "train.device", "metrics.host",
+}  # fmt: skip
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -614,5 +649,5 @@ def shared_settings(config: Config) -> dict[str, Any]:
     """
     private = _PRIVATE | (_OWN if config.clients.partition == "own" else set())
     settings = flatten(as_dict(config))
-    own = ("server.", "checkpoint.", "tls.")
+    own = ("server.", "checkpoint.", "tls.", "log.", "metrics.")
     return {key: value for key, value in settings.items() if key not in private and not key.startswith(own)}

@@ -30,7 +30,7 @@ def join(**changes):
 
 
 @pytest.mark.parametrize(("changes", "text"), [
-    ({"protocol": 9}, rf"protocol {PROTOCOL} \(the server's\), found 9"),
+    ({"protocol": PROTOCOL + 1}, rf"protocol {PROTOCOL} \(the server's\), found {PROTOCOL + 1}"),
     ({"settings": "nope"}, "settings as a JSON object, found 'nope'"),
     ({"settings": "[]"}, r"settings as a JSON object, found '\[\]'"),
     ({"settings": "{}"}, r"clients.alpha 0.5 \(the server's\), found None"),

@@ -29,7 +29,8 @@ from halfpass.commands.cuts import print_cuts
 from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
-from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, from_dict, named_code, number_keys
+from halfpass.commands.status import as_json, show
+from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, TlsConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import at_home, read_mapping, refuse_file, write_json
@@ -37,12 +38,17 @@ from halfpass.plugin import origin
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
+from halfpass.run import logs
 from halfpass.run.children import INTERRUPTED, IS_CHILD, Left, be_interruptible, describe, leave_when_told
 from halfpass.run.client_process import join
+from halfpass.run.credentials import trust_to_ask
+from halfpass.run.metrics import listening
 from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
+from halfpass.wire.asking import ask_status
 
+LOG = logging.getLogger("halfpass")
 DEFAULT_BIND = "127.0.0.1:7465"
 
 
@@ -57,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(words)
         COMMANDS[options.subcommand].run(options[options.subcommand])
     except (Exception, KeyboardInterrupt, Left) as error:
-        if "--debug" in words:
+        if "--debug" in words and not logs.in_json():
             traceback.print_exc()
         if IS_CHILD and isinstance(error, KeyboardInterrupt):
             return INTERRUPTED  # its parent says what there is to say
         if line := describe(error):
-            print(f"halfpass: {line}", file=sys.stderr)
+            level, event = (logging.INFO, "left") if isinstance(error, Left) else (logging.ERROR, "failed")
+            logs.say(line, level, event=event, traceback="--debug" in words)
         if isinstance(error, Left):
             signal.setitimer(signal.ITIMER_REAL, 0)
             return 0
@@ -84,9 +91,12 @@ def _resume(options: Namespace) -> None:
     clients = sorted(file.parent for file in run.glob(f"client-*/{JOINED}"))
     if options.client is not None or (clients and not (run / "config.yaml").is_file()):
         return _resume_client(run, clients, options)
-    _check_code(run, read_config(run) if (run / "config.yaml").is_file() else Config(), options.allow_code)
+    given = read_config(run) if (run / "config.yaml").is_file() else Config()
+    if (run / SERVED).is_file():
+        logs.begin(given.log)
+    _check_code(run, given, options.allow_code)
     if (run / SERVED).is_file() and not (run / "result.json").is_file():
-        config = dataclasses.replace(read_config(run), out=str(run))
+        config = dataclasses.replace(given, out=str(run))
         said = read_mapping(run / SERVED)[1]
         bind = options.bind or str(said["bind"])
         _serve_run(config, bind, said["above"], insecure=bool(said["insecure"]), again=True)
@@ -104,6 +114,7 @@ def _resume_client(run: Path, clients: list[Path], options: Namespace) -> None:
         raise InputError("--client", f"a client that joined from {run}", found, "give the number of one with --client")
     own = numbers[chosen]
     config = dataclasses.replace(read_config(own), out=str(run))
+    logs.begin(config.log)
     _check_code(own, config, options.allow_code)
     said = read_mapping(own / JOINED)[1]
     _join_run(config, str(said["address"]), chosen, insecure=bool(said["insecure"]), again=True)
@@ -128,18 +139,30 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
     def announce(port: int) -> None:
         address = f"{host}:{port}"
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
+        if not IS_CHILD:
+            LOG.info("listening on %s", address, extra={"event": "listening", "address": address})
 
-    _log_events()
+    logs.begin(config.log, quiet=IS_CHILD)
     if not IS_CHILD:
         leave_when_told()
-    serve(config, bind, announce, above, insecure=insecure, again=again)
+    with listening(config.metrics) as register:
+        serve(config, bind, announce, above, insecure=insecure, again=again, register=register)
+    _say_done(config.folder)
     _report_own([config.folder])
 
 
-def _log_events() -> None:
-    """What an operator wants to know, with the time, on standard error."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("halfpass").setLevel(logging.WARNING if IS_CHILD else logging.INFO)
+def _say_done(folder: Path) -> None:
+    if not IS_CHILD:
+        LOG.info("done: %s", folder, extra={"event": "done", "folder": str(folder)})
+
+
+def _status(options: Namespace) -> None:
+    tls = TlsConfig(**options.tls.as_dict())
+    reply = ask_status(options.address, trust_to_ask(tls), insecure=options.insecure)
+    if options.json:
+        print(as_json(reply))
+    else:
+        show(reply)
 
 
 def _certs(options: Namespace) -> None:
@@ -168,9 +191,11 @@ def _join(options: Namespace) -> None:
 def _join_run(config: Config, address: str, client: int, *, insecure: bool, again: bool) -> None:
     draw_beside_threads()
     if not IS_CHILD:
-        _log_events()
+        logs.begin(config.log)
         leave_when_told()
-    folder = join(config, address, client, insecure=insecure, again=again)
+    with listening(config.metrics) as register:
+        folder = join(config, address, client, insecure=insecure, again=again, register=register)
+    _say_done(folder)
     if not IS_CHILD:
         print(f"saved {folder / f'client-{client}.safetensors'}")
 
@@ -257,7 +282,7 @@ def _check_code(run: Path, config: Config, allowed: bool) -> None:
         if not allowed:
             remedy = "look at it, and add --allow_code where you trust it"
             raise InputError(f"{run / 'config.yaml'}, {key}", "no code that is run unasked", found, remedy)
-        print(f"halfpass: importing {found}, which {run / 'config.yaml'} names as {key}", file=sys.stderr, flush=True)
+        logs.say(f"importing {found}, which {run / 'config.yaml'} names as {key}")
 
 
 def _cuts(options: Namespace) -> None:
@@ -338,6 +363,14 @@ def _add_join(parser: ArgumentParser) -> None:
     _add_config(parser)
 
 
+def _add_status(parser: ArgumentParser) -> None:
+    parser.add_argument("address", type=str, help="HOST:PORT of the server.")
+    parser.add_class_arguments(TlsConfig, "tls")
+    may = "Ask another machine without TLS."
+    parser.add_argument("--insecure", action="store_true", help=may)
+    parser.add_argument("--json", action="store_true", help="All of it as JSON.")
+
+
 def _add_retrain(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="Folder of a run that kept its uploads (server.store).")
     _add_allow_code(parser)
@@ -385,6 +418,7 @@ COMMANDS = {
     "resume": Command(_resume, "Go on with a training, a server or a client that was broken off.", _add_resume),
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
+    "status": Command(_status, "Ask a server who is there, how far the run is, and how fast.", _add_status),
     "certs": Command(_certs, "Make certificates for a run between machines.", _add_certs),
     "retrain": Command(_retrain, "Train a new server half from the uploads that a run kept; no client.", _add_retrain),
     "paper": Command(_paper, "Train every combination that a grid file names; goes on where it stopped.", _add_paper),

@@ -6,6 +6,7 @@ one except for its window.
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import RunError
 from halfpass.files import make_folder, write_json
-from halfpass.run import checkpoint, setup
+from halfpass.run import checkpoint, metrics, setup
 from halfpass.run.children import IS_CHILD, Left, for_peer, leaving
 from halfpass.run.credentials import trust_of
 from halfpass.run.epoch import (
@@ -34,6 +35,7 @@ from halfpass.run.epoch import (
     tally_of,
     test_epoch,
 )
+from halfpass.run.logs import Seldom
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, network_of, write_plans, written_spec
 from halfpass.run.records import CHECKPOINT, JOINED, RunFolder, refuse_changes
@@ -73,6 +75,13 @@ class ClientRun:
         self._since = 0  # steps since the last checkpoint
         self._kept = 0  # place of the server's last message that is in it
         self._handed_over = HandedOver(config, client)
+        self._seldom = Seldom()
+
+    def progress(self) -> tuple[int, int, int, float]:
+        """(epoch from 1, its steps done, its samples, its mean loss), from another thread."""
+        if (epoch := self._epoch) is None:
+            return 0, 0, 0, math.nan
+        return epoch.epoch + 1, epoch.tally.steps, epoch.tally.samples, epoch.tally.mean_loss
 
     def follow(self) -> None:
         """Until the server says Finish."""
@@ -151,7 +160,18 @@ class ClientRun:
         self._epochs, self._order = begin.epoch + (begin.until == self._steps), None
         self.connection.send_in_turn(partial(self._epoch_end, begin, epoch.tally))
         if begin.until == self._steps:
+            self._say_epoch(epoch)
             self.keep()
+
+    def _say_epoch(self, epoch: ClientEpoch) -> None:
+        tally, epochs = epoch.tally, self.config.train.epochs
+        known = {
+            "event": "epoch", "client": self.client.index, "epoch": epoch.epoch + 1, "epochs": epochs,
+            "loss": tally.mean_loss, "samples": tally.samples, "seconds": tally.busy_seconds,
+        }  # fmt: skip
+        loss = "" if math.isnan(tally.mean_loss) else f": loss {tally.mean_loss:.4f}"
+        line = "client %d: epoch %d/%d%s, %.1f s of computing"
+        LOG.info(line, self.client.index, epoch.epoch + 1, epochs, loss, tally.busy_seconds, extra=known)
 
     # -- what is kept
 
@@ -174,8 +194,11 @@ class ClientRun:
             state = self.state()
             checkpoint.write(self._file, state["connection"]["run"], state)
         except RunError as error:
-            LOG.warning("no checkpoint: %s; the one before it stays", error)
+            LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
             return
+        epoch, step, *_ = self.progress()
+        known = {"event": "checkpoint", "client": self.client.index, "epoch": epoch, "step": step}
+        LOG.log(self._seldom.level(), "checkpoint in epoch %d, behind step %d", epoch, step, extra=known)
         self.connection.keep(self._kept)  # what the older of the two has
         self._kept = state["connection"]["taken"]
 
@@ -262,10 +285,13 @@ def client_folder(run: Path, index: int) -> Path:
     return run / f"client-{index}"
 
 
-def join(config: Config, address: str, index: int, *, insecure: bool = False, again: bool = False) -> Path:
+def join(
+    config: Config, address: str, index: int, *, insecure: bool = False, again: bool = False,
+    register: metrics.Register = metrics.to_nobody,
+) -> Path:  # fmt: skip
     """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`. `insecure`
     lets it join a server on another machine without TLS. `again`: goes on where an earlier process was broken off, if
-    there is a state of one."""
+    there is a state of one. `register` takes figures for Prometheus."""
     setup.check_index(config, index)
     own = client_folder(config.folder, index)
     file, state = own / CHECKPOINT, None
@@ -293,6 +319,8 @@ def join(config: Config, address: str, index: int, *, insecure: bool = False, ag
         run = ClientRun(config, connection, client, data, shard, network.task, file)
         if state is not None:
             run.load_state(state)
+        register(metrics.ClientFigures(connection, run))
+        LOG.info("joined %s as client %d", address, index, extra={"event": "joined", "client": index})
         make_folder("out", own)
         if not IS_CHILD:  # else its parent knows
             RunFolder(own).write_config(config)

@@ -249,12 +249,12 @@ class HandedOver:
     """Reads client halves that are handed over: of this network's names and shapes, which is looked at before anything
     is decoded, and finite, but for infinities that were there at the start, such as a mask's among the buffers."""
 
-    def __init__(self, config: Config, client: Client) -> None:
-        """`client`: one that has not trained yet."""
-        template = client_weights(client)
-        hands = config.clients.topology != "independent" and config.clients.count > 1
+    def __init__(self, config: Config, client: Client | None) -> None:
+        """`client`: one that has not trained yet; None where nothing is handed over."""
+        template = {} if client is None else client_weights(client)
+        hands = client is not None and config.clients.topology != "independent" and config.clients.count > 1
         self.weights: Kinds = {n: (tuple(v.shape), v.dtype) for n, v in template.items()} if hands else {}
-        self.memory: Kinds = relay_memory(client) if hands and config.clients.topology == "relay" else {}
+        self.memory: Kinds = relay_memory(client) if client and hands and config.clients.topology == "relay" else {}
         """What the optimizer may remember beside them."""
         self._infinite = {n: v for n, v in template.items() if v.is_floating_point() and not v.isfinite().all()}
 

@@ -28,7 +28,9 @@ def train_processes(config: Config, folder: Path, *, debug: bool = False, again:
     common = ["--config", str(folder / "config.yaml"), *(["--debug"] if debug else [])]
     common += ["--out", str(folder), *(["--resume"] if again else [])]
     anywhere = ["--bind", "127.0.0.1:0"]
+    silent = ["--log.json", "false", "--metrics.port", "null"]  # who watches the run, watches its server
     children = [Child("server", ["serve", *common, *anywhere], pipe=True)]
+    common += silent
     with stopping(children):
         address = _address(children[0])
         if config.model.edge_cut is not None:

@@ -1,6 +1,7 @@
-"""Progress on standard error: a bar on a terminal, a line per epoch elsewhere."""
+"""Progress on standard error: a bar on a terminal, a line per epoch elsewhere, in JSON where all lines are."""
 
 import datetime
+import logging
 from types import TracebackType
 
 from rich.console import Console
@@ -15,8 +16,10 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from halfpass.run import logs
 from halfpass.run.records import Row
 
+LOG = logging.getLogger("halfpass")
 WIDE = 100  # columns of a terminal that has room for a bar beside the counts
 
 
@@ -35,7 +38,7 @@ class EpochProgress:
         if self._console.width >= WIDE:
             counts, left = columns[1:3]
             columns[1:3] = [BarColumn(bar_width=None), counts, TextColumn("batches"), TimeElapsedColumn(), left]
-        terminal = self._console.is_terminal
+        terminal = self._console.is_terminal and not logs.in_json()
         self._bars = Progress(*columns, console=self._console, disable=not terminal, refresh_per_second=4)
         self._task = self._bars.add_task(title, total=epochs * batches_per_epoch, latest="")
 
@@ -62,14 +65,24 @@ class EpochProgress:
         test = "" if value is None else f", {_said(row['metric'], value, row['metric_unit'])}"
         latest = f"epoch {row['epoch']}/{self._epochs}: loss {loss}{test}"
         self._bars.update(self._task, latest=latest)
-        if not self._console.is_terminal:
-            seconds = row["busy_seconds"] + row["waiting_seconds"]
+        seconds = row["busy_seconds"] + row["waiting_seconds"]
+        if logs.in_json():
+            known = {"epoch": row["epoch"], "epochs": self._epochs}
+            if row["test"] is not None:
+                scores = {"event": "test", **known, "scores": row["test"]}
+                LOG.info("%s after epoch %d", test.removeprefix(", ") or "test", row["epoch"], extra=scores)
+            known |= {"event": "epoch", "loss": row["loss"], "seconds": seconds}
+            LOG.info("%s: %s, %.1f s", self._title, latest, seconds, extra=known)
+        elif not self._console.is_terminal:
             time = f"{datetime.datetime.now():%H:%M:%S}"
             self._console.print(f"{time} {self._title}: {latest}, {seconds:.1f} s", highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """What the user should know, above the bar."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        if logs.in_json():
+            LOG.info("%s", line, extra={"event": "other"})
+        else:
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _said(metric: str, value: float, unit: str) -> str:

@@ -481,6 +481,7 @@ _FREE = (
     "wire.reconnect", "checkpoint.every", "checkpoint.spool",
     "server.store", "server.store_limit",
     "tls.folder", "tls.certificate", "tls.key", "tls.authority", "tls.tokens", "tls.token", "tls.server_name",
+    "log.json", "log.level", "metrics.port", "metrics.host",
 )  # fmt: skip
 
 

@@ -23,14 +23,16 @@ from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in, write_json
-from halfpass.run import setup
+from halfpass.run import metrics, setup
 from halfpass.run.above import Above
 from halfpass.run.children import IS_CHILD, Left, for_peer, leaving
 from halfpass.run.credentials import EDGE, SERVER, trust_of
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import HandedOver, Score, Tally, Values, tally_of
 from halfpass.run.epochs import run_epochs
+from halfpass.run.logs import Seldom
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
+from halfpass.run.overview import Kept, Overview, Pace, Position
 from halfpass.run.records import SERVED, RunFolder, Wires, read_result, refuse_run, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, schedule_position, testers, turns
@@ -258,8 +260,13 @@ class ServerRun:
         self._since = 0  # steps since the last checkpoint
         self._kept: dict[int, int] = {}  # places of clients' messages that are in it
         self.finished = False
+        self.pace = Pace(range(len(self.steps)))
+        self._phase, self._epoch, self._tally = "training", 0, Tally(self.server.arithmetic.device)
+        self._newest: Kept | None = None  # checkpoint
+        self._seldom = Seldom()
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
-        self._handed_over = HandedOver(config, setup.build_client(config, self.network, 0))
+        template = setup.build_client(config, self.network, 0) if self.handover.needed else None
+        self._handed_over = HandedOver(config, template)
         # An edge learns from its uploads as often as its own replay says.
         self._most_samples = [2**48 if admission.of_edge else join.samples for join in self._joins]
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
@@ -275,6 +282,7 @@ class ServerRun:
             self._at = _Place(epoch, Tally(self.server.arithmetic.device))
             self._begin(self._at, schedule)
         at = self._at
+        self._phase, self._epoch, self._tally = "training", epoch, at.tally
         self.has_trained = True  # a client has, at the least
         try:
             self._train(at, schedule)
@@ -325,7 +333,9 @@ class ServerRun:
         batch = received.batch
         assert batch is not None
         self._check_order(k, batch, received.test, epoch)
+        began = time.perf_counter()
         gradients = self.lessons.learn(batch, received.upload, served)
+        self.pace.add(k, len(batch), time.perf_counter() - began, last=batch.last)
         self.hub.done(k, received)
         if gradients is None:
             self.hub.acknowledge(k)
@@ -392,7 +402,7 @@ class ServerRun:
     def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
         """(the test's score, the auxiliary head's by client), by the same way as training, codec included. Begun anew
         where a client's stream, or an edge's to the server above, is lost meanwhile: weights stay as they are."""
-        own_data = self.config.clients.partition == "own"
+        self._phase, own_data = "testing", self.config.clients.partition == "own"
         clients = testers(self.config.clients.topology, len(self.steps), own_data=own_data)
         for k in clients:
             if weights := self.handover.give(k):
@@ -402,7 +412,8 @@ class ServerRun:
                 score, auxiliary = self._test_all(epoch, clients)
                 if self.above.end_test(epoch, score):
                     return score, auxiliary
-            LOG.warning("the test after epoch %d begins anew: its stream was lost", epoch + 1)
+            line, known = "the test after epoch %d begins anew: its stream was lost", {"event": "test"}
+            LOG.warning(line, epoch + 1, extra=known | {"epoch": epoch + 1})
 
     def _test_all(self, epoch: int, clients: Sequence[int]) -> tuple[Score, dict[int, Values]]:
         score, auxiliary = Score(self.task, clients), dict[int, Values]()
@@ -478,7 +489,7 @@ class ServerRun:
         try:
             self._save(self._at.epoch)
         except RunError as error:
-            LOG.warning("no checkpoint: %s; the one before it stays", error)
+            LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
         self._since = 0
 
     def keep_first(self, folder: RunFolder) -> None:
@@ -499,8 +510,23 @@ class ServerRun:
         self._folder.save_checkpoint(self.config, epochs, state, self._run)
         before, self._kept = self._kept, {k: peer["applied"] for k, peer in state["peers"].items()}
         self.hub.kept(before)  # what the older of the two checkpoints has
-        where = "behind" if self._at is None else f"{self._at.tally.steps} steps behind"
-        LOG.info("checkpoint %s epoch %d, %.2f s", where, epochs, time.perf_counter() - began)
+        seconds, whole = time.perf_counter() - began, self._at is None
+        steps = self.steps if whole and epochs > 0 else self._steps_done(epochs).values()
+        self._newest = Kept(epochs if whole else epochs + 1, sum(steps))
+        known = {"event": "checkpoint", "epoch": self._newest.epoch, "step": self._newest.step, "seconds": seconds}
+        line = "checkpoint in epoch %d, behind step %d, %.2f s"
+        LOG.log(self._seldom.level(), line, self._newest.epoch, self._newest.step, seconds, extra=known)
+
+    # -- for who watches, from another thread
+
+    def position(self) -> Position:
+        training = self._phase == "training"
+        steps = self._steps_done(self._epoch) if training else dict(enumerate(self.steps))
+        return Position(self._phase, self._epoch + 1, steps, self._tally.mean_loss, self._newest)
+
+    def _steps_done(self, epoch: int) -> dict[int, int]:
+        """By client, of its steps in that epoch; those that it has not uploaded and passed by are done too."""
+        return {k: step + (not missing) if of == epoch else 0 for k, (of, step, _, missing) in self._last.items()}
 
     def state(self) -> dict[str, Any]:
         """All that the coming steps depend on."""
@@ -541,7 +567,7 @@ class ServerRun:
 
     def finish(self) -> Wires:
         """Gives every client the final client half, where it is shared, and lets it go; returns all bytes."""
-        clients = range(len(self.steps))
+        self._phase, clients = "finishing", range(len(self.steps))
         if not self.finished:
             for k in clients:
                 finish = pb.Finish(weights=write_weights(self.handover.give(k)))
@@ -610,13 +636,13 @@ def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int,
 
 def serve(
     config: Config, bind: str, announce: Callable[[int], None], above: str | None = None, *, insecure: bool = False,
-    again: bool = False,
+    again: bool = False, register: metrics.Register = metrics.to_nobody,
 ) -> dict[str, Any]:  # fmt: skip
     """Serves one run from joining to the written run folder; returns what `result.json` holds. `insecure` has it listen
     to other machines without TLS. `again`: goes on with the run in its folder, where it has kept a state.
 
     `announce(port)` is called once clients can join. Where the run has an edge, the server with an address `above` it
-    is that edge, and the one without is the server at the top.
+    is that edge, and the one without is the server at the top. `register` takes figures for Prometheus.
     """
     out = config.folder
     if above is not None and config.model.edge_cut is None:
@@ -652,12 +678,16 @@ def serve(
         for join in state["joins"]:
             admission.admit(pb.Join.FromString(join.numpy().tobytes()))
         peers = [peer_of(k, outbox(k), values) for k, values in state["peers"].items()]
+    overview = Overview(config)
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
         of_edge=of_edge, reconnect=config.wire.reconnect, run=run_name, outbox=outbox, peers=peers, leaving=leaving,
+        status=overview.status,
     )  # fmt: skip
+    overview.hub, overview.name = hub, run_name
+    register(metrics.ServerFigures(overview))
     try:
         announce(hub.port)
         hub.wait_for_clients(JOIN_SECONDS)
@@ -672,7 +702,7 @@ def serve(
                 if not IS_CHILD:
                     where = {"bind": f"{bind.rpartition(':')[0]}:{hub.port}", "above": above, "insecure": insecure}
                     write_json(out / SERVED, where)
-                run = ServerRun(config, hub, admission, store, link, folder, run_name, state)
+                overview.run = run = ServerRun(config, hub, admission, store, link, folder, run_name, state)
                 return _run(config, folder, run)
     except (Left, Interrupted):
         raise Left from None  # clients wait for it

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import importlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from halfpass.data.samples import Stream, described, undisturbed
 from halfpass.errors import InputError, reason
 from halfpass.networks.models import MIDDLE_CUTS, Pair, build_model
 from halfpass.networks.transformer import BYTES
+from halfpass.run import logs
 from halfpass.run.children import IS_CHILD
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.network import (
@@ -67,6 +67,9 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used, which
     a store with uploads in it is unless the run is an `old` one."""
     check_names(config)
+    if config.runtime == "local" and config.metrics.port is not None:
+        expected, remedy = "none in a training in one process", "leave it out, or set runtime to processes"
+        raise InputError("metrics.port", expected, str(config.metrics.port), remedy)
     data = data or load_data(config.data)
     sites = _sites(config, data)
     shards = [make_shards(config, data)[k] for k, data in enumerate(sites)] if len(sites) > 1 else (
@@ -116,7 +119,7 @@ def load_data(config: DataConfig, client: int = 0) -> Dataset:
     data = load(**dataclasses.asdict(dataclasses.replace(config, path=path)))
     if not IS_CHILD:
         for note in data.notes:
-            print(f"halfpass: {note}", file=sys.stderr, flush=True)
+            logs.say(note)
     return data
 
 

@@ -55,6 +55,18 @@ class _Link:
     over: bool = False
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is known of a connection, at one time; places in the client's sequence."""
+
+    made: int
+    applied: int
+    durable: int
+    spool_bytes: int
+    reconnections: int
+    away: float | None  # seconds for which there has been no stream
+
+
 class Connection:
     """A client's way to the server. Encoding, sending and reading go on beside the caller's work, which waits only
     where the window is full, or the spool while the server is away.
@@ -160,6 +172,14 @@ class Connection:
             self._durable = max(self._durable, taken)
             self._link.control.append(pb.ClientMessage(alive=pb.Alive()))
             self._changed.notify_all()
+
+    def look(self) -> Look:
+        """For who watches."""
+        with self._changed:
+            away = None if self._away is None else time.monotonic() - self._away
+            outbox = self.outbox
+            number = self._link.number - 1
+            return Look(outbox.last, self._applied, outbox.durable, outbox.kept_bytes, number, away)
 
     def finish(self) -> None:
         """Says Finished and waits for the server to have it, durably, or to end the stream."""
@@ -274,14 +294,7 @@ class Connection:
         """A stream to the server. Raises InputError where it cannot be reached."""
         if self._trust is not None:  # gRPC would try a refused handshake again and again, and not say why
             reach(self._address, self._trust, CONNECT_SECONDS)
-        options = channel_options(self._window_bytes + OVERHEAD_BYTES)
-        options.append(("grpc.use_local_subchannel_pool", 1))  # else a new channel may get the broken connection
-        if self._trust is None:
-            channel = grpc.insecure_channel(self._address, options=options)
-        else:
-            named = [] if self._trust.name is None else [("grpc.ssl_target_name_override", self._trust.name)]
-            credentials = self._trust.channel_credentials()
-            channel = grpc.secure_channel(self._address, credentials, options=[*options, *named])
+        channel = channel_to(self._address, self._trust, self._window_bytes + OVERHEAD_BYTES)
         self._connect(channel)
         link = _Link(channel, number)
         metadata = [] if self._trust is None else self._trust.metadata()
@@ -330,7 +343,8 @@ class Connection:
         """Until there is a stream again, for as long as that may take."""
         assert self._away is not None
         if self._reconnect > 0:
-            LOG.warning("lost the %s (%s); trying to reach it again for %g s", self._who, lost, self._reconnect)
+            line, known = "lost the %s (%s); trying to reach it again for %g s", {"event": "lost"}
+            LOG.warning(line, self._who, lost, self._reconnect, extra=known)
         pause = 0.1
         while time.monotonic() - self._away < self._reconnect:
             with self._changed:
@@ -479,5 +493,17 @@ class Connection:
         if self._away is None:
             self._incoming.append((message, link.number))
         else:
-            LOG.warning("reached the %s again, after %.1f s", self._who, time.monotonic() - self._away)
+            away = time.monotonic() - self._away
+            known = {"event": "back", "seconds": round(away, 1)}
+            LOG.warning("reached the %s again, after %.1f s", self._who, away, extra=known)
         self._away = None
+
+
+def channel_to(address: str, trust: Trust | None, limit_bytes: int) -> grpc.Channel:
+    """A connection of its own; `limit_bytes` of a message."""
+    options = channel_options(limit_bytes)
+    options.append(("grpc.use_local_subchannel_pool", 1))  # else a new channel may get the broken connection
+    if trust is None:
+        return grpc.insecure_channel(address, options=options)
+    named = [] if trust.name is None else [("grpc.ssl_target_name_override", trust.name)]
+    return grpc.secure_channel(address, trust.channel_credentials(), options=[*options, *named])

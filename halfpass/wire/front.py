@@ -34,6 +34,7 @@ class Peer:
     host: str
     names: list[str]  # in its certificate; none without one
     outer: ssl.SSLSocket
+    certified: bool  # it has shown a certificate of the authority
     known: bool = False  # who it is
 
 
@@ -48,6 +49,7 @@ class Front:
         self._waiting: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._closed = False
+        self.refused = 0  # connections, for a count that is not exact where two are at once
         host, _, port = bind.rpartition(":")
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         try:
@@ -81,6 +83,10 @@ class Front:
         if not self._waiting[host]:
             del self._waiting[host]
 
+    def _refuse(self, host: str, reason: str) -> None:
+        self.refused += 1
+        LOG.warning("refused a connection from %s: %s", host, reason, extra={"event": "refused", "host": host})
+
     def close(self) -> None:
         self._closed = True
         with contextlib.suppress(OSError):
@@ -103,7 +109,7 @@ class Front:
                 few = self._waiting.total() < WAITING and self._waiting[host] < WAITING_EACH
                 self._waiting[host] += few
             if not few:
-                LOG.warning("refused a connection from %s: too many have not said who they are", host)
+                self._refuse(host, "too many have not said who they are")
                 connection.close()
                 continue
             threading.Thread(target=self._serve, args=(connection, host), daemon=True).start()
@@ -116,18 +122,20 @@ class Front:
             try:
                 outer = self._current().wrap_socket(connection, server_side=True)
             except (OSError, ValueError) as error:
-                LOG.warning("refused a connection from %s: %s", host, why(error))
+                self._refuse(host, why(error))
                 return
             inner = socket.create_connection(("127.0.0.1", self._backend), HANDSHAKE_SECONDS)
             with outer, inner:
                 certificate: Any = outer.getpeercert() or {}
                 names = [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind in ("URI", "DNS")]
-                own, port = Peer(host, names, outer), inner.getsockname()[1]
+                own, port = Peer(host, names, outer, bool(certificate)), inner.getsockname()[1]
                 peer = own
                 self._peers[port] = peer
                 try:
                     if not pass_on(outer, inner, lambda: own.known):
-                        LOG.warning("ended a connection from %s: it has not said who it is", host)
+                        known = {"event": "refused", "host": host}
+                        LOG.warning("ended a connection from %s: it has not said who it is", host, extra=known)
+                        self.refused += 1
                 finally:
                     del self._peers[port]
         except OSError as error:
@@ -148,9 +156,10 @@ class Front:
                 self._loaded = found
                 try:
                     self._context = self._trust.server_context()
-                    LOG.info("took the renewed certificate %s", self._trust.certificate)
+                    known = {"event": "certificate"}
+                    LOG.info("took the renewed certificate %s", self._trust.certificate, extra=known)
                 except HalfpassError as error:
-                    LOG.warning("kept the old certificate: %s", error)
+                    LOG.warning("kept the old certificate: %s", error, extra={"event": "certificate"})
         return self._context
 
 

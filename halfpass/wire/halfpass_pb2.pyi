@@ -259,3 +259,67 @@ class ServerMessage(_message.Message):
     applied: int
     durable: int
     def __init__(self, joined: _Optional[_Union[Joined, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., test: _Optional[_Union[Test, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., take: _Optional[_Union[Take, _Mapping]] = ..., place: _Optional[int] = ..., applied: _Optional[int] = ..., durable: _Optional[int] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("run", "phase", "epoch", "epochs", "step", "steps", "batches_per_second", "checkpoint", "clients_count", "connected", "clients")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    phase: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    batches_per_second: float
+    checkpoint: Checkpoint
+    clients_count: int
+    connected: int
+    clients: _containers.RepeatedCompositeFieldContainer[ClientStatus]
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., batches_per_second: _Optional[float] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., clients_count: _Optional[int] = ..., connected: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("epoch", "step", "seconds_ago")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_AGO_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    seconds_ago: float
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., seconds_ago: _Optional[float] = ...) -> None: ...
+
+class ClientStatus(_message.Message):
+    __slots__ = ("client", "state", "away_seconds", "step", "steps", "received", "applied", "queued", "queued_bytes", "reconnections")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    AWAY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    state: str
+    away_seconds: float
+    step: int
+    steps: int
+    received: int
+    applied: int
+    queued: int
+    queued_bytes: int
+    reconnections: int
+    def __init__(self, client: _Optional[int] = ..., state: _Optional[str] = ..., away_seconds: _Optional[float] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., applied: _Optional[int] = ..., queued: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., reconnections: _Optional[int] = ...) -> None: ...

@@ -8,9 +8,13 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError, printable
@@ -24,6 +28,7 @@ from halfpass.wire.service import (
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
+    STATUS,
     STOP_SECONDS,
     Interrupted,
     Patience,
@@ -33,11 +38,12 @@ from halfpass.wire.service import (
     heartbeat_seconds,
 )
 from halfpass.wire.sockets import connection_traffic
-from halfpass.wire.trust import Trust, check_identity
+from halfpass.wire.trust import Trust, check_identity, check_trusted
 
 JOIN_SECONDS = 10.0  # for a newcomer to say Join
 MOST_JOIN_BYTES = 2**22  # the plan of a cut names all weights
 EACH_BYTES = 512  # that a message takes beside its content
+SAME_ANSWER_SECONDS = 0.2  # to whoever asks how far the run is
 MOST_REJECTED = 100  # messages of a client; ours stops at the first
 NUMBERED = ("begin", "take", "gradients", "finish")  # what has a place in the server's sequence to a client
 UNNUMBERED = ("join", "alive", "failed", "test_end")  # what has none in a client's, with a test's batches
@@ -109,6 +115,36 @@ class Peer:
             self.stream.control.append(message)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is known of a client, at one time; places as in `Peer`."""
+
+    client: int
+    received: int
+    applied: int
+    durable: int
+    queued: int  # messages that wait to be taken
+    queued_bytes: int
+    up: dict[str, int]  # bytes by kind
+    down: dict[str, int]
+    kept_bytes: int  # that the client may need again
+    reconnections: int
+    away: float | None  # seconds for which it has had no stream
+    finished: bool
+    rejected: int
+
+
+class _Health(HealthServicer):
+    """Answers questions, each with little work; nobody is told of changes for as long as he likes to listen."""
+
+    def __init__(self) -> None:
+        super().__init__(experimental_non_blocking=False)
+
+    def Watch(self, request: object, context: grpc.ServicerContext) -> Iterator[HealthCheckResponse]:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask by Check")
+        return iter(())
+
+
 class Hub:
     """All clients' streams, at the server.
 
@@ -136,26 +172,32 @@ class Hub:
         outbox: Callable[[int], Outbox] = lambda client: Outbox(),
         peers: Sequence[Peer] = (),
         leaving: Callable[[], bool] = lambda: False,
+        status: Callable[[], pb.StatusReply] = pb.StatusReply,
     ) -> None:
         """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
         is an edge. `reconnect`: seconds for which a lost client is waited for. `run` names the run for those that come
         again; `outbox` makes what is kept for a client. `peers`: of a run that is gone on with. `leaving`: whether
-        waits are to be given up, with Interrupted."""
+        waits are to be given up, with Interrupted. `status` says how far the run is, on a thread of gRPC's."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
         self._reconnect, self._run, self._outbox, self._leaving = reconnect, run, outbox, leaving
         self._peers = {peer.client: peer for peer in peers}
+        self._gone_on_with = bool(peers)  # then clients may have more of its messages than this process has sent
         for peer in peers:
             peer.away = time.monotonic()
-        self._changed, self._admitting = threading.Condition(), threading.Lock()
+        self._changed, self._admitting, self._answering = threading.Condition(), threading.Lock(), threading.Lock()
         self._turn = 0
         self._stopped = False
+        self.refused = 0  # newcomers
         self._readers: list[threading.Thread] = []
         check_address(bind, "server address", encrypted=trust is not None, insecure=insecure)
         self._front: Front | None = None
+        self._status, self._told = status, (0.0, b"")  # when it was last said, and what
+        self._health = _Health()
+        self._health.set(SERVICE, HealthCheckResponse.SERVING)
         inner = bind if trust is None else "127.0.0.1:0"
-        self._grpc, self.port = _listen(inner, window_bytes + OVERHEAD_BYTES, clients, self._session)
+        self._grpc, self.port = self._listen(inner, window_bytes + OVERHEAD_BYTES)
         if trust is not None:
             trust.check_server()
             try:
@@ -165,6 +207,25 @@ class Hub:
                 raise
             self.port = self._front.port
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def _listen(self, bind: str, limit_bytes: int) -> tuple[grpc.Server, int]:
+        # A thread per stream, and some for newcomers that must be refused, and questions.
+        threads = ThreadPoolExecutor(self._clients + 8, thread_name_prefix="session")
+        server = grpc.server(threads, options=channel_options(limit_bytes))
+        handlers = {  # bytes in, bytes out: parsed and counted here
+            METHOD: grpc.stream_stream_rpc_method_handler(self._session),
+            STATUS: grpc.unary_unary_rpc_method_handler(self._answer),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        add_HealthServicer_to_server(self._health, server)
+        try:
+            port = server.add_insecure_port(bind)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise InputError("server address", "a free port", f"{bind}, which is in use", "choose another with --bind")
+        server.start()
+        return server, port
 
     # -- what the training loop calls
 
@@ -289,6 +350,7 @@ class Hub:
 
     def fail(self, reason: str, exit_status: int = 1) -> None:
         """Tells every client why the run ends."""
+        self._health.enter_graceful_shutdown()
         with self._changed:
             for peer in self._peers.values():
                 if peer.stream is not None:
@@ -298,6 +360,7 @@ class Hub:
             self._changed.notify_all()
 
     def stop(self) -> None:
+        self._health.enter_graceful_shutdown()
         with self._changed:
             self._stopped = True
             for peer in self._peers.values():
@@ -325,6 +388,8 @@ class Hub:
         """On a thread of its own: ends streams on which nothing comes."""
         while not self._stopped:
             time.sleep(min(0.2, self._timeout / 4))
+            if self._leaving():
+                self._health.enter_graceful_shutdown()
             with self._changed:
                 streams = [(peer, peer.stream) for peer in self._peers.values() if peer.stream is not None]
             for peer, stream in streams:
@@ -335,6 +400,43 @@ class Hub:
                     )  # fmt: skip
                     self._lose(peer, stream, silence)
                     stream.context.cancel()
+
+    # -- who asks, and does not join
+
+    def look(self) -> list[Look]:
+        """What is known of each client that has joined."""
+        now = time.monotonic()
+        with self._changed:
+            return [
+                Look(
+                    k, peer.received, peer.applied, peer.durable, len(peer.incoming), peer.incoming_bytes,
+                    dict(peer.meter.up) | {"evaluation": peer.meter.evaluation_up},
+                    dict(peer.meter.down) | {"evaluation": peer.meter.evaluation_down},
+                    peer.outbox.kept_bytes, max(0, peer.streams - 1), None if peer.away is None else now - peer.away,
+                    peer.finished, peer.rejected,
+                ) for k, peer in sorted(self._peers.items())
+            ]  # fmt: skip
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """How often a connection was refused, and somebody that wanted to join or know something."""
+        return {"connection": 0 if self._front is None else self._front.refused, "newcomer": self.refused}
+
+    def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        """A question how far the run is; what it says is nothing. It costs the same however often it comes."""
+        try:
+            if self._front is not None and self._trust is not None:
+                peer = self._front.peer(int(context.peer().rpartition(":")[2]))
+                said = {str(key): str(value) for key, value in context.invocation_metadata()}
+                check_trusted("status", peer is not None and peer.certified, said, self._trust.digests())
+        except InputError as error:
+            self.refused += 1
+            LOG.warning("refused to say: %s", error, extra={"event": "refused", "host": self._host(context)})
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        with self._answering:
+            if time.monotonic() - self._told[0] > SAME_ANSWER_SECONDS:
+                self._told = time.monotonic(), self._status().SerializeToString()
+            return self._told[1]
 
     def _bytes_of(self, stream: _Stream) -> int | None:
         """That came on it, at the socket."""
@@ -352,7 +454,8 @@ class Hub:
             guard.cancel()
             peer, stream = yield from self._joined(first, context)
         except HalfpassError as error:
-            LOG.warning("refused a newcomer: %s", error)
+            self.refused += 1
+            LOG.warning("refused a newcomer: %s", error, extra={"event": "refused", "host": self._host(context)})
             failed = pb.Failed(reason=str(error), exit_status=error.exit_status)
             yield pb.ServerMessage(failed=failed).SerializeToString()
             return
@@ -406,13 +509,21 @@ class Hub:
         """Puts a new stream in the place of the one that the client had."""
         if peer.stream is not None:
             self._end(peer, peer.stream)
-        LOG.info("client %d %s", peer.client, "joined" if peer.streams == 0 and not join.run else "is back")
+        event, host = "joined" if peer.streams == 0 and not join.run else "back", self._host(context)
+        known = {"event": event, "client": peer.client, "host": host}
+        LOG.info("client %d %s, from %s", peer.client, "is back" if event == "back" else event, host, extra=known)
         peer.incoming = deque(received for received in peer.incoming if received.place)  # no test's
         peer.incoming_bytes = sum(received.size for received in peer.incoming)
         stream = _Stream(port, context, sent=join.received)
         peer.stream, peer.away, peer.streams = stream, None, peer.streams + 1
         peer.control(pb.ServerMessage(joined=pb.Joined(run=self._run, received=peer.received)))
         return stream
+
+    def _host(self, context: grpc.ServicerContext) -> str:
+        """Where a stream comes from."""
+        address = context.peer().partition(":")[2]
+        behind = None if self._front is None else self._front.peer(int(address.rpartition(":")[2]))
+        return unquote(address).rpartition(":")[0] if behind is None else behind.host
 
     def _end(self, peer: Peer, stream: _Stream) -> None:
         """The stream is over, whatever it still says."""
@@ -454,6 +565,9 @@ class Hub:
         if join.received < peer.outbox.durable:
             expected, found = f"one that has this server's messages up to {peer.outbox.durable}", f"{join.received}"
             raise InputError(place, expected, found, "go on with its own run folder: halfpass resume")
+        if join.received > peer.outbox.last and not self._gone_on_with:
+            expected = f"at most {peer.outbox.last} of this server's messages received"
+            raise InputError(place, expected, f"{join.received}", "go on with its own run folder: halfpass resume")
         if join.first > peer.received + 1:
             expected, found = f"one that can send its message {peer.received + 1} again", f"from {join.first}"
             raise InputError(place, expected, found, "restore this server's run folder, or begin anew")
@@ -506,7 +620,8 @@ class Hub:
             if self._reconnect == 0:
                 peer.failure = reason
             else:
-                LOG.warning("lost %s; waiting for it for %g s", printable(str(reason)), self._reconnect)
+                known = {"event": "lost", "client": peer.client}
+                LOG.warning("lost %s; waiting for it for %g s", reason, self._reconnect, extra=known)
 
     def _accept(self, peer: Peer, stream: _Stream, data: bytes) -> None:
         """Takes in one message; what cannot be used is rejected with the reason, and the stream goes on."""
@@ -543,7 +658,8 @@ class Hub:
     def _reject(self, peer: Peer, error: HalfpassError) -> None:
         peer.rejected += 1
         if peer.rejected <= MOST_REJECTED:
-            LOG.warning("rejected a message of client %d: %s", peer.client, error)
+            known = {"event": "rejected", "client": peer.client}
+            LOG.warning("rejected a message of client %d: %s", peer.client, error, extra=known)
             self.send(peer.client, pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
         elif peer.failure is None:
             with self._changed:
@@ -570,6 +686,9 @@ class Hub:
         if message.place != expected:
             where, remedy = f"{kind} of client {peer.client}", "both sides must run the same halfpass"
             raise InputError(where, f"number {expected} in its sequence", f"{message.place}", remedy)
+        if kind == "join":
+            where, remedy = f"message of client {peer.client}", "open another stream to join again"
+            raise InputError(where, "Join once on a stream", "another", remedy)
         if kind != "batch":
             return Received(kind, len(data) + EACH_BYTES, message, place=message.place)
         try:
@@ -610,19 +729,3 @@ def _of_kind(received: Received, kinds: tuple[str, ...], client: int) -> Receive
     return received
 
 
-def _listen(
-    bind: str, limit_bytes: int, clients: int, session: Callable[..., Iterator[bytes]]
-) -> tuple[grpc.Server, int]:
-    # A thread per stream, and some for newcomers that must be refused.
-    threads = ThreadPoolExecutor(clients + 8, thread_name_prefix="session")
-    server = grpc.server(threads, options=channel_options(limit_bytes))
-    handler = grpc.stream_stream_rpc_method_handler(session)  # bytes in, bytes out: parsed and counted here
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-    try:
-        port = server.add_insecure_port(bind)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise InputError("server address", "a free port", f"{bind}, which is in use", "choose another with --bind")
-    server.start()
-    return server, port

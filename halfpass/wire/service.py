@@ -15,7 +15,7 @@ from halfpass.errors import InputError
 LOG = logging.getLogger("halfpass")
 CONTROL_BYTES = 1024  # that gRPC's own frames may have between two looks, also of a peer that does nothing
 FIRST_WORD_SECONDS = 60.0  # of a wait, before it is logged
-SERVICE, METHOD = "halfpass.SplitLearning", "Session"
+SERVICE, METHOD, STATUS = "halfpass.SplitLearning", "Session", "Status"
 STOP_SECONDS = 2.0
 OVERHEAD_BYTES = 2**20  # of a message beyond the tensors that the window admits
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -69,7 +69,9 @@ class Patience:
     def tell(self, who: str, what: str) -> None:
         if (waited := time.monotonic() - self._began) > self._next:
             self._next *= 2
-            LOG.warning("waiting for %s since %.0f s: %s is to come, and signs of life alone have", who, waited, what)
+            known = {"event": "slow", "peer": who, "seconds": round(waited, 1)}
+            line = "waiting for %s since %.0f s: %s is to come, and signs of life alone have"
+            LOG.warning(line, who, waited, what, extra=known)
 
 
 def channel_options(limit_bytes: int) -> list[tuple[str, int]]:

@@ -55,8 +55,9 @@ class Trust:
         self.server_context()
         self.digests()
 
-    def check_client(self, client: int | None) -> None:
-        """Raises InputError for what cannot be used; `client` is its number, None an edge's."""
+    def check_client(self, client: int | None, *, anybody: bool = False) -> None:
+        """Raises InputError for what cannot be used; `client` is its number, None an edge's. `anybody`: whose
+        certificate it is does not matter."""
         if self.authority is None:
             expected, remedy = "the authority of the server's certificate", "copy it from there: authority.pem"
             raise InputError("tls.authority", expected, "none", remedy)
@@ -65,7 +66,8 @@ class Trust:
         if self.certificate is not None:
             names = _check_dates("tls.certificate", self.certificate)
             wanted = EDGE if client is None else identity_of_client(client)
-            if (EDGE not in names) if client is None else (number_of(names) != client):
+            other = (EDGE not in names) if client is None else (number_of(names) != client)
+            if other and not anybody:
                 found = ", ".join(names) or "no name"
                 raise InputError(f"{self.certificate}", f"the certificate of {wanted}", found, "take that one's")
         self.client_context()
@@ -188,14 +190,29 @@ def check_identity(
     if of_edge and EDGE in names:
         return
     known = None if of_edge else number_of(names)
-    said = metadata.get("authorization", "")
-    if known is None and said.startswith(BEARER) and digests:
-        digest = hashlib.sha256(said.removeprefix(BEARER).encode()).hexdigest()
-        known = next((number for own, number in digests.items() if hmac.compare_digest(own, digest)), None)
-        if known is None:
-            raise InputError(place, "a token that the server knows", "another", "copy the token from the server")
+    if known is None:
+        known = _number_of_token(place, metadata, digests)
     if known == client:
         return
     what = "an edge's certificate" if of_edge else f"the certificate or token of client {client}"
     found = f"those of client {known}" if known is not None else ", ".join(names)[:80] or "none"
     raise InputError(place, what, found, "join with the number that this certificate or token is of")
+
+
+def check_trusted(place: str, certified: bool, metadata: Mapping[str, str], digests: Mapping[str, int]) -> None:
+    """Raises InputError unless whoever asks has shown a certificate of the authority, or a token: anybody's."""
+    if not certified and _number_of_token(place, metadata, digests) is None:
+        expected, remedy = "a certificate of the server's authority, or a token that it knows", "give --tls.folder"
+        raise InputError(place, expected, "none", remedy)
+
+
+def _number_of_token(place: str, metadata: Mapping[str, str], digests: Mapping[str, int]) -> int | None:
+    """Whose token is shown; None without one, where tokens are of use. Raises InputError for another."""
+    said = metadata.get("authorization", "")
+    if not said.startswith(BEARER) or not digests:
+        return None
+    digest = hashlib.sha256(said.removeprefix(BEARER).encode()).hexdigest()
+    known = next((number for own, number in digests.items() if hmac.compare_digest(own, digest)), None)
+    if known is None:
+        raise InputError(place, "a token that the server knows", "another", "copy the token from the server")
+    return known
