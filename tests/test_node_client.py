@@ -37,7 +37,8 @@ def example(tmp_path_factory):
             pytest.skip("npm install took longer than 120 s: no package registry can be reached")
         if done.returncode != 0:
             pytest.skip(f"npm install failed: {done.stderr.strip()[-300:]}")
-    subprocess.run([*HALFPASS, "certs", "keys", "--clients", "1"], cwd=folder, env=environment(), check=True, timeout=120)
+    for made in (["keys"], ["tokens", "--tokens"]):
+        subprocess.run([*HALFPASS, "certs", *made, "--clients", "1"], cwd=folder, env=environment(), check=True, timeout=120)
     return folder
 
 
@@ -46,9 +47,9 @@ def environment():
 
 
 @contextlib.contextmanager
-def served(folder, out):
+def served(folder, out, keys="keys"):
     """(the server's process, its port), once it listens."""
-    command = [*HALFPASS, "serve", "--config", "run.yaml", "--bind", "127.0.0.1:0", "--tls.folder", "keys", "--out", str(out)]
+    command = [*HALFPASS, "serve", "--config", "run.yaml", "--bind", "127.0.0.1:0", "--tls.folder", keys, "--out", str(out)]
     with subprocess.Popen(command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
         try:
             said = server.stdout.readline()
@@ -58,9 +59,9 @@ def served(folder, out):
             server.kill()
 
 
-def client(folder, port, **options):
-    command = ["node", "client.js", f"localhost:{port}", "keys", str(PROTO)]
-    return subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120, **options)
+def client(folder, port, keys="keys"):
+    command = ["node", "client.js", f"localhost:{port}", str(keys), str(PROTO)]
+    return subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120)
 
 
 def check(server, done, out):
@@ -129,23 +130,24 @@ def test_it_goes_on_where_its_stream_was_cut(example, tmp_path, most):
 
 
 def test_a_refusal_is_said_and_the_server_goes_on(example, tmp_path):
+    """With tokens."""
     other = tmp_path / "client"
     shutil.copytree(example, other, symlinks=True)
     said = json.loads((other / "join.json").read_text())
     said["settings"]["train.batch_size"] = 64
     (other / "join.json").write_text(json.dumps(said))
-    with served(example, tmp_path / "run") as (server, port):
-        done = client(other, port)
+    with served(example, tmp_path / "run", "tokens") as (server, port):
+        done = client(other, port, "tokens")
         assert done.returncode == 2
         expected = "client 0 at joining: expected train.batch_size 32 (the server's), found 64; start both sides"
         assert done.stderr.startswith(f"halfpass client: {expected}")
-        check(server, client(example, port), tmp_path / "run")
+        check(server, client(example, port, "tokens"), tmp_path / "run")
 
 
 def test_no_server_and_no_certificates_are_said(example, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    done = subprocess.run(["node", "client.js", f"localhost:{port}", str(tmp_path), str(PROTO)], cwd=example, text=True, capture_output=True, timeout=60)
+    done = client(example, port, tmp_path)
     assert done.returncode == 2
     assert done.stderr == f"halfpass client: {tmp_path / 'authority.pem'}: expected a file that can be read, found ENOENT; check the path\n"
     done = client(example, port)

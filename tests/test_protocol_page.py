@@ -20,7 +20,8 @@ from halfpass.algorithm.handover import relay_memory
 from halfpass.arithmetic.optimizers import learning_rate
 from halfpass.errors import InputError
 from halfpass.run import network, server_process, setup
-from halfpass.tasks.table import classes
+from halfpass.tasks.table import TASKS, build_task, classes
+from halfpass.tasks.task import Options
 from halfpass.wire import front, hub, messages, service, trust
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
@@ -142,10 +143,17 @@ def test_the_schedules(total):
         p, s, n = 0.2, step, total
         t = 0.15 * n - 1
         rising, falling = "p / 25 + (p - p / 25) · s / t", "p + (p / 250000 - p) · (s - t) / (n - 1 - t)"
-        assert f"is {rising} up to s = t, then {falling}" in FLAT
+        assert f"`one-cycle`: {rising} up to s = t = 0.15 n - 1, then {falling}" in FLAT
         formula = (rising if s <= t else falling).replace("·", "*")
         assert learning_rate("one-cycle", p, s, n) == pytest.approx(eval(formula))
         assert learning_rate("cosine", p, s, n) == pytest.approx(p * (1 + math.cos(math.pi * s / n)) / 2)
+
+
+def test_the_tasks_whose_heads_answer():
+    said = re.search(r"the task has probabilities \((.*?)\)", PAGE)[1].split(", ")
+    specs = {"segmentation": ("int64", (4, 4)), "tokens": ("int64", (5,)), "classification": ("int64", ())}
+    built = {name: build_task(name, 3, {"": specs.get(name, ("float32", (3,)))}, Options()) for name in TASKS}
+    assert [name for name, task in built.items() if task.probabilities is not None] == said
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-// A client of a halfpass run that is not Python: it knows halfpass.proto and docs/protocol.md, and what join.json says of
-// the run. What it uploads is made up; a client half would compute it.
+// A client of a halfpass run that is not Python: it knows halfpass.proto and docs/protocol.md, and what join.json says
+// of the run. What it uploads is made up; a client half would compute it.
 //
 //     node client.js HOST:PORT CERTS [PROTO]
 //
-// CERTS is a folder of `halfpass certs`, or has authority.pem, client-0.pem and client-0-key.pem of it. README.md here
+// CERTS has authority.pem, and client-0.pem and client-0-key.pem or client-0.token, of `halfpass certs`. README.md here
 // says how the server is started. Exit status: 0 done, 1 the run failed, 2 the arguments were wrong.
 "use strict";
 
@@ -45,7 +45,7 @@ const CODECS = {
   none(values) {
     return Buffer.from(values.buffer, values.byteOffset, values.byteLength); // little-endian, as this machine's
   },
-  // (R, C) → lowest level of each channel, step of each, codes. A channel whose least value is 0 has 0 as lowest level.
+  // (R, C) → lowest level of each channel, step of each, codes. Where a channel's least value is 0, so is its level.
   int8(values, channels) {
     const low = new Float32Array(channels).fill(Infinity);
     const high = new Float32Array(channels).fill(-Infinity);
@@ -156,7 +156,8 @@ async function follow(connection, said) {
     const { message, stream } = await connection.receive();
     const asked = message[message.kind];
     if (asked.weights && asked.weights.length > 0) {
-      throw new RunError("the server", "no weights for the only client", `${asked.weights.length}`, "set clients.count to 1");
+      const found = `${asked.weights.length}`;
+      throw new RunError("the server", "no weights for the only client", found, "set clients.count to 1");
     }
     if (message.kind === "begin") {
       if (asked.epoch !== epoch) [epoch, done] = [asked.epoch, 0];
@@ -183,17 +184,21 @@ function read(file) {
   }
 }
 
+// By a token where there is one, else by a certificate.
 function connect(address, certs, proto, said) {
-  const [authority, key, certificate] = ["authority.pem", `client-${CLIENT}-key.pem`, `client-${CLIENT}.pem`].map(
-    (name) => read(path.join(certs, name)),
-  );
-  const settings = { window: said.settings["wire.window"], timeout: said.settings["wire.timeout"] };
-  return new Connection(address, proto, grpc.credentials.createSsl(authority, key, certificate), joinOf(said), settings);
+  const file = (name) => path.join(certs, name);
+  const authority = read(file("authority.pem"));
+  const options = { window: said.settings["wire.window"], timeout: said.settings["wire.timeout"] };
+  const own = `client-${CLIENT}`;
+  if (fs.existsSync(file(`${own}.token`))) options.token = read(file(`${own}.token`)).toString().trim();
+  const pair = options.token ? [] : [read(file(`${own}-key.pem`)), read(file(`${own}.pem`))];
+  return new Connection(address, proto, grpc.credentials.createSsl(authority, ...pair), joinOf(said), options);
 }
 
 async function main([address, certs, proto = PROTO]) {
   if (!address || !certs) {
-    throw new RunError("arguments", "HOST:PORT and a folder of certificates", "fewer", "node client.js HOST:PORT CERTS", 2);
+    const expected = "HOST:PORT and a folder of certificates";
+    throw new RunError("arguments", expected, "fewer", "node client.js HOST:PORT CERTS", 2);
   }
   const said = JSON.parse(read(path.join(__dirname, "join.json")));
   if (!CODECS[said.settings["wire.codec"]]) {

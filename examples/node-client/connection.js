@@ -25,18 +25,20 @@ class PassedOnError extends Error {
 }
 
 class Connection {
-  // `join`: the fields of Join, but for those that say where this client is. `window`, in bytes, and `timeout`, in
-  // seconds, are settings of the run. `token`: instead of a certificate.
+  // `join`: the fields of Join, but for those that say how far it is. `window`, in bytes, and `timeout`, in seconds,
+  // are settings of the run. `token`: instead of a certificate.
   constructor(address, proto, credentials, join, { window, timeout, token }) {
     const types = loader.loadSync(proto, { keepCase: true, longs: Number, defaults: true, oneofs: true });
     const { path, requestSerialize, responseDeserialize } = types["halfpass.SplitLearning"].Session;
     this.encode = requestSerialize;
-    const Session = { path, requestStream: true, responseStream: true, requestSerialize: (bytes) => bytes, responseDeserialize };
-    this.Client = grpc.makeGenericClientConstructor({ Session }, "SplitLearning");
+    const streams = { requestStream: true, responseStream: true };
+    const asBytes = { requestSerialize: (bytes) => bytes, responseDeserialize }; // what is sent is kept as bytes
+    this.Client = grpc.makeGenericClientConstructor({ Session: { path, ...streams, ...asBytes } }, "SplitLearning");
     this.metadata = new grpc.Metadata();
     if (token) this.metadata.set("authorization", `Bearer ${token}`);
     const most = window + OVERHEAD_BYTES;
-    this.options = { "grpc.max_receive_message_length": most, "grpc.max_send_message_length": most, "grpc.enable_http_proxy": 0 };
+    this.options = { "grpc.max_receive_message_length": most, "grpc.max_send_message_length": most };
+    this.options["grpc.enable_http_proxy"] = 0; // what is meant for this machine stays here
     Object.assign(this, { address, credentials, join, window, timeout: timeout * 1000 });
 
     this.run = ""; // the server's name for it
