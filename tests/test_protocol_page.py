@@ -15,7 +15,7 @@ import pytest
 import torch
 import zstandard
 
-from halfpass import config
+from halfpass import bounded, config
 from halfpass.algorithm.handover import relay_memory
 from halfpass.arithmetic.optimizers import learning_rate
 from halfpass.errors import InputError
@@ -65,11 +65,13 @@ def test_limits():
         "until all clients have joined": f"{server_process.JOIN_SECONDS:g} s",
         "`Join`, in bytes": f"{hub.MOST_JOIN_BYTES}",
         "each of `settings`, `inputs`, `targets`, in characters": f"{server_process.MOST_SETTINGS_BYTES}",
+        "lists and objects in each other, in each": f"{bounded.MOST_DEPTH}",
         "values of one sample's inputs, and of its targets": f"{server_process.MOST_VALUES}",
         "`outputs`": f"{server_process.MOST_CLASSES}",
         "clients": f"{trust.MOST_CLIENTS}",
         "any message, in bytes": overhead,
         "parts of a message: its fields and theirs": f"{messages.MOST_PARTS}",
+        "dimensions of a tensor": f"{messages.MOST_DIMENSIONS}",
         "messages that are rejected": f"{hub.MOST_REJECTED}, then the client counts as lost",
     }
     assert f"{overhead} bytes" in FLAT
