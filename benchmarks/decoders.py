@@ -153,7 +153,8 @@ def server_messages(_: Path) -> Decoder:
     messages = [write_gradients(plain_batch(), [draws(3, 4, 3, 3)], codec) for codec in ("none", "int4", "bf16+zstd")]
     messages += [
         pb.ServerMessage(begin=pb.Begin(epoch=1, first_step=3, total_steps=9, weights=weights, until=4)),
-        pb.ServerMessage(test=pb.Test(epoch=1)), pb.ServerMessage(take=pb.Take(weights=weights)), pb.ServerMessage(finish=pb.Finish(weights=weights)),
+        pb.ServerMessage(test=pb.Test(epoch=1)), pb.ServerMessage(take=pb.Take(weights=weights)),
+        pb.ServerMessage(finish=pb.Finish(weights=weights)),
         pb.ServerMessage(ack=pb.Ack(), place=2, applied=3, durable=1), pb.ServerMessage(rejected=pb.Rejected(reason="labels")),
     ]  # fmt: skip
     return Decoder(tuple(message.SerializeToString() for message in messages), read_server_message)
