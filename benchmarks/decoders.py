@@ -155,7 +155,8 @@ def server_messages(_: Path) -> Decoder:
         pb.ServerMessage(begin=pb.Begin(epoch=1, first_step=3, total_steps=9, weights=weights, until=4)),
         pb.ServerMessage(test=pb.Test(epoch=1)), pb.ServerMessage(take=pb.Take(weights=weights)),
         pb.ServerMessage(finish=pb.Finish(weights=weights)),
-        pb.ServerMessage(ack=pb.Ack(), place=2, applied=3, durable=1), pb.ServerMessage(rejected=pb.Rejected(reason="labels")),
+        pb.ServerMessage(ack=pb.Ack(), place=2, applied=3, durable=1),
+        pb.ServerMessage(rejected=pb.Rejected(reason="labels")),
     ]  # fmt: skip
     return Decoder(tuple(message.SerializeToString() for message in messages), read_server_message)
 
