@@ -378,13 +378,14 @@ class CheckpointConfig:
     """What a process between processes keeps, so that nothing is lost with it. Each has its own."""
 
     every: int | None = 100
-    """Steps from one checkpoint to the next, beside those at epochs' ends; null for these alone."""
+    """Steps from one checkpoint to the next, beside those at epochs' ends; null for these alone. 0: nothing is kept,
+    and a lost process or connection ends the run."""
     spool: int = 4 * 2**30
     """Bytes of disk for what the other side may need again, of each client: how far a decoupled client can train on
     while its server is away."""
 
     def __post_init__(self) -> None:
-        _settle(self, "checkpoint.", every=1, spool=2**20)
+        _settle(self, "checkpoint.", every=0, spool=2**20)
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ def join(
     lets it join a server on another machine without TLS. `again`: goes on where an earlier process was broken off, if
     there is a state of one. `register` takes figures for Prometheus."""
     setup.check_index(config, index)
-    own = client_folder(config.folder, index)
+    own, keeps = client_folder(config.folder, index), config.checkpoint.every != 0
     file, state = own / CHECKPOINT, None
     if again and not own.exists() and (config.folder / f"client-{index}.safetensors").is_file():
         LOG.warning("client %d of the run in %s has finished", index, config.folder)
@@ -329,16 +329,17 @@ def join(
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
         batch_count(len(shard), config.train.batch_size), setup.agreement(config, data), trust, insecure,
-        folder=own / "spool", state=None if state is None else state["connection"],
+        folder=own / "spool" if keeps else None, state=None if state is None else state["connection"],
     )  # fmt: skip
     try:
-        run = ClientRun(config, connection, client, data, shard, network.task, file)
+        run = ClientRun(config, connection, client, data, shard, network.task, file if keeps else None)
         if state is not None:
             run.load_state(state)
         register(metrics.ClientFigures(connection, run))
         LOG.info("joined %s as client %d", address, index, extra={"event": "joined", "client": index})
-        make_folder("out", own)
-        if not IS_CHILD:  # else its parent knows
+        if keeps:
+            make_folder("out", own)
+        if keeps and not IS_CHILD:  # else its parent knows
             RunFolder(own).write_config(config)
             write_json(own / JOINED, {"address": address, "insecure": insecure})
         try:

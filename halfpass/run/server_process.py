@@ -760,11 +760,12 @@ def serve(
     setup.settle_process(config)
     admission = Admission(config, of_edge=of_edge)
     state = None if kept is None else kept[1]
-    run_name = secrets.token_hex(8) if state is None else str(state["run"])
+    keeps = config.checkpoint.every != 0
+    run_name = (secrets.token_hex(8) if keeps else "") if state is None else str(state["run"])
 
     def outbox(client: int) -> Outbox:
         box = Outbox(
-            out / f"outbox-{client}", run=run_name, memory_bytes=config.wire.window // 4,
+            out / f"outbox-{client}" if keeps else None, run=run_name, memory_bytes=config.wire.window // 4,
             disk_bytes=config.checkpoint.spool,
         )  # fmt: skip
         if state is None:
@@ -793,14 +794,16 @@ def serve(
         with setup.open_store(config, admission.network, old=kept is not None) as store:
             link = None
             if above is not None:
-                link = partial(RemoteLink, address=above, trust=trust, insecure=insecure, folder=out / "above")
+                spool = out / "above" if keeps else None
+                link = partial(RemoteLink, address=above, trust=trust, insecure=insecure, folder=spool)
             with nullcontext() if IS_CHILD else alone_in(out):  # else its parent is
                 if state is None:
                     folder = RunFolder.create(out, given)
                 if not IS_CHILD:
                     where = {"bind": f"{bind.rpartition(':')[0]}:{hub.port}", "above": above, "insecure": insecure}
                     write_json(out / SERVED, where)
-                overview.run = run = ServerRun(config, hub, admission, store, link, folder, run_name, state)
+                kept_in = folder if keeps else None
+                overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state)
                 return _run(config, folder, run)
     except (Left, Interrupted):
         raise Left from None  # clients wait for it
