@@ -14,6 +14,7 @@ import torch
 from halfpass.commands.cli import main
 from halfpass.errors import InputError, RunError
 from halfpass.run import checkpoint
+from halfpass.run.records import RunFolder
 from halfpass.wire import outbox as outbox_module
 from halfpass.wire.outbox import Outbox
 
@@ -298,3 +299,23 @@ def test_a_quorum_of_more_than_all_is_refused(tmp_path, monkeypatch, capsys):
     assert main(["serve", "--clients.count", "2", "--clients.quorum", "3", "--out", "run"]) == 2
     assert capsys.readouterr().err == "halfpass: clients.quorum: expected at most clients.count 2, found 3; lower it\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ledger_that_cannot_be_written_is_written_later(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.note(0, 0, 0, 32)
+    size = folder.ledger_bytes()
+    folder.note(1, 0, 0, 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(RunError, match=r"ledger.csv: expected a file that can be written, found .*No space left"):
+            folder.ledger_bytes()
+    folder.note(0, 0, 1, 32)
+    folder.ledger_bytes()
+    assert (tmp_path / "ledger.csv").read_text() == "client,epoch,step,samples\n0,1,0,32\n1,1,0,16\n0,1,1,32\n"
+    folder.cut_ledger(size)
+    folder.note(2, 4, 5, 6)
+    folder.ledger_bytes()
+    assert (tmp_path / "ledger.csv").read_text() == "client,epoch,step,samples\n0,1,0,32\n2,5,5,6\n"
+    with pytest.raises(InputError, match=r"ledger.csv: expected 999 bytes, found fewer; restore it"):
+        folder.cut_ledger(999)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import yaml
@@ -268,7 +268,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self._checkpoint = path, path / CHECKPOINT
-        self._ledger: BinaryIO | None = None
+        self._noted, self._ledger_size = list[bytes](), 0  # lines that are not in the ledger yet; its bytes
         self.environment = environment()  # as it is when the run begins: the tree may change meanwhile
 
     @classmethod
@@ -364,20 +364,21 @@ class RunFolder:
 
     def note(self, client: int, epoch: int, step: int, samples: int) -> None:
         """A line of `ledger.csv`: the server has learned from this batch. In the file by the next checkpoint."""
-        if self._ledger is None:
-            self._ledger = (self.path / LEDGER).open("ab")
-            if self._ledger.tell() == 0:
-                self._ledger.write(b"client,epoch,step,samples\n")
-        with explained(self.path / LEDGER):
-            self._ledger.write(b"%d,%d,%d,%d\n" % (client, epoch + 1, step, samples))
+        self._noted.append(b"%d,%d,%d,%d\n" % (client, epoch + 1, step, samples))
 
     def ledger_bytes(self) -> int:
-        """Its size, all that was noted written."""
-        if self._ledger is None:
-            return 0
-        with explained(self.path / LEDGER):
-            self._ledger.flush()
-        return self._ledger.tell()
+        """The ledger's size, once all that was noted is in it. Raises RunError where there is no room, and then nothing
+        of it is."""
+        file = self.path / LEDGER
+        if not self._noted:
+            return self._ledger_size
+        lines = b"".join([b"" if self._ledger_size else b"client,epoch,step,samples\n", *self._noted])
+        with explained(file), file.open("r+b" if self._ledger_size else "wb") as opened:
+            opened.seek(self._ledger_size)
+            opened.write(lines)
+        self._ledger_size += len(lines)
+        self._noted.clear()
+        return self._ledger_size
 
     def cut_ledger(self, size: int) -> None:
         """What was noted behind a checkpoint goes: it is learned from again."""
@@ -386,9 +387,9 @@ class RunFolder:
             raise InputError(str(file), f"{size} bytes", "fewer", "restore it, or train anew")
         if size:
             os.truncate(file, size)
-            self._ledger = file.open("ab")
         else:
             file.unlink(missing_ok=True)
+        self._ledger_size = size
 
     def add_rows(self, rows: list[Row]) -> list[Row]:
         path = self.path / "metrics.jsonl"

@@ -571,15 +571,12 @@ class ServerRun:
         if self._folder is None or every is None or self._since < every or self.lessons.holds:
             return
         assert self._at is not None
-        try:
-            self._save(self._at.epoch)
-        except RunError as error:
-            LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
+        self._save(self._at.epoch)
         self._since = 0
 
     def keep_first(self, folder: RunFolder) -> None:
         """So that a server that is killed before its first checkpoint knows its clients, and they it."""
-        self._save(0)
+        self._write(0)
 
     def keep(self, folder: RunFolder, epochs: int) -> None:
         """Keeps the state behind so many epochs. Twice, as no client will repeat the test that was before it, and the
@@ -589,6 +586,13 @@ class ServerRun:
         self._save(epochs)
 
     def _save(self, epochs: int) -> None:
+        """A checkpoint; where there is no room for it, the one before it stays, and the training goes on."""
+        try:
+            self._write(epochs)
+        except RunError as error:
+            LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
+
+    def _write(self, epochs: int) -> None:
         if self._folder is None:
             return
         began, state = time.perf_counter(), self.state()  # which is where the clients' spools are written too
