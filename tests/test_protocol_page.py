@@ -117,7 +117,7 @@ def test_dtypes():
 
 
 def test_settings_that_each_process_has_for_itself():
-    assert set(block_with("runtime")) == config._PRIVATE | {"server.*", "checkpoint.*", "tls.*"}
+    assert set(block_with("runtime")) == config._PRIVATE | {"server.*", "checkpoint.*", "tls.*", "log.*", "metrics.*"}
     assert set(block_with("data.limit")) == config._OWN
     every = config.flatten(config.as_dict(config.Config()))
     assert all(name in every for name in config._PRIVATE | config._OWN)
