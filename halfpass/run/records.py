@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import math
 import os
 import platform
@@ -34,6 +35,7 @@ from halfpass.tasks.task import Task
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
+LOG = logging.getLogger("halfpass")
 DATA = "data.json"  # in a run folder: digests of its samples
 SERVED = "serve.json"  # in the run folder of a server that was started by hand: where it listened
 JOINED = "join.json"  # in the folder of such a client: where it joined
@@ -376,6 +378,8 @@ class RunFolder:
         with explained(file), file.open("r+b" if self._ledger_size else "wb") as opened:
             opened.seek(self._ledger_size)
             opened.write(lines)
+            opened.flush()
+            os.fsync(opened.fileno())
         self._ledger_size += len(lines)
         self._noted.clear()
         return self._ledger_size
@@ -383,8 +387,10 @@ class RunFolder:
     def cut_ledger(self, size: int) -> None:
         """What was noted behind a checkpoint goes: it is learned from again."""
         file = self.path / LEDGER
-        if size > (file.stat().st_size if file.is_file() else 0):
-            raise InputError(str(file), f"{size} bytes", "fewer", "restore it, or train anew")
+        there = file.stat().st_size if file.is_file() else 0
+        if size > there:  # it is a record, and nothing that is gone on with
+            LOG.warning("%s has lost lines: %d of its %d bytes are there", file, there, size)
+            size = there
         if size:
             os.truncate(file, size)
         else:

@@ -393,6 +393,8 @@ class Connection:
             try:
                 link = self._open(self._link.number + 1)
             except HalfpassError as error:
+                if str(error) != str(lost):
+                    LOG.warning("the %s is not reached yet: %s", self._who, error, extra={"event": "lost"})
                 lost = error
                 continue
             with self._changed:

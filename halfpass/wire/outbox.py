@@ -4,8 +4,8 @@ Messages are numbered from 1, their places. The newest are in memory; what is mo
 at a checkpoint, is in a spool on disk: segments of records, each with a checksum, of which whole ones go once the other
 side has a checkpoint behind them.
 
-What a crash loses: of a killed process nothing that was there at its checkpoint. If the operating system stops, what it
-had not yet written to the disk; `load` then finds less than the checkpoint says, and says so.
+What a crash loses: nothing that was there at the checkpoint (`save`), also where the machine stops. Where something is
+missing or damaged nevertheless, `load` says so.
 """
 
 import os
@@ -43,6 +43,7 @@ class _Segment:
     file: Path
     size: int
     last: int = 0  # place
+    unsynced: bool = True  # since it was written to
 
 
 class Outbox:
@@ -122,10 +123,13 @@ class Outbox:
                 self._segments.popleft().file.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """All that is kept is on disk then, as far as the operating system goes. Raises RunError where there is no
-        room."""
+        """All that is kept is on the disk then. Raises RunError where there is no room."""
         with self._lock:
             self._spill(0)
+            for segment in self._segments:
+                if segment.unsynced:
+                    _sync(segment.file)
+                    segment.unsynced = False
 
     def load(self, last: int, durable: int) -> None:
         """Takes up what an earlier process has saved at a checkpoint, when `last` was its newest message and the other
@@ -180,7 +184,7 @@ class Outbox:
             except OSError as error:
                 expected, remedy = "room for what the other side may need again", "make room there"
                 raise RunError(f"spool {self.folder}", expected, str(error.strerror), remedy) from error
-            segment.last = kept.place
+            segment.last, segment.unsynced = kept.place, True
             kept.segment, kept.data = segment, None
             self._in_memory.popleft()
             self._held_bytes -= kept.size
@@ -218,6 +222,16 @@ class Outbox:
 
 def _checksum(place: int, size: int, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(struct.pack("<QQ", place, size)))
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise RunError(f"spool {file}", "a disk that can be written", str(error.strerror), "look at it") from error
+    finally:
+        os.close(descriptor)
 
 
 def _append(segment: _Segment, place: int, data: bytes) -> int:
