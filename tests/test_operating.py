@@ -256,7 +256,7 @@ def test_with_tls_only_whom_the_authority_trusts_may_ask(folders, monkeypatch, c
         ):
             with pytest.raises(InputError, match=said):
                 ask_status(address, wrong)
-        with pytest.raises(InputError, match="expected a certificate of the server's authority, or a token that it knows"):
+        with pytest.raises(InputError, match="expected a connection with TLS, found one to the port behind it"):
             ask_status(f"127.0.0.1:{hub._front._backend}")  # the port behind the door
         assert hub.refusals == {"connection": 2 + 1, "newcomer": 1}
         assert status(capsys, address, "--tls.folder", str(ours), "--json")[0] == 0
