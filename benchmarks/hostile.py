@@ -235,10 +235,10 @@ def garbage(server: Server) -> Iterator[str]:
     yield from first_messages(server, lambda number: bytes([0xFF, number % 256]) * 500)
 
 
-def large(server: Server) -> Iterator[str]:
+def large(server: Server, trust: Trust | None = None) -> Iterator[str]:
     """As large as the window lets any message be, which is more than any Join."""
     data = bytes(WINDOW)
-    yield from first_messages(server, lambda number: data)
+    yield from first_messages(server, lambda number: data, trust)
 
 
 def oversized(server: Server) -> Iterator[str]:
@@ -246,15 +246,15 @@ def oversized(server: Server) -> Iterator[str]:
     yield from first_messages(server, lambda number: data)
 
 
-def parts(server: Server) -> Iterator[str]:
+def parts(server: Server, trust: Trust | None = None) -> Iterator[str]:
     """Of as many parts as are counted, so that each is looked at."""
-    data = (b"\x32\x00" * (MOST_PARTS + 1)).ljust(2**21, b"\0")
-    yield from first_messages(server, lambda number: data)
+    data = b"\x32\x00" * (MOST_PARTS + 1)
+    yield from first_messages(server, lambda number: data, trust)
 
 
-def streams(server: Server) -> Iterator[str]:
+def streams(server: Server, trust: Trust | None = None) -> Iterator[str]:
     """Very many on a connection, none of which says a word."""
-    trust, over = server.stranger, queue.SimpleQueue[str]()
+    trust, over = trust or server.stranger, queue.SimpleQueue[str]()
     with server.channel(trust) as channel:
         call, ended = channel.stream_stream(f"/{SERVICE}/{METHOD}"), threading.Event()
 
@@ -588,6 +588,12 @@ STRANGERS: dict[str, tuple[str, Callable[[Server], Iterator[str]]]] = {
 }
 MEMBERS: dict[str, tuple[str, Callable[[Stream], Iterator[str]]]] = {
     "status": ("questions for status", lambda stream: status(stream.server)),
+    "member_large": ("first messages of 8 MiB, the window", lambda stream: large(stream.server, stream.server.trust)),
+    "member_parts": ("first messages of 65,537 parts", lambda stream: parts(stream.server, stream.server.trust)),
+    "member_streams": (
+        f"{SILENT // AT_ONCE} streams that never say Join",
+        lambda stream: streams(stream.server, stream.server.trust),
+    ),
     "pretender": ("Joins again, lying about sizes", pretender),
     "restless": ("Joins again and again", restless),
     "idle": ("sends signs of life alone", idle),

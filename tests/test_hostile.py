@@ -11,7 +11,7 @@ import hostile
 def test_a_run_goes_on_beside_a_stranger_whose_messages_are_none(tmp_path):
     assert hostile.main(["--quick", "--only", "garbage", "--out", str(tmp_path / "rows.json"), "--keep", str(tmp_path)]) == 0
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert row["got"][0] == "first message of a client: expected Join, found something else; use halfpass join"
+    assert row["got"][0] == "joining: expected a token that the server knows, found another; copy the token from the server"
     assert row["attempts_per_second"] > 0
     assert not row["ended_the_run"]
     assert row["rate_over_undisturbed"] > 0.2  # other tests run beside this one

@@ -455,9 +455,9 @@ class Hub:
     def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         guard = threading.Timer(JOIN_SECONDS, context.cancel)  # whoever connects and says nothing
         guard.daemon = True
-        guard.start()
         try:
             self._refuse_strangers("joining", context)
+            guard.start()
             first = next(requests, b"")
             guard.cancel()
             peer, stream = yield from self._joined(first, context)
