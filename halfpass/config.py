@@ -253,12 +253,19 @@ class ClientsConfig:
     """Rounds of a splitfed epoch: client halves are averaged after each. More of them bring several clients closer to
     what one would learn, for the bytes of a client half and head, up and down, each time. A client with
     fewer batches than there are rounds takes no part in some."""
+    quorum: int | None = None
+    """Between processes: how many clients are enough. A lost one, or one that misbehaves, is then given up after
+    wire.timeout seconds, and the run goes on with the others; it may come back with the next turn. Default: all are
+    needed, and waited for."""
     lr_scale: float = 1.0
     """A client's learning rate is train.lr times this. N clients that are averaged every few batches learn like one
     with batches N times as large, which takes a larger rate: N times (arXiv 1706.02677), or less if they are many."""
 
     def __post_init__(self) -> None:
-        _settle(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0)
+        _settle(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0, quorum=1)
+        if self.quorum is not None and self.quorum > self.count:
+            expected = f"at most clients.count {self.count}"
+            raise InputError("clients.quorum", expected, str(self.quorum), "lower it")
         _at_most(self, "clients.", count=2**16, alpha=1e9)
         if self.alpha != 0.5 and self.partition != "dirichlet":
             remedy = "leave it out, or set clients.partition to dirichlet"
@@ -371,13 +378,14 @@ class CheckpointConfig:
     """What a process between processes keeps, so that nothing is lost with it. Each has its own."""
 
     every: int | None = 100
-    """Steps from one checkpoint to the next, beside those at epochs' ends; null for these alone."""
+    """Steps from one checkpoint to the next, beside those at epochs' ends; null for these alone. 0: nothing is kept,
+    and a lost process or connection ends the run."""
     spool: int = 4 * 2**30
     """Bytes of disk for what the other side may need again, of each client: how far a decoupled client can train on
     while its server is away."""
 
     def __post_init__(self) -> None:
-        _settle(self, "checkpoint.", every=1, spool=2**20)
+        _settle(self, "checkpoint.", every=0, spool=2**20)
 
 
 @dataclass(frozen=True)
@@ -498,6 +506,8 @@ class Config:
             raise InputError("data.path", expected, str(self.data.path), "change one of them")
         if self.model.edge_cut is not None and self.train.feedback_every is not None:
             raise InputError("model.edge_cut", "no gradient back", "train.feedback_every", "leave one of them out")
+        if self.clients.quorum is not None:
+            _refuse_others({"server.merge": self.server.merge}, "with clients.quorum", "leave clients.quorum out")
         for name, value in (("model.edge_cut", self.model.edge_cut), ("train.micro_batch", self.train.micro_batch)):
             if value is not None:  # a batch goes on from the edge, or is learned from, in the parts in which it comes
                 _refuse_others({"server.merge": self.server.merge}, f"with {name}", f"leave {name} out")

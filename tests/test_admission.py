@@ -12,8 +12,9 @@ from halfpass.algorithm.handover import client_weights
 from halfpass.config import ClientsConfig, Config
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
+from halfpass.run.epoch import Tally
 from halfpass.run.network import build_network
-from halfpass.run.server_process import Admission, ServerRun
+from halfpass.run.server_process import Admission, ServerRun, _Place
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import PROTOCOL, write_weights
 
@@ -80,5 +81,5 @@ def test_what_is_no_client_half_is_not_handed_on(change, text):
     for weights in ([good[0], bad], good):
         ends = {k: pb.EpochEnd(samples=300, weights=write_weights(state)) for k, state in enumerate(weights)}
         with nullcontext() if weights is good else pytest.raises(RunError, match=text):
-            run._hand_over(0, ends)
+            run._hand_over(_Place(0, Tally(torch.device("cpu"))), ends)
         assert run.handover.give(0).keys() == (good[0].keys() if weights is good else set())

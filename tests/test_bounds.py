@@ -16,9 +16,9 @@ from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
 from halfpass.run.client_process import ClientRun
-from halfpass.run.epoch import HandedOver, handed_over
+from halfpass.run.epoch import HandedOver, Tally, handed_over
 from halfpass.run.network import build_network
-from halfpass.run.server_process import Admission, ServerRun
+from halfpass.run.server_process import Admission, ServerRun, _Place
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import hub as hub_side
 from halfpass.wire.messages import (
@@ -72,8 +72,8 @@ def test_a_client_trains_what_its_settings_say_and_nothing_else(data, change):
 
 def test_rounds_of_an_epoch_follow_each_other(data):
     run = client_run(data)
-    for until in (0, 1, 1, 2):  # of a client with fewer steps than there are rounds
-        run._train(pb.Begin(epoch=0, first_step=0, total_steps=4, until=until))
+    for since, until in ((0, 0), (0, 1), (1, 1), (1, 2)):  # of a client with fewer steps than there are rounds
+        run._train(pb.Begin(epoch=0, first_step=0, total_steps=4, since=since, until=until))
     with pytest.raises(RunError, match="expected an epoch"):
         run._train(pb.Begin(epoch=0, first_step=0, total_steps=4, until=1))
 
@@ -150,8 +150,8 @@ def test_what_a_client_says_of_its_epoch_is_possible(change):
     for name, value in change.items():
         setattr(bad, name, value)
     with pytest.raises(RunError, match="client 1: expected a sound end of epoch 0, found one of epoch"):
-        run._hand_over(0, {0: good, 1: bad})
-    assert run._hand_over(0, {0: good, 1: good})[1].samples == 300
+        run._hand_over(_Place(0, Tally(torch.device("cpu"))), {0: good, 1: bad})
+    assert run._hand_over(_Place(0, Tally(torch.device("cpu"))), {0: good, 1: good})[1].samples == 300
 
 
 def test_weights_that_nobody_asked_for_are_refused():
@@ -159,7 +159,7 @@ def test_weights_that_nobody_asked_for_are_refused():
     run, admission = server_run(settings)
     weights = write_weights(client_weights(setup.build_client(settings, admission.network, 0)))
     with pytest.raises(RunError, match="client 0: expected one of 0 weights"):
-        run._hand_over(0, {0: pb.EpochEnd(samples=300, weights=weights), 1: pb.EpochEnd(samples=300)})
+        run._hand_over(_Place(0, Tally(torch.device("cpu"))), {0: pb.EpochEnd(samples=300, weights=weights), 1: pb.EpochEnd(samples=300)})
 
 
 def test_a_batch_comes_in_the_codec_that_was_agreed_on():

@@ -1,6 +1,7 @@
 """Nothing lost, nothing twice: what either side keeps, and runs that are killed, cut and told to leave."""
 
 import importlib.util
+import json
 import random
 import signal
 import sys
@@ -246,3 +247,54 @@ def test_all_processes_of_one_machine_are_gone_on_with(tmp_path, monkeypatch, ca
     for part in ("", "edge"):
         lines = [(Path(run) / part / "ledger.csv").read_text() for run in ("whole", "broken")]
         assert lines[0] == lines[1]
+
+
+# -------------------------------------------------------------------------------------------------- with a quorum
+
+
+@pytest.mark.parametrize("more", [["--clients.rounds", "2"], ["--clients.topology", "relay"]], ids=["splitfed", "relay"])
+def test_with_a_quorum_a_run_goes_on_without_a_client_and_lets_it_back_in(tmp_path, more):
+    words = chaos.settings("decoupled", 3, 150, ["--wire.timeout", "1.5", "--clients.quorum", "2", "--data.limit", "960", *more])
+    with chaos.Run(tmp_path / "run", words, 3) as run:
+        run.wait_for_progress(time.monotonic() + 60)
+        run.processes["client-2"].kill()
+        run.processes["client-2"].wait()
+        log = run.folder / "server.log"
+        deadline = time.monotonic() + 60
+        while "going on without client 2" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.wait_for_progress(time.monotonic() + 60)
+        assert not run.ended
+        run._start("client-2", ["resume", "site-2"])
+        run.wait()
+    result = json.loads((run.folder / "server" / "result.json").read_text())
+    assert {entry["client"] for entry in result["absent"]} == {2}
+    assert result["absent"][0]["why"] == "it was away for 1.5 s"
+    batches = run.batches()
+    assert set(batches.values()) == {1}  # of client 2 some are missing, and none is there twice
+    by_client = [{line.split(",")[1] for line in batches if line.startswith(f"{k},")} for k in range(3)]
+    assert by_client[0] == by_client[1] == {str(epoch) for epoch in range(1, 151)}
+    absent = {str(entry["epoch"]) for entry in result["absent"]}
+    assert {str(epoch) for epoch in range(1, 151)} - by_client[2] <= absent
+    assert "the run went on without this client" in (run.folder / "client-2.log").read_text()
+    weights = run.weights()
+    assert all(torch.equal(weights["client-0"][n], weights["client-2"][n]) for n in weights["client-0"])  # it is back
+
+
+def test_with_a_quorum_a_client_may_leave_for_good_and_fewer_are_too_few(tmp_path):
+    words = chaos.settings("conventional", 2, 12, ["--wire.timeout", "1.5", "--wire.reconnect", "3", "--clients.quorum", "1"])
+    with chaos.Run(tmp_path / "left", words, 2) as run:
+        run.wait_for_progress(time.monotonic() + 60)
+        run.processes["client-1"].send_signal(signal.SIGTERM)
+        run.wait()
+    result = json.loads((run.folder / "server" / "result.json").read_text())
+    assert {entry["client"] for entry in result["absent"]} == {1}
+    assert result["test_accuracy"] > 0.5
+
+
+def test_a_quorum_of_more_than_all_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "--clients.count", "2", "--clients.quorum", "3", "--out", "run"]) == 2
+    assert capsys.readouterr().err == "halfpass: clients.quorum: expected at most clients.count 2, found 3; lower it\n"
+    assert not list(tmp_path.iterdir())

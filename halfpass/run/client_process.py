@@ -45,7 +45,7 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, write_batch, write_weights
 from halfpass.wire.outbox import Outbox
-from halfpass.wire.service import Interrupted
+from halfpass.wire.service import Anew, Interrupted
 from halfpass.wire.trust import Trust
 
 LOG = logging.getLogger("halfpass")
@@ -70,6 +70,7 @@ class ClientRun:
         self.memory = PeakMemory(client.arithmetic.device)
         self._epoch: ClientEpoch | None = None
         self._epochs = 0  # that are done
+        self._anew = False  # the run went on without it, and it waits for its next order
         self._order: pb.Begin | None = None  # that is at work, without its weights
         self._file = file
         self._since = 0  # steps since the last checkpoint
@@ -85,6 +86,17 @@ class ClientRun:
 
     def follow(self) -> None:
         """Until the server says Finish."""
+        while True:
+            try:
+                return self._follow()
+            except Anew:
+                needed = self.config.clients.quorum is None
+                self._hold_to(not needed, "a run that waits for this client", "one that went on without it")
+                LOG.warning("the run went on without this client; it takes part again with the next turn")
+                self.connection.go_on_anew()
+                self._order, self._epoch, self._anew = None, None, True
+
+    def _follow(self) -> None:
         if self._order is not None:  # in which an earlier process was broken off
             self._go_on(self._order)
         while True:
@@ -101,7 +113,8 @@ class ClientRun:
             elif kind == "test":
                 self._test(message.test)
             else:
-                self._hold_to(self._epochs == self.config.train.epochs, "the end", f"after {self._epochs} epochs")
+                ended = self._epochs == self.config.train.epochs or self._anew
+                self._hold_to(ended, "the end", f"after {self._epochs} epochs")
                 self._take_over(message.finish.weights)
                 return
 
@@ -122,7 +135,8 @@ class ClientRun:
         self._check_begin(begin)
         self._take_over(begin.weights)
         if self._epoch is None or self._epoch.epoch != begin.epoch:  # else it goes on with it, in another round
-            self._epoch = self._epoch_of(begin)
+            done = Tally(self.client.arithmetic.device, steps=begin.since)
+            self._epoch, self._anew = self._epoch_of(begin, done), False
         self._order = pb.Begin()
         self._order.CopyFrom(begin)
         del self._order.weights[:]
@@ -208,7 +222,7 @@ class ClientRun:
         return {
             "settings": as_dict(self.config), "connection": self.connection.state(),
             "client": training_state(self.client.optimizer, self.client.half, self.client.head),
-            "epochs": self._epochs, "order": None if order is None else _fields(order),
+            "epochs": self._epochs, "anew": self._anew, "order": None if order is None else _fields(order),
             "epoch": None if epoch is None else {
                 "begin": {"epoch": epoch.epoch, **epoch.place}, "tally": epoch.tally.state(),
             },
@@ -218,7 +232,7 @@ class ClientRun:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`, but for what the connection was made with."""
         load_training_state(state["client"], self.client.optimizer, self.client.half, self.client.head)
-        self._epochs, self.uplink.spent_bytes = state["epochs"], state["spent_bytes"]
+        self._epochs, self._anew, self.uplink.spent_bytes = state["epochs"], state["anew"], state["spent_bytes"]
         self._order = state["order"] and pb.Begin(**state["order"])
         if (epoch := state["epoch"]) is not None:
             done = tally_of(epoch["tally"], self.client.arithmetic.device)
@@ -229,6 +243,8 @@ class ClientRun:
         epochs, done = self.config.train.epochs, 0
         if self._epoch is not None and self._epoch.epoch == begin.epoch == self._epochs:
             done = self._epoch.tally.steps
+        if self._anew and self._epochs <= begin.epoch < epochs and begin.since <= self._steps:
+            self._epochs, done = begin.epoch, begin.since
         place = begin.epoch, begin.first_step, begin.total_steps
         usual = (self._epochs, self._epochs * self._steps, epochs * self._steps)
         if self.config.clients.topology == "relay":  # one client half takes all clients' steps
@@ -236,7 +252,7 @@ class ClientRun:
             sound = sound and begin.total_steps >= usual[2]
         else:
             sound = place == usual
-        sound = sound and begin.epoch < epochs and done <= begin.until <= self._steps
+        sound = sound and begin.epoch < epochs and done == begin.since <= begin.until <= self._steps
         self._hold_to(sound, "an epoch", f"epoch {begin.epoch} up to step {begin.until}, from {place[1]} of {place[2]}")
 
     def _epoch_end(self, begin: pb.Begin, tally: Tally) -> list[pb.ClientMessage]:
@@ -293,7 +309,7 @@ def join(
     lets it join a server on another machine without TLS. `again`: goes on where an earlier process was broken off, if
     there is a state of one. `register` takes figures for Prometheus."""
     setup.check_index(config, index)
-    own = client_folder(config.folder, index)
+    own, keeps = client_folder(config.folder, index), config.checkpoint.every != 0
     file, state = own / CHECKPOINT, None
     if again and not own.exists() and (config.folder / f"client-{index}.safetensors").is_file():
         LOG.warning("client %d of the run in %s has finished", index, config.folder)
@@ -313,16 +329,17 @@ def join(
     connection = connect(
         config, network, address, f"client {index}", index, len(shard),
         batch_count(len(shard), config.train.batch_size), setup.agreement(config, data), trust, insecure,
-        folder=own / "spool", state=None if state is None else state["connection"],
+        folder=own / "spool" if keeps else None, state=None if state is None else state["connection"],
     )  # fmt: skip
     try:
-        run = ClientRun(config, connection, client, data, shard, network.task, file)
+        run = ClientRun(config, connection, client, data, shard, network.task, file if keeps else None)
         if state is not None:
             run.load_state(state)
         register(metrics.ClientFigures(connection, run))
         LOG.info("joined %s as client %d", address, index, extra={"event": "joined", "client": index})
-        make_folder("out", own)
-        if not IS_CHILD:  # else its parent knows
+        if keeps:
+            make_folder("out", own)
+        if keeps and not IS_CHILD:  # else its parent knows
             RunFolder(own).write_config(config)
             write_json(own / JOINED, {"address": address, "insecure": insecure})
         try:
@@ -331,9 +348,9 @@ def join(
             if run.has_trained:
                 folder.save_client(client, config)
         connection.finish()
-    except Left:
+    except (Left, Interrupted):
         connection.close()  # the server waits for it
-        raise
+        raise Left from None
     except BaseException as error:
         connection.fail(*for_peer(f"client {index}", error))
         raise

@@ -204,7 +204,7 @@ def _mean_values(found: Sequence[Mapping[str, float | None]]) -> dict[str, float
 
 
 def _peak(rows: Sequence[Row], process: str) -> int:
-    return max(r["peak_memory_bytes"] for r in rows if r["process"] == process)
+    return max((r["peak_memory_bytes"] for r in rows if r["process"] == process), default=0)
 
 
 def _mean_seconds(rows: Sequence[Row], clients: Sequence[str], key: str) -> float:

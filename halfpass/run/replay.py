@@ -107,6 +107,10 @@ class Lessons:
         score.add(batch, *evaluate(self._server, batch))
         self._above.test(batch)
 
+    def drop_parts(self) -> None:
+        """The batch whose micro-batches were coming in is not coming to its end."""
+        self._batches = []
+
     def end_epoch(self, epoch: int, tally: Tally) -> None:
         """What is left to learn from and to replay, and after the last epoch the server's own epochs."""
         if self._held:

@@ -75,6 +75,10 @@ class Handover:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._newest, self._holders = dict(state["newest"]), set(state["holders"])
 
+    def drop(self, client: int) -> None:
+        """The client has perhaps not got what it was given."""
+        self._holders.discard(client)
+
     def give(self, client: int) -> dict[str, Tensor]:
         """What `client` must load before it goes on; empty when it is up to date."""
         if client in self._holders:
@@ -84,7 +88,7 @@ class Handover:
 
     def take(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
         """After a turn: what its clients gave back, by client (nothing where nothing is handed over)."""
-        if not self.needed:
+        if not self.needed or not states:
             return
         if self._relay:
             ((client, state),) = states.items()

@@ -38,7 +38,7 @@ from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, schedule_position, testers, turns
 from halfpass.tasks.task import CLASS_NUMBERS, Spec
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import Hub, Peer, Received, StreamLost
+from halfpass.wire.hub import ClientLost, Hub, Peer, Received, StreamLost
 from halfpass.wire.messages import (
     DTYPES,
     PROTOCOL,
@@ -210,6 +210,7 @@ class _Place:
     begun: int = 0  # turns that clients have been told to begin
     active: list[int] | None = None  # clients of the turn that have not ended it; None before its first message
     last: int | None = None  # the client whose message was taken last
+    without: dict[int, list[int]] = field(default_factory=dict)  # by turn, clients that took no part, or not to its end
 
     def state(self) -> dict[str, Any]:
         tallies = {k: tally.state() for k, tally in self.clients.items()}
@@ -272,6 +273,7 @@ class ServerRun:
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
         self._last = dict.fromkeys(range(len(self._joins)), (-1, -1, 0, 0))
         self._evaluation_sockets = [(0, 0)] * len(self._joins)  # (up, down) so far, to be left out
+        self.absent: list[dict[str, Any]] = []  # who was not there when, where there is a quorum
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         self.lessons.after_step, self._began = after_step, time.perf_counter()
@@ -294,18 +296,52 @@ class ServerRun:
     def _train(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
         """To the end of the epoch's last turn."""
         while at.turn < len(schedule):
+            self._advance(at, schedule)  # where a turn has no client that is there
             for k, received in self._until_ended(at, schedule[at.turn]):
                 if received.batch is not None:
-                    self._step(k, at.epoch, received, at.tally)
+                    self._step(k, at, received)
                 else:
                     self.hub.done(k, received)
-                # The clients' next turn waits for no batch that the server has to learn from.
-                while (current := _current(at, schedule)) and (ends := self.hub.take_ends(current)) is not None:
-                    at.clients |= self._hand_over(at.epoch, ends)
-                    self._begin(at, schedule)
+                self._advance(at, schedule)
                 if received.batch is None or received.batch.last:
                     self._keep_if_due()
+            self._advance(at, schedule)
             at.turn, at.active, at.last = at.turn + 1, None, None
+
+    def _advance(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
+        """The clients' next turn waits for no batch that the server has to learn from."""
+        while at.begun <= len(schedule) and (ends := self.hub.take_ends(_current(at, schedule))) is not None:
+            at.clients |= self._hand_over(at, ends)
+            self._begin(at, schedule)
+
+    # -- clients that are lost, where there is a quorum
+
+    def _take(self, at: _Place, candidates: Sequence[int], *kinds: str) -> tuple[int, Received]:
+        """The next message of one of them. Raises ClientLost once one of them has been given up."""
+        if self.config.clients.quorum is None:
+            return self.hub.take(candidates, *kinds)
+        for k in set(candidates).intersection(at.without.get(at.turn, [])):
+            raise ClientLost(k, "it was given up")
+        try:
+            return self.hub.take(candidates, *kinds, give_up=self.config.wire.timeout)
+        except ClientLost as lost:
+            if not self._give_up(lost, at.turn):
+                return self.hub.take(candidates, *kinds)  # it must be waited for
+            raise
+
+    def _give_up(self, lost: ClientLost, turn: int) -> bool:
+        """Goes on without a client, where the others are enough."""
+        k, quorum = lost.client, self.config.clients.quorum
+        if quorum is None or sum(self.hub.present(other) for other in range(len(self.steps)) if other != k) < quorum:
+            return False
+        LOG.warning("going on without client %d: %s", k, lost.why, extra={"event": "given up", "client": k})
+        self.absent.append({"client": k, "epoch": self._epoch + 1, "turn": turn + 1, "why": lost.why})
+        self.hub.give_up(k)
+        self.handover.drop(k)
+        epoch, step, *_ = self._last[k]
+        self._last[k] = (epoch, step, 0, 0)
+        self.lessons.drop_parts()
+        return True
 
     def _leave(self) -> NoReturn:
         """Keeps the state where that can be: not amid the micro-batches of a batch, or the uploads of a step."""
@@ -318,21 +354,39 @@ class ServerRun:
         or round. The micro-batches of one batch come one behind the other."""
         if at.active is None:
             at.active = list(turn)
+        at.active = [k for k in at.active if k not in at.without.get(at.turn, [])]
         while at.active:
             candidates = [at.next(turn)] if self.config.wire.order == "round-robin" else at.active
-            k, received = self.hub.take(candidates, "batch", "epoch_end")
-            while received.batch is not None and not received.batch.last:
-                yield k, received
-                _, received = self.hub.take([k], "batch")
+            try:
+                k, received = self._take(at, candidates, "batch", "epoch_end")
+                while received.batch is not None and not received.batch.last:
+                    yield k, received
+                    _, received = self._take(at, [k], "batch")
+            except ClientLost as lost:
+                self._drop(at, lost.client)
+                self._save(at.epoch)  # before anybody is told what comes of it
+                continue
             if received.batch is None:
                 at.active.remove(k)
             at.last = k
             yield k, received
 
-    def _step(self, k: int, epoch: int, received: Received, served: Tally) -> None:
-        batch = received.batch
+    def _drop(self, at: _Place, k: int) -> None:
+        """The client takes no part in the turns that it was to."""
+        for turn in range(at.turn, at.begun):
+            at.without[turn] = sorted({*at.without.get(turn, []), k})
+        at.active = at.active and [other for other in at.active if other != k]
+        self._since = self.config.checkpoint.every or 0  # a checkpoint is due
+
+    def _step(self, k: int, at: _Place, received: Received) -> None:
+        batch, served = received.batch, at.tally
         assert batch is not None
-        self._check_order(k, batch, received.test, epoch)
+        try:
+            self._check_order(k, batch, received.test, at.epoch)
+        except RunError as error:
+            if not self._give_up(ClientLost(k, str(error)), at.turn):
+                raise
+            return self._drop(at, k)
         began = time.perf_counter()
         gradients = self.lessons.learn(batch, received.upload, served)
         self.pace.add(k, len(batch), time.perf_counter() - began, last=batch.last)
@@ -347,18 +401,25 @@ class ServerRun:
             for owner, done in self._taken:
                 self.hub.give_back(owner, done)
             self._taken = []
+        return None
 
     def _begin(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
         """The clients of the next turn may go on, where there is one more."""
         turn = schedule[at.begun] if at.begun < len(schedule) else {}
+        at.without[at.begun] = [k for k in turn if not self.hub.present(k)]
+        before = schedule[at.begun - 1] if at.begun and self.config.clients.topology == "splitfed" else {}
+        for k in at.without[at.begun]:
+            self.absent.append({"client": k, "epoch": at.epoch + 1, "turn": at.begun + 1, "why": "it is not back"})
         at.begun += 1
         for k, until in turn.items():
+            if not self.hub.present(k):
+                continue
             first, total = schedule_position(
                 self.config.clients.topology, self.steps, k, at.epoch, self.config.train.epochs
             )
             begin = pb.Begin(
                 epoch=at.epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
-                weights=write_weights(self.handover.give(k)),
+                weights=write_weights(self.handover.give(k)), since=before.get(k, 0),
             )  # fmt: skip
             self.hub.send(k, pb.ServerMessage(begin=begin))
 
@@ -378,18 +439,27 @@ class ServerRun:
             )  # fmt: skip
         self._last[k] = (batch.epoch, batch.step, batch.before + len(batch), batch.after)
 
-    def _hand_over(self, epoch: int, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
+    def _hand_over(self, at: _Place, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
         """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far."""
-        weights = {k: self._handed_over.read(f"client {k}", end.weights, "lower train.lr") for k, end in ends.items()}
+        weights = dict[int, dict[str, Tensor]]()
         for k, end in ends.items():
-            sound = (
-                end.epoch == epoch and 0 <= end.busy_seconds < LONGEST_EPOCH and math.isfinite(end.learning_rate)
-                and end.samples <= self._most_samples[k] and end.uploads + end.withheld <= self.steps[k]
-            )  # fmt: skip
-            if not sound:
-                raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
+            try:
+                self._check_end(k, at.epoch, end)
+                weights[k] = self._handed_over.read(f"client {k}", end.weights, "lower train.lr")
+            except RunError as error:
+                if not self._give_up(ClientLost(k, str(error)), at.turn):
+                    raise
+                self._drop(at, k)
         self.handover.take(weights)
-        return {k: self._client_tally(k, end) for k, end in ends.items()}
+        return {k: self._client_tally(k, ends[k]) for k in weights}
+
+    def _check_end(self, k: int, epoch: int, end: pb.EpochEnd) -> None:
+        sound = (
+            end.epoch == epoch and 0 <= end.busy_seconds < LONGEST_EPOCH and math.isfinite(end.learning_rate)
+            and end.samples <= self._most_samples[k] and end.uploads + end.withheld <= self.steps[k]
+        )  # fmt: skip
+        if not sound:
+            raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
 
     def _client_tally(self, k: int, end: pb.EpochEnd) -> Tally:
         """What the client says of its epoch."""
@@ -404,16 +474,30 @@ class ServerRun:
         where a client's stream, or an edge's to the server above, is lost meanwhile: weights stay as they are."""
         self._phase, own_data = "testing", self.config.clients.partition == "own"
         clients = testers(self.config.clients.topology, len(self.steps), own_data=own_data)
+        if self.config.clients.quorum is not None:
+            clients = self._testers_there(clients)
         for k in clients:
             if weights := self.handover.give(k):
                 self.hub.send(k, pb.ServerMessage(take=pb.Take(weights=write_weights(weights))))
         while True:
-            with suppress(StreamLost):
+            try:
                 score, auxiliary = self._test_all(epoch, clients)
                 if self.above.end_test(epoch, score):
                     return score, auxiliary
+            except StreamLost:
+                pass
+            except ClientLost as lost:
+                if self._give_up(lost, -1):
+                    return self.test(epoch)
             line, known = "the test after epoch %d begins anew: its stream was lost", {"event": "test"}
             LOG.warning(line, epoch + 1, extra=known | {"epoch": epoch + 1})
+
+    def _testers_there(self, clients: list[int]) -> list[int]:
+        """Of the clients that are to test those that have trained to the end, or the first that has."""
+        there = [k for k in range(len(self.steps)) if self.hub.present(k)]
+        if self._at is not None:
+            there = [k for k in there if not any(k in absent for absent in self._at.without.values())] or there
+        return [k for k in clients if k in there] or there[:1]
 
     def _test_all(self, epoch: int, clients: Sequence[int]) -> tuple[Score, dict[int, Values]]:
         score, auxiliary = Score(self.task, clients), dict[int, Values]()
@@ -448,7 +532,8 @@ class ServerRun:
         """Adds the client's test to the score; (its samples, what it says at the end)."""
         samples, step = 0, 0
         while True:
-            _, received = self.hub.take([k], "batch", "test_end", of=stream)
+            give_up = None if self.config.clients.quorum is None else self.config.wire.timeout
+            _, received = self.hub.take([k], "batch", "test_end", of=stream, give_up=give_up)
             if received.message is not None:
                 if samples == 0:
                     raise RunError(f"client {k}", "a test set", "none", "see there")
@@ -535,6 +620,7 @@ class ServerRun:
             "server": training_state(self.server.optimizer, self.server.half), "handover": self.handover.state(),
             "lessons": self.lessons.state(), "above": self.above.state(), "at": self._at and self._at.state(),
             "seconds": seconds, "last": self._last, "evaluation_sockets": self._evaluation_sockets,
+            "absent": self.absent,
             "run": self._run, "finished": self.finished, "ledger": self._folder and self._folder.ledger_bytes(),
             "joins": [as_tensor(join.SerializeToString()) for join in self._joins],
             "peers": {k: peer_state(self.hub.peer(k)) for k in range(len(self.steps))},
@@ -547,6 +633,7 @@ class ServerRun:
         self.lessons.load_state(state["lessons"])
         self._at = state["at"] and _Place.of(state["at"], self.server.arithmetic.device)
         self.seconds_before, self.finished = state["seconds"], state["finished"]
+        self.absent = list(state["absent"])
         self._last = {k: tuple(last) for k, last in state["last"].items()}
         self._evaluation_sockets = [tuple(pair) for pair in state["evaluation_sockets"]]
         self._kept = {k: peer["applied"] for k, peer in state["peers"].items()}
@@ -573,7 +660,8 @@ class ServerRun:
                 finish = pb.Finish(weights=write_weights(self.handover.give(k)))
                 self.hub.send(k, pb.ServerMessage(finish=finish))
             for k in clients:
-                self.hub.done(k, self.hub.take([k], "finished")[1])
+                with suppress(ClientLost):
+                    self._finished(k)
             self.above.finish()
         meters = list(self.meters().values())
         known = [traffic for traffic in self.sockets().values() if traffic is not None]
@@ -585,6 +673,15 @@ class ServerRun:
             return Wires(meters, None)
         return Wires(meters, (sum(up for up, _ in known), sum(down for _, down in known)))
 
+    def _finished(self, k: int) -> None:
+        """Takes its last message; raises ClientLost where it is not there, and not needed."""
+        give_up = None if self.config.clients.quorum is None else self.config.wire.timeout
+        try:
+            self.hub.done(k, self.hub.take([k], "finished", give_up=give_up)[1])
+        except ClientLost as lost:
+            if self.hub.present(k) and not self._give_up(lost, -1):
+                self.hub.done(k, self.hub.take([k], "finished")[1])
+
     def keep_finished(self) -> None:
         """So that a client that has said Finished may go."""
         self._save(self.config.train.epochs)
@@ -593,7 +690,8 @@ class ServerRun:
 
 def _current(at: _Place, schedule: Sequence[dict[int, int]]) -> dict[int, int]:
     """The turn that clients are at, as far as they have been told; empty where there is no more."""
-    return schedule[at.begun - 1] if at.begun <= len(schedule) else {}
+    turn = schedule[at.begun - 1] if at.begun <= len(schedule) else {}
+    return {k: until for k, until in turn.items() if k not in at.without.get(at.begun - 1, [])}
 
 
 def as_tensor(data: bytes) -> Tensor:
@@ -609,7 +707,7 @@ def peer_state(peer: Peer) -> dict[str, Any]:
         "applied": peer.applied, "ended": peer.ended, "meter": peer.meter.state(), "sockets": peer.sockets,
         "ends": [as_tensor(end.SerializeToString()) for end in list(peer.ends)[:taken_before]],
         "finished": peer.finished and peer.applied >= peer.received,
-        "last": peer.outbox.last, "durable": peer.outbox.durable,
+        "last": peer.outbox.last, "durable": peer.outbox.durable, "given_up": peer.given_up,
     }  # fmt: skip
 
 
@@ -619,7 +717,7 @@ def peer_of(client: int, outbox: Outbox, state: Mapping[str, Any]) -> Peer:
     peer = Peer(
         client, outbox, received=state["applied"], applied=state["applied"], ended=state["ended"],
         known_ends=max(0, state["ended"]), sockets=state["sockets"] and tuple(state["sockets"]),
-        finished=state["finished"],
+        finished=state["finished"], given_up=state["given_up"],
     )  # fmt: skip
     peer.meter.load_state(state["meter"])
     peer.ends.extend(pb.EpochEnd.FromString(end.numpy().tobytes()) for end in state["ends"])
@@ -662,11 +760,12 @@ def serve(
     setup.settle_process(config)
     admission = Admission(config, of_edge=of_edge)
     state = None if kept is None else kept[1]
-    run_name = secrets.token_hex(8) if state is None else str(state["run"])
+    keeps = config.checkpoint.every != 0
+    run_name = (secrets.token_hex(8) if keeps else "") if state is None else str(state["run"])
 
     def outbox(client: int) -> Outbox:
         box = Outbox(
-            out / f"outbox-{client}", run=run_name, memory_bytes=config.wire.window // 4,
+            out / f"outbox-{client}" if keeps else None, run=run_name, memory_bytes=config.wire.window // 4,
             disk_bytes=config.checkpoint.spool,
         )  # fmt: skip
         if state is None:
@@ -695,14 +794,16 @@ def serve(
         with setup.open_store(config, admission.network, old=kept is not None) as store:
             link = None
             if above is not None:
-                link = partial(RemoteLink, address=above, trust=trust, insecure=insecure, folder=out / "above")
+                spool = out / "above" if keeps else None
+                link = partial(RemoteLink, address=above, trust=trust, insecure=insecure, folder=spool)
             with nullcontext() if IS_CHILD else alone_in(out):  # else its parent is
                 if state is None:
                     folder = RunFolder.create(out, given)
                 if not IS_CHILD:
                     where = {"bind": f"{bind.rpartition(':')[0]}:{hub.port}", "above": above, "insecure": insecure}
                     write_json(out / SERVED, where)
-                overview.run = run = ServerRun(config, hub, admission, store, link, folder, run_name, state)
+                kept_in = folder if keeps else None
+                overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state)
                 return _run(config, folder, run)
     except (Left, Interrupted):
         raise Left from None  # clients wait for it
@@ -725,7 +826,8 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     finally:  # what was trained is kept, whatever happened
         if run.has_trained:
             folder.save_server(run.server, config)
-    outcome = folder.finish(result(config, run.task, run.network.cut, rows, wires, folder.environment))
+    outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
+    folder.finish(outcome | ({} if config.clients.quorum is None else {"absent": run.absent}))
     for k in range(len(run.steps)):
         run.hub.peer(k).outbox.clear()
     (folder.path / SERVED).unlink(missing_ok=True)

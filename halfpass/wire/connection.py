@@ -23,6 +23,7 @@ from halfpass.wire.service import (
     OVERHEAD_BYTES,
     SERVICE,
     STOP_SECONDS,
+    Anew,
     Interrupted,
     Patience,
     Pulse,
@@ -91,17 +92,19 @@ class Connection:
         self._received = received  # place up to which the server's messages have come
         self._durable = received  # and up to which this client has said that it needs none again
         self._applied = self.outbox.durable  # place up to which the server has worked off this client's
-        self._to_make: deque[tuple[Callable[[], Sequence[pb.ClientMessage]], int]] = deque()
+        self._to_make: deque[tuple[Callable[[], Sequence[pb.ClientMessage]], int, int]] = deque()
+        self._lives = 0  # how often the run went on without this client
+        self._anew = False  # it did, and this client has not heeded it
         self._of_test: deque[int] = deque()  # bytes of a test's batches that are not acknowledged
         self._incoming: deque[tuple[pb.ServerMessage, int]] = deque()  # each with its link's number
         self._test = 0  # number of the link on which the test came that is at work
         self._changed = threading.Condition()
         self._port = int(address.rpartition(":")[2])
         self._failure: HalfpassError | None = None
-        self._ended = self._closed = self._finishing = False
+        self._ended = self._closed = self._finishing = self._has_joined = False
         self._join: pb.Join | None = None
         self._away: float | None = None  # since when there is no stream
-        self._link = self._open(1)
+        self._link = self._first()
         self._threads = [
             threading.Thread(target=work, daemon=True) for work in (self._keep_up, self._encode, self._watch)
         ]
@@ -113,7 +116,7 @@ class Connection:
     def send(self, *messages: pb.ClientMessage) -> None:
         """At once, or a batch as soon as the window has room for it."""
         for message in messages:
-            self._send(message, self._link.number)
+            self._send(message, self._link.number, self._lives)
 
     def send_in_turn(self, make: Callable[[], Sequence[pb.ClientMessage]]) -> None:
         """Has a batch, or what comes after batches, made and sent beside the caller's work, in the order of the calls.
@@ -122,22 +125,38 @@ class Connection:
         there is nothing to send. A test's are dropped where the stream is lost on which the test was asked for.
         """
         with self._changed:
-            self._wait(lambda: len(self._to_make) < AHEAD_BATCHES, "an acknowledgement")
+            self._wait(lambda: len(self._to_make) < AHEAD_BATCHES or self._anew, "an acknowledgement")
+            self._raise_anew()
             if self._failure is not None:
                 raise self._failure
-            self._to_make.append((make, self._test))
+            self._to_make.append((make, self._test, self._lives))
             self._changed.notify_all()
 
     def drain(self) -> None:
         """Until all that was to be sent in turn has been made, and is kept."""
         with self._changed:
-            self._wait(lambda: not self._to_make, "an acknowledgement")
+            self._wait(lambda: not self._to_make or self._anew, "an acknowledgement")
+            self._raise_anew()
+
+    def go_on_anew(self) -> None:
+        """Heeds Anew: what comes from now on is of the server's next order."""
+        with self._changed:
+            self._anew = False
+
+    def _raise_anew(self) -> None:
+        if self._anew:
+            raise Anew
 
     def receive(self, *kinds: str) -> pb.ServerMessage:
         """The next message other than an acknowledgement, which must be of one of `kinds`."""
         with self._changed:
+            between = "gradients" not in kinds  # two steps
             while True:
-                self._wait(lambda: bool(self._incoming) or self._leaving(), " or ".join(kinds))
+                self._wait(
+                    lambda: bool(self._incoming) or self._anew or (between and self._leaving()), " or ".join(kinds)
+                )  # fmt: skip
+                if "joined" not in kinds:
+                    self._raise_anew()
                 if not self._incoming:
                     raise Interrupted
                 message, link = self._incoming.popleft()
@@ -213,7 +232,7 @@ class Connection:
 
     # -- the sequence
 
-    def _send(self, message: pb.ClientMessage, test: int) -> None:
+    def _send(self, message: pb.ClientMessage, test: int, life: int) -> None:
         kind = message.WhichOneof("kind")
         of_test = kind == "test_end" or (kind == "batch" and message.batch.test)
         with self._changed:
@@ -229,9 +248,10 @@ class Connection:
                     self._link.control.append(message)
             elif kind == "batch" or kind in NUMBERED:
                 size = message.ByteSize()
-                self._wait(lambda: self._has_room(size), "an acknowledgement")
-                message.place = self.outbox.last + 1
-                self.outbox.add(message.SerializeToString())
+                self._wait(lambda: self._has_room(size) or life != self._lives, "an acknowledgement")
+                if life == self._lives:  # else nobody asks for it any more
+                    message.place = self.outbox.last + 1
+                    self.outbox.add(message.SerializeToString())
             else:
                 if kind == "join":
                     self._join = message.join
@@ -256,12 +276,13 @@ class Connection:
                 self._changed.wait_for(lambda: self._to_make or self._closed)
                 if self._closed:
                     return
-                make, test = self._to_make[0]
+                make, test, life = self._to_make[0]
             try:
                 for message in make():
-                    self._send(message, test)
+                    self._send(message, test, life)
                 with self._changed:
-                    self._to_make.popleft()
+                    if life == self._lives:
+                        self._to_make.popleft()
                     self._changed.notify_all()
                 del make
             except HalfpassError as error:
@@ -289,6 +310,21 @@ class Connection:
             self._changed.wait(min(0.2, self._timeout))
 
     # -- streams, one after the other
+
+    def _first(self) -> _Link:
+        """The first stream: for a process that goes on with a run, for as long as a lost server is waited for."""
+        began, pause = time.monotonic(), 0.1
+        while True:
+            try:
+                return self._open(1)
+            except InputError as error:
+                if not self.run or time.monotonic() - began > self._reconnect or self._leaving():
+                    raise
+                if pause == 0.1:
+                    line = "the %s cannot be reached (%s); trying again for %g s"
+                    LOG.warning(line, self._who, error, self._reconnect, extra={"event": "lost"})
+                time.sleep(random.uniform(pause / 2, pause))
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _open(self, number: int) -> _Link:
         """A stream to the server. Raises InputError where it cannot be reached."""
@@ -485,14 +521,21 @@ class Connection:
         if self.run and joined.run != self.run:
             raise RunError(self._who, f"run {self.run}", f"run {joined.run[:40]!r}", "begin both sides anew")
         self.run = self.outbox.run = joined.run
+        if joined.anew:
+            self.outbox.restart(joined.received)
+            self._received = self.taken = self._durable = joined.sent
+            self._lives, self._anew = self._lives + 1, True
+            self._incoming.clear()
+            self._to_make.clear()
         if joined.received < self.outbox.durable:
             expected, found = f"this client's messages up to {self.outbox.durable}", f"up to {joined.received}"
             raise RunError(self._who, expected, found, "restore the server's run folder, or begin anew")
         link.sent = joined.received
         self._applied = joined.received  # a server that went back to its checkpoint has less than it once said
-        if self._away is None:
+        if not self._has_joined:
+            self._has_joined = True
             self._incoming.append((message, link.number))
-        else:
+        elif self._away is not None:
             away = time.monotonic() - self._away
             known = {"event": "back", "seconds": round(away, 1)}
             LOG.warning("reached the %s again, after %.1f s", self._who, away, extra=known)

@@ -167,28 +167,34 @@ class ClientMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., epoch_end: _Optional[_Union[EpochEnd, _Mapping]] = ..., test_end: _Optional[_Union[TestEnd, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., place: _Optional[int] = ..., durable: _Optional[int] = ...) -> None: ...
 
 class Joined(_message.Message):
-    __slots__ = ("run", "received")
+    __slots__ = ("run", "received", "anew", "sent")
     RUN_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    ANEW_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
     run: str
     received: int
-    def __init__(self, run: _Optional[str] = ..., received: _Optional[int] = ...) -> None: ...
+    anew: bool
+    sent: int
+    def __init__(self, run: _Optional[str] = ..., received: _Optional[int] = ..., anew: _Optional[bool] = ..., sent: _Optional[int] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("epoch", "first_step", "total_steps", "return_weights", "weights", "until")
+    __slots__ = ("epoch", "first_step", "total_steps", "return_weights", "weights", "until", "since")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     RETURN_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     UNTIL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     first_step: int
     total_steps: int
     return_weights: bool
     weights: _containers.RepeatedCompositeFieldContainer[Tensor]
     until: int
-    def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., until: _Optional[int] = ...) -> None: ...
+    since: int
+    def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., until: _Optional[int] = ..., since: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("test",)

@@ -62,6 +62,14 @@ class Received:
     place: int = 0  # in its client's sequence; 0 of a test's
 
 
+class ClientLost(Exception):
+    """A client that is waited for has been away for long, or misbehaves."""
+
+    def __init__(self, client: int, why: str) -> None:
+        super().__init__(client, why)
+        self.client, self.why = client, why
+
+
 class StreamLost(Exception):
     """A client's stream was lost while what is not sent again came on it: a test."""
 
@@ -102,6 +110,7 @@ class Peer:
     buffers: messages.Buffers = field(default_factory=messages.Buffers)
     failure: HalfpassError | None = None
     finished: bool = False
+    given_up: bool = False  # the run goes on without it; with its next stream it begins anew
     rejected: int = 0  # messages that could not be used
 
     def control(self, message: pb.ServerMessage) -> None:
@@ -243,12 +252,15 @@ class Hub:
                     )  # fmt: skip
                 self._changed.wait(0.2)
 
-    def take(self, clients: Collection[int], *kinds: str, of: int | None = None) -> tuple[int, Received]:
+    def take(
+        self, clients: Collection[int], *kinds: str, of: int | None = None, give_up: float | None = None
+    ) -> tuple[int, Received]:
         """The next message of any of `clients`, which must be of one of `kinds`; taken in turn where several wait.
 
         Raises RunError when a client of the run is lost for longer than `reconnect`. A wait for one that says that it
         lives, and nothing else, is logged from time to time. `of`: the number of the stream on which the message is to
-        come, as `streams` gives it; raises StreamLost where another has taken its place.
+        come, as `streams` gives it; raises StreamLost where another has taken its place. `give_up`: seconds after which
+        ClientLost is raised for one of them that is away, and at once for one that misbehaves, instead of RunError.
         """
         patience = Patience()
         with self._changed:
@@ -263,10 +275,40 @@ class Hub:
                         peer.incoming_bytes -= received.size
                         self._changed.notify_all()
                         return client, _of_kind(received, kinds, client)
-                self._raise_failures()
+                if give_up is None:
+                    self._raise_failures()
+                else:
+                    self._raise_lost(clients, give_up)
                 if all(self._peers[client].away is None for client in clients):
                     patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
+
+    def _raise_lost(self, clients: Collection[int], give_up: float) -> None:
+        if self._leaving():
+            raise Interrupted
+        for peer in (self._peers[client] for client in clients):
+            if peer.failure is not None:
+                raise ClientLost(peer.client, str(peer.failure))
+            if peer.away is not None and time.monotonic() - peer.away > give_up:
+                raise ClientLost(peer.client, f"it was away for {give_up:g} s")
+
+    def give_up(self, client: int) -> None:
+        """The run goes on without the client, and what it has sent that was not worked off is nothing."""
+        with self._changed:
+            peer = self._peers[client]
+            peer.given_up, peer.finished, peer.failure, peer.rejected = True, False, None, 0
+            if (stream := peer.stream) is not None:
+                self._end(peer, stream)
+                stream.context.cancel()
+            peer.incoming.clear()
+            peer.ends.clear()
+            peer.incoming_bytes = peer.ended = peer.known_ends = 0
+            peer.applied = peer.received
+            peer.outbox.let_go(peer.outbox.last)
+
+    def present(self, client: int) -> bool:
+        """Whether the run counts on the client."""
+        return not self._peers[client].given_up
 
     def streams(self, client: int) -> int:
         """How many streams the client has had so far, which is the number of the one that it has."""
@@ -377,6 +419,8 @@ class Hub:
         if self._leaving():
             raise Interrupted
         for peer in self._peers.values():
+            if peer.given_up:
+                continue
             if peer.failure is not None:
                 raise peer.failure
             if peer.away is not None and not peer.finished and time.monotonic() - peer.away > self._reconnect:
@@ -524,7 +568,10 @@ class Hub:
         peer.incoming_bytes = sum(received.size for received in peer.incoming)
         stream = _Stream(port, context, sent=join.received)
         peer.stream, peer.away, peer.streams = stream, None, peer.streams + 1
-        peer.control(pb.ServerMessage(joined=pb.Joined(run=self._run, received=peer.received)))
+        joined = pb.Joined(run=self._run, received=peer.received)
+        if peer.given_up:
+            joined.anew, joined.sent, stream.sent, peer.given_up = True, peer.outbox.last, peer.outbox.last, False
+        peer.control(pb.ServerMessage(joined=joined))
         return stream
 
     def _host(self, context: grpc.ServicerContext) -> str:
@@ -570,6 +617,8 @@ class Hub:
         if peer.stream is not None and (not join.run or peer.finished):
             raise InputError(place, "a number that is free", "one that has joined already",
                              "choose another with --client")  # fmt: skip
+        if peer.given_up:
+            return  # it begins anew
         if join.received < peer.outbox.durable:
             expected, found = f"one that has this server's messages up to {peer.outbox.durable}", f"{join.received}"
             raise InputError(place, expected, found, "go on with its own run folder: halfpass resume")

@@ -153,6 +153,12 @@ class Outbox:
                 else:
                     segment.file.unlink()
 
+    def restart(self, last: int) -> None:
+        """Nothing that was kept is needed, and the next message's place is behind `last`."""
+        with self._lock:
+            self.let_go(self.last)
+            self.last = self.durable = last
+
     def clear(self) -> None:
         """Nothing is needed any more."""
         with self._lock:

@@ -38,6 +38,10 @@ class Interrupted(Exception):
     """A wait was given up, because its process was told to leave."""
 
 
+class Anew(Exception):
+    """The run went on without this client, which is to begin anew with the server's next order."""
+
+
 class Pulse:
     """When a peer was last heard of. A message that takes longer than the timeout to come is no silence, as long as
     more of it comes."""
