@@ -676,7 +676,7 @@ def run_decoy(pipe: Connection, log: Path, keys: Path) -> None:
     def answer(request: bytes, context: Any) -> bytes:
         return b""
 
-    server = grpc.server(ThreadPoolExecutor(SILENT + 8), options=[("grpc.max_receive_message_length", LARGE)])
+    server = grpc.server(ThreadPoolExecutor(SILENT + 8), options=[("grpc.max_receive_message_length", WINDOW + 2**20)])
     check = {"Check": grpc.unary_unary_rpc_method_handler(answer)}
     handlers = {METHOD: grpc.stream_stream_rpc_method_handler(session), STATUS: check["Check"]}
     server.add_generic_rpc_handlers((
@@ -848,8 +848,8 @@ def measure(name: str, rounds: int, seconds: float, folder: Path, keys: Path) ->
                     peak = run.peak_mb()
             if run.over:
                 break
-        if name == "mute" and not run.over:  # until it counts as lost
-            run.turn("on")
+        run.turn("on" if name == "mute" else "off")
+        if name == "mute" or not run.rate(seconds):  # until it counts as lost; or the run is over, and is being saved
             deadline = time.monotonic() + LOST_SECONDS
             while not run.over and time.monotonic() < deadline:
                 time.sleep(0.1)
