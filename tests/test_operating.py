@@ -256,12 +256,12 @@ def test_with_tls_only_whom_the_authority_trusts_may_ask(folders, monkeypatch, c
         ):
             with pytest.raises(InputError, match=said):
                 ask_status(address, wrong)
-        with pytest.raises(InputError, match="expected a certificate of the server's authority, or a token that it knows"):
+        with pytest.raises(InputError, match="expected a connection with TLS, found one to the port behind it"):
             ask_status(f"127.0.0.1:{hub._front._backend}")  # the port behind the door
         assert hub.refusals == {"connection": 2 + 1, "newcomer": 1}
         assert status(capsys, address, "--tls.folder", str(ours), "--json")[0] == 0
         assert status(capsys, address)[0] == 2
-    assert "refused to say: status: expected a certificate" in caplog.text
+    assert "refused to say: status: expected a connection with TLS" in caplog.text
 
 
 def test_tokens_may_ask_and_others_not(folders, monkeypatch, caplog):

@@ -30,10 +30,11 @@ from halfpass.run.credentials import TOKEN, trust_of
 from halfpass.run.train import train
 from halfpass.wire import front, reach
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.connection import Connection
+from halfpass.wire import hub as hub_side
+from halfpass.wire.connection import Connection, channel_to
 from halfpass.wire.front import Front
 from halfpass.wire.hub import Hub
-from halfpass.wire.service import check_address
+from halfpass.wire.service import METHOD, SERVICE, check_address
 from halfpass.wire.trust import Trust, identity_of_client, number_of
 
 
@@ -97,6 +98,20 @@ def test_a_client_of_the_authority_joins_with_its_own_number(folders):
         assert sys.platform != "linux" or all(hub.socket_traffic(k)[0] > 500 for k in range(2))  # with the handshake
         for connection in (one, other):
             connection.fail("done")
+
+
+def test_nothing_of_a_stranger_is_read(folders, monkeypatch):
+    """Who it is comes with the call: neither parsing nor memory, nor a thread that waits, is spent on what it says."""
+    monkeypatch.setattr(hub_side, "JOIN_SECONDS", 60)
+    monkeypatch.setattr(hub_side, "_parse", lambda data: pytest.fail("a stranger's message was parsed"))
+    with served(of(folders / "tokens", "server")) as hub:
+        stranger = Trust(authority=folders / "tokens" / "authority.pem", token="x" * 43)
+        with channel_to(f"127.0.0.1:{hub.port}", stranger, 2**20) as channel:
+            call, silence = channel.stream_stream(f"/{SERVICE}/{METHOD}"), threading.Event()
+            for _ in range(20):  # more than there are threads
+                (said,) = call(iter(silence.wait, True), metadata=stranger.metadata(), timeout=10)
+                assert b"expected a token that the server knows, found another" in said
+            silence.set()
 
 
 def refused(port, trust, number=0, host="127.0.0.1"):
@@ -185,11 +200,11 @@ def test_tokens_say_who_a_client_is(folders, tmp_path, monkeypatch, caplog):
         other = joined(hub.port, trust_of(alone, "client-1"), 1)
         assert "expected the certificate or token of client 0, found those of client 1" in refused(hub.port, trust_of(alone, "client-0"), 0)
         monkeypatch.setenv(TOKEN, "x" * 43)
-        assert "client 0 at joining: expected a token that the server knows, found another" in refused(hub.port, trust_of(alone, "client-0"))
+        assert "joining: expected a token that the server knows, found another" in refused(hub.port, trust_of(alone, "client-0"))
         monkeypatch.delenv(TOKEN)
         with pytest.raises(InputError, match="tls: expected a certificate or token of client-0, found none in None"):
             trust_of(alone, "client-0")
-        assert "expected the certificate or token of client 0, found none" in refused(hub.port, Trust(authority=folder / "authority.pem"))
+        assert "joining: expected a certificate of the server's authority, or a token that it knows, found none" in refused(hub.port, Trust(authority=folder / "authority.pem"))
         for connection in (one, other):
             connection.fail("done")
     assert token not in caplog.text

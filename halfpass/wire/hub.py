@@ -469,10 +469,7 @@ class Hub:
     def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         """A question how far the run is; what it says is nothing. It costs the same however often it comes."""
         try:
-            if self._front is not None and self._trust is not None:
-                peer = self._front.peer(int(context.peer().rpartition(":")[2]))
-                said = {str(key): str(value) for key, value in context.invocation_metadata()}
-                check_trusted("status", peer is not None and peer.certified, said, self._trust.digests())
+            self._refuse_strangers("status", context)
         except InputError as error:
             self.refused += 1
             LOG.warning("refused to say: %s", error, extra={"event": "refused", "host": self._host(context)})
@@ -481,6 +478,16 @@ class Hub:
             if time.monotonic() - self._told[0] > SAME_ANSWER_SECONDS:
                 self._told = time.monotonic(), self._status().SerializeToString()
             return self._told[1]
+
+    def _refuse_strangers(self, place: str, context: grpc.ServicerContext) -> None:
+        """Raises InputError unless somebody has shown a certificate or a token: before a word of his is read."""
+        if self._front is not None and self._trust is not None:
+            peer = self._front.peer(int(context.peer().rpartition(":")[2]))
+            said = {str(key): str(value) for key, value in context.invocation_metadata()}
+            if peer is None:
+                expected, found = "a connection with TLS", "one to the port behind it"
+                raise InputError(place, expected, found, "use the server's address")
+            check_trusted(place, peer.certified, said, self._trust.digests())
 
     def _bytes_of(self, stream: _Stream) -> int | None:
         """That came on it, at the socket."""
@@ -492,8 +499,9 @@ class Hub:
     def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         guard = threading.Timer(JOIN_SECONDS, context.cancel)  # whoever connects and says nothing
         guard.daemon = True
-        guard.start()
         try:
+            self._refuse_strangers("joining", context)
+            guard.start()
             first = next(requests, b"")
             guard.cancel()
             peer, stream = yield from self._joined(first, context)
@@ -586,8 +594,8 @@ class Hub:
         if self._front is None or self._trust is None:
             return
         place, peer = f"client {join.client} at joining", self._front.peer(port)
-        if peer is None:
-            raise InputError(place, "a connection with TLS", "one to the port behind it", "use the server's address")
+        if peer is None:  # it has gone meanwhile
+            raise InputError(place, "a connection with TLS", "none", "join again")
         said = {str(key): str(value) for key, value in context.invocation_metadata()}
         check_identity(place, join.client, peer.names, said, self._trust.digests(), of_edge=self._of_edge)
 
@@ -776,5 +784,3 @@ def _of_kind(received: Received, kinds: tuple[str, ...], client: int) -> Receive
     if received.kind not in kinds:
         raise RunError(f"client {client}", " or ".join(kinds), received.kind, "both sides must run the same halfpass")
     return received
-
-
