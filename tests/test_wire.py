@@ -698,3 +698,16 @@ def test_a_wait_for_a_peer_that_lives_is_said_on_either_side(served, monkeypatch
     assert sum("waiting for client 0 since" in line and "batch or epoch_end is to come, and signs of life alone have" in line for line in said) == 3
     assert sum(f"waiting for server at {one.address} since" in line and "begin is to come" in line for line in said) == 3
     connection.close()
+
+
+def test_of_a_flood_of_refusals_some_are_logged_and_then_how_many_there_were(caplog, monkeypatch):
+    caplog.set_level("INFO", logger="halfpass")
+    monkeypatch.setattr(service, "REFUSALS_SECONDS", 0.3)
+    time.sleep(0.4)
+    for number in range(200):
+        service.LOG.warning("refused %d", number, extra={"event": "refused"})
+    service.LOG.warning("another matter")
+    assert len(caplog.records) == service.MOST_REFUSALS + 1
+    time.sleep(0.4)
+    service.LOG.warning("refused %d", 200, extra={"event": "refused"})
+    assert caplog.records[-1].getMessage() == "refused 200 (and 150 more before it)"

@@ -265,6 +265,11 @@ class Hub:
         patience = Patience()
         with self._changed:
             while True:
+                # First, or one that misbehaves goes on as long as others have messages waiting.
+                if give_up is None:
+                    self._raise_failures()
+                else:
+                    self._raise_lost(clients, give_up)
                 for client in sorted(clients, key=lambda c: (c - self._turn) % self._clients):
                     peer = self._peers[client]
                     if of is not None and peer.streams != of:
@@ -275,10 +280,6 @@ class Hub:
                         peer.incoming_bytes -= received.size
                         self._changed.notify_all()
                         return client, _of_kind(received, kinds, client)
-                if give_up is None:
-                    self._raise_failures()
-                else:
-                    self._raise_lost(clients, give_up)
                 if all(self._peers[client].away is None for client in clients):
                     patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
@@ -289,7 +290,7 @@ class Hub:
         for peer in (self._peers[client] for client in clients):
             if peer.failure is not None:
                 raise ClientLost(peer.client, str(peer.failure))
-            if peer.away is not None and time.monotonic() - peer.away > give_up:
+            if peer.away is not None and not peer.incoming and time.monotonic() - peer.away > give_up:
                 raise ClientLost(peer.client, f"it was away for {give_up:g} s")
 
     def give_up(self, client: int) -> None:

@@ -14,11 +14,35 @@ from halfpass.errors import InputError
 
 LOG = logging.getLogger("halfpass")
 CONTROL_BYTES = 1024  # that gRPC's own frames may have between two looks, also of a peer that does nothing
+MOST_REFUSALS, REFUSALS_SECONDS = 50, 10.0  # lines in so many seconds
 FIRST_WORD_SECONDS = 60.0  # of a wait, before it is logged
 SERVICE, METHOD, STATUS = "halfpass.SplitLearning", "Session", "Status"
 STOP_SECONDS = 2.0
 OVERHEAD_BYTES = 2**20  # of a message beyond the tensors that the window admits
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+class FewRefusals(logging.Filter):
+    """Of refusals, which strangers can cause at will, so many lines are logged in a while, and then how many more there
+    were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since, self._said, self._more = 0.0, 0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "event", None) != "refused":
+            return True
+        if time.monotonic() - self._since > REFUSALS_SECONDS:
+            if self._more:
+                record.msg, record.args = f"{record.getMessage()} (and {self._more} more before it)", ()
+            self._since, self._said, self._more = time.monotonic(), 0, 0
+        self._said += 1
+        self._more += self._said > MOST_REFUSALS
+        return self._said <= MOST_REFUSALS
+
+
+LOG.addFilter(FewRefusals())
 
 
 def check_address(address: str, place: str, *, encrypted: bool = False, insecure: bool = False) -> None:
