@@ -82,9 +82,9 @@ def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_pat
         building.acquire()
         return load(*arguments)
 
-    def connected(*arguments):
+    def connected(*arguments, **named):
         building.release()
-        return connect(*arguments)
+        return connect(*arguments, **named)
 
     def built(*arguments, **named):
         with building:
