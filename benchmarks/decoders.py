@@ -141,7 +141,7 @@ def read_server_message(data: bytes) -> object:
     kind = message.WhichOneof("kind")
     if kind == "gradients":
         return read_gradients(message.gradients, plain_batch())
-    if kind not in ("begin", "test", "finish"):
+    if kind not in ("begin", "take", "finish"):
         return message
     weights = getattr(message, kind).weights
     check_weights("server", weights, KINDS, MEMORY)

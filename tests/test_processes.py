@@ -358,7 +358,7 @@ def test_a_failing_client_of_a_command_is_said_once(tmp_path):
     words = ["train", "--runtime", "processes", "--train.lr", "1e30", "--train.schedule", "constant", "--out", "run"]
     status, out, err = finish(start(words, tmp_path))
     assert (status, out) == (1, "")
-    assert re.fullmatch(r"halfpass: (client 0, auxiliary loss|server, batch of client 0), epoch 1, step 2: "
+    assert re.fullmatch(r"halfpass: (client 0, auxiliary loss|server, batch of client 0), epoch 1, step [23]: "
                         r"expected a finite loss, found (nan|inf); lower train.lr\n", err), err  # fmt: skip
 
 
