@@ -20,6 +20,7 @@ import torch
 
 from halfpass.errors import InputError
 from halfpass.files import replacing
+from halfpass.wire.disk import sync
 
 LOG = logging.getLogger("halfpass")
 FORMAT = 1
@@ -47,7 +48,8 @@ def write(file: Path, run: str, state: Mapping[str, Any]) -> None:
             os.fsync(opened.fileno())
         if file.exists():
             file.replace(before(file))  # a process that is killed here has that one
-    _sync_folder(file.parent)
+    with suppress(OSError):  # some file systems have no such thing
+        sync(file.parent)
 
 
 def read(file: Path, run: str | None = None) -> dict[str, Any]:
@@ -116,12 +118,3 @@ def _read(file: Path, run: str | None) -> dict[str, Any]:
         raise InputError(str(file), "the state of a run", found, _REMEDY) from None
     assert isinstance(state, dict)
     return state
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # some file systems have no such thing
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

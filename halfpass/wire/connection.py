@@ -2,7 +2,6 @@
 lost."""
 
 import contextlib
-import logging
 import random
 import threading
 import time
@@ -19,6 +18,7 @@ from halfpass.wire.messages import few_parts
 from halfpass.wire.outbox import Outbox
 from halfpass.wire.reach import reach
 from halfpass.wire.service import (
+    LOG,
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
@@ -34,7 +34,6 @@ from halfpass.wire.service import (
 from halfpass.wire.sockets import connection_traffic
 from halfpass.wire.trust import Trust
 
-LOG = logging.getLogger("halfpass")
 CONNECT_SECONDS = 10.0  # to reach a server
 MOST_INCOMING = 64  # messages that wait to be taken: a server says one thing at a time
 AHEAD_BATCHES = 2  # not encoded yet, beyond the window: one at work and one behind it

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from halfpass.errors import InputError, RunError
+from halfpass.wire.disk import append, sync
 
 FORMAT = b"halfpass spool 1\n"
 SEGMENT_BYTES = 32 << 20  # what goes at a time
@@ -126,10 +127,14 @@ class Outbox:
         """All that is kept is on the disk then. Raises RunError where there is no room."""
         with self._lock:
             self._spill(0)
-            for segment in self._segments:
-                if segment.unsynced:
-                    _sync(segment.file)
+            try:
+                for segment in [segment for segment in self._segments if segment.unsynced]:
+                    sync(segment.file)
+                    sync(segment.file.parent)  # which holds the names of new segments
                     segment.unsynced = False
+            except OSError as error:
+                place, expected = f"spool {self.folder}", "a disk that can be written"
+                raise RunError(place, expected, str(error.strerror), "look at it") from error
 
     def load(self, last: int, durable: int) -> None:
         """Takes up what an earlier process has saved at a checkpoint, when `last` was its newest message and the other
@@ -179,12 +184,14 @@ class Outbox:
             kept = self._in_memory[0]
             assert kept.data is not None
             segment = self._segment()
+            record = _RECORD.pack(kept.place, kept.size, _checksum(kept.place, kept.size, kept.data))
             try:
-                kept.offset = _append(segment, kept.place, kept.data)
+                append(segment.file, segment.size, record, kept.data)
             except OSError as error:
                 expected, remedy = "room for what the other side may need again", "make room there"
                 raise RunError(f"spool {self.folder}", expected, str(error.strerror), remedy) from error
-            segment.last, segment.unsynced = kept.place, True
+            kept.offset = segment.size + len(record)
+            segment.size, segment.last, segment.unsynced = kept.offset + kept.size, kept.place, True
             kept.segment, kept.data = segment, None
             self._in_memory.popleft()
             self._held_bytes -= kept.size
@@ -222,36 +229,6 @@ class Outbox:
 
 def _checksum(place: int, size: int, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(struct.pack("<QQ", place, size)))
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise RunError(f"spool {file}", "a disk that can be written", str(error.strerror), "look at it") from error
-    finally:
-        os.close(descriptor)
-
-
-def _append(segment: _Segment, place: int, data: bytes) -> int:
-    """Returns where the message begins; on failure nothing of it stays."""
-    record = _RECORD.pack(place, len(data), _checksum(place, len(data), data))
-    offset = segment.size + len(record)
-    descriptor = os.open(segment.file, os.O_WRONLY)
-    try:
-        try:
-            for part, at in ((record, segment.size), (data, offset)):
-                view, written = memoryview(part), 0
-                while written < len(view):
-                    written += os.pwrite(descriptor, view[written:], at + written)
-        except OSError:
-            os.truncate(descriptor, segment.size)
-            raise
-    finally:
-        os.close(descriptor)
-    segment.size = offset + len(data)
-    return offset
 
 
 def _records(opened: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:

@@ -29,6 +29,7 @@ from google.protobuf.message import DecodeError
 from halfpass.bounded import parse_json, read_text
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.disk import append, sync
 from halfpass.wire.messages import few_parts
 
 FORMAT = 3
@@ -180,9 +181,9 @@ class UploadStore:
         """Waits until what was added is on the disk."""
         with self._explained():
             for segment in (s for segments in self._segments.values() for s in segments if not s.flushed):
-                _fsync(segment.file)
+                sync(segment.file)
                 segment.flushed = True
-            _fsync(self.folder)  # which holds the names of new segments
+            sync(self.folder)  # which holds the names of new segments
 
     # -- adding
 
@@ -202,7 +203,7 @@ class UploadStore:
             key = Key(batch.client, batch.epoch, batch.step, segment.next, batch.test)
             header = _HEADER.pack(key.test, key.number, key.client, key.epoch, key.step, len(data), checksum)
             record = header + _CHECKSUM.pack(zlib.crc32(header)) + data
-            _append(segment.file, record, segment.size)
+            append(segment.file, segment.size, record)
             segment.flushed = False
         segment.places.append(_Place(key, segment.size + _HEAD_BYTES, len(data), checksum))
         segment.size += len(record)
@@ -432,30 +433,6 @@ class UploadStore:
 
 def _checksum_of(identity: object) -> int:
     return zlib.crc32(json.dumps(identity, sort_keys=True).encode())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _append(file: Path, record: bytes, size: int) -> None:
-    """Writes a record at `size`, over what a killed process may have left there; on failure nothing of it stays."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        view, written = memoryview(record), 0
-        os.truncate(descriptor, size)
-        try:
-            while written < len(view):
-                written += os.pwrite(descriptor, view[written:], size + written)
-        except OSError:
-            os.truncate(descriptor, size)
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:
