@@ -49,11 +49,13 @@ def test_an_outbox_gives_back_what_was_put_in_from_memory_and_disk_and_lets_go(t
     assert box._held_bytes <= 500 < box.kept_bytes
     box.let_go(9)
     assert contents(box) == {place: message(place) for place in range(10, 21)}
-    assert box.bytes_between(12, 15) == sum(len(message(place)) for place in (13, 14, 15))
+    assert [box.bytes_behind(k) for k in (20, 17, 0)] == [
+        sum(len(message(place)) for place in range(first, 21)) for first in (21, 18, 10)
+    ]
     box.save()
     assert box._held_bytes == 0
     assert contents(box) == {place: message(place) for place in range(10, 21)}
-    assert min(int(file.stem) for file in (tmp_path / "spool").iterdir()) > 1  # whole segments have gone
+    assert min(int(file.stem) for file in (tmp_path / "spool").glob("*.spool")) > 1  # whole segments have gone
     box.clear()
     assert not (tmp_path / "spool").exists()
     assert box.add(b"next") == 21
@@ -81,6 +83,39 @@ def test_an_outbox_is_loaded_as_it_was_at_a_checkpoint(tmp_path, monkeypatch):
     assert (gone.first, gone.last, gone.kept_bytes) == (31, 21, 0)
     assert gone.add(message(22)) == 22
     assert gone.kept_bytes == 0
+
+
+def test_segments_are_written_over_and_what_an_earlier_one_left_there_is_not_taken_for_the_later_ones(
+    tmp_path, monkeypatch
+):
+    """All messages are of one size, so that old records begin where new ones end."""
+    monkeypatch.setattr(outbox_module, "SEGMENT_BYTES", 600)
+    box, folder = Outbox(tmp_path / "spool", run="abc", memory_bytes=0), tmp_path / "spool"
+
+    def add(last):
+        while box.last < last:
+            box.add(message(7 * (box.last + 1)))
+
+    def segments():
+        return {file.stat().st_ino for file in folder.iterdir()}
+
+    add(20)
+    box.sync()
+    first = segments()
+    box.let_go(20)
+    add(30)
+    assert not first & {file.stat().st_ino for file in folder.glob("*.spool")}  # the disk may know the old names
+    box.sync()
+    before = segments()
+    add(37)
+    box.sync()
+    assert segments() == before  # none is new
+    again = Outbox(folder, run="abc")
+    again.load(37, 20)
+    assert contents(again) == {place: message(7 * place) for place in range(21, 38)}
+    assert not list(folder.glob("*.spare"))
+    with pytest.raises(InputError, match=r"found none with number 38"):
+        Outbox(folder, run="abc").load(38, 20)
 
 
 def test_a_spool_of_another_run_or_a_damaged_one_is_refused_by_name(tmp_path):

@@ -11,7 +11,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,11 @@ _REMEDY = "restore it, or train anew"
 def write(file: Path, run: str, state: Mapping[str, Any]) -> None:
     """Whole or not at all, and on the disk; what was there becomes the one before. Raises RunError where there is no
     room. `run` names what the state belongs to."""
+    put(file, pack(run, state))
+
+
+def pack(run: str, state: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """The parts of a file, for `put`: the state may change then."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getbuffer()
@@ -39,11 +44,15 @@ def write(file: Path, run: str, state: Mapping[str, Any]) -> None:
     head = _MAGIC + json.dumps(header).encode() + b"\n"
     digest = hashlib.blake2b(head)
     digest.update(content)
+    return [head, content, digest.digest()]
+
+
+def put(file: Path, parts: Sequence[bytes | memoryview]) -> None:
+    """The second half of `write`."""
     with replacing(file) as partial:
         with partial.open("wb") as opened:
-            opened.write(head)
-            opened.write(content)
-            opened.write(digest.digest())
+            for part in parts:
+                opened.write(part)
             opened.flush()
             os.fsync(opened.fileno())
         if file.exists():

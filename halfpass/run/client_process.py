@@ -9,9 +9,10 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from halfpass.algorithm.checkpoint import load_training_state, training_state
 from halfpass.algorithm.client import Client
@@ -75,6 +76,8 @@ class ClientRun:
         self._file = file
         self._since = 0  # steps since the last checkpoint
         self._kept = 0  # place of the server's last message that is in it
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # training goes on while it writes
+        self._writing: Future[None] | None = None
         self._handed_over = HandedOver(config, client)
         self._seldom = Seldom()
 
@@ -103,8 +106,7 @@ class ClientRun:
             try:
                 message = self.connection.receive("begin", "take", "test", "finish")
             except Interrupted:
-                self.keep()
-                raise Left from None
+                self._leave()
             kind = message.WhichOneof("kind")
             if kind == "begin":
                 self._train(message.begin)
@@ -192,29 +194,56 @@ class ClientRun:
     def _keep_if_due(self) -> None:
         self._since += 1
         if leaving():
-            self.keep()
-            raise Left
+            self._leave()
         every = self.config.checkpoint.every
         if every is not None and self._since >= every:
             self.keep()
 
+    def _leave(self) -> NoReturn:
+        self.keep()
+        self.written()
+        raise Left
+
     def keep(self) -> None:
-        """A checkpoint; where there is no room for it, the one before stays."""
+        """A checkpoint, of what is now, written while the training goes on; where there is no room for it, the one
+        before stays."""
         self._since = 0
         if self._file is None:
             return
         self.connection.drain()
+        self.written()
         try:
             state = self.state()
-            checkpoint.write(self._file, state["connection"]["run"], state)
+            parts = checkpoint.pack(state["connection"]["run"], state)
         except RunError as error:
-            LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
+            self._not_kept(error)
             return
         epoch, step, *_ = self.progress()
         known = {"event": "checkpoint", "client": self.client.index, "epoch": epoch, "step": step}
-        LOG.log(self._seldom.level(), "checkpoint in epoch %d, behind step %d", epoch, step, extra=known)
+        self._writing = self._disk.submit(self._write, parts, state["connection"]["taken"], known)
+
+    def _write(self, parts: Sequence[bytes | memoryview], taken: int, known: dict[str, Any]) -> None:
+        """On a thread of its own: first what the checkpoint needs to be there."""
+        assert self._file is not None
+        try:
+            self.connection.outbox.sync()
+            checkpoint.put(self._file, parts)
+        except RunError as error:
+            self._not_kept(error)
+            return
+        LOG.log(
+            self._seldom.level(), "checkpoint in epoch %d, behind step %d", known["epoch"], known["step"], extra=known
+        )
         self.connection.keep(self._kept)  # what the older of the two has
-        self._kept = state["connection"]["taken"]
+        self._kept = taken
+
+    def _not_kept(self, error: RunError) -> None:
+        LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
+
+    def written(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        if self._writing is not None:
+            self._writing.result()
 
     def state(self) -> dict[str, Any]:
         """All that the coming steps depend on, once all uploads are made."""
@@ -345,6 +374,7 @@ def join(
         try:
             run.follow()
         finally:  # what was trained is kept, whatever happened
+            run.written()
             if run.has_trained:
                 folder.save_client(client, config)
         connection.finish()

@@ -184,7 +184,9 @@ class RemoteLink(_Link):
         self.connection.drain()
         self.connection.keep(self._taken_before)  # what the checkpoint before has: it may have to do
         self._taken_before = self.connection.taken
-        return {"step": self._step, "uploads": self._uploads, "connection": self.connection.state()}
+        state = {"step": self._step, "uploads": self._uploads, "connection": self.connection.state()}
+        self.connection.outbox.sync()
+        return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing: it was made with it."""

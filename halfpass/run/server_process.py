@@ -706,6 +706,7 @@ def as_tensor(data: bytes) -> Tensor:
 def peer_state(peer: Peer) -> dict[str, Any]:
     """What is kept of a client: how far its messages have been worked off, and what of the server's it may need."""
     peer.outbox.save()
+    peer.outbox.sync()
     taken_before = max(0, -peer.ended)  # ends that were worked off, and not yet taken
     return {
         "applied": peer.applied, "ended": peer.ended, "meter": peer.meter.state(), "sockets": peer.sockets,

@@ -180,7 +180,8 @@ class Connection:
         return held
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, once all is made (`drain`): what a later process is made with, its outbox on disk."""
+        """For a checkpoint, once all is made (`drain`): what a later process is made with. Its outbox is in the spool
+        then, and on the disk with `outbox.sync`."""
         self.outbox.save()
         return {"run": self.run, "taken": self.taken, "last": self.outbox.last, "durable": self.outbox.durable}
 
@@ -265,7 +266,7 @@ class Connection:
             return False
         if self._away is not None:
             return True
-        ahead = self.outbox.bytes_between(self._applied, self.outbox.last)
+        ahead = self.outbox.bytes_behind(self._applied)
         return ahead == 0 or ahead + size <= self._window_bytes
 
     def _encode(self) -> None:

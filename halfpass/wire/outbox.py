@@ -1,8 +1,9 @@
 """What one side has said and the other may need again: a sequence of messages, kept until the other has them durably.
 
 Messages are numbered from 1, their places. The newest are in memory; what is more than that has room for, and all of it
-at a checkpoint, is in a spool on disk: segments of records, each with a checksum, of which whole ones go once the other
-side has a checkpoint behind them.
+at a checkpoint, is in a spool on disk: segments of records, each with a checksum. A segment whose messages the other
+side has in a checkpoint is written over by a later one: a file that grows costs several times as much, for each page of
+it is to be found first.
 
 What a crash loses: nothing that was there at the checkpoint (`save`), also where the machine stops. Where something is
 missing or damaged nevertheless, `load` says so.
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import IO
 
 from halfpass.errors import InputError, RunError
-from halfpass.wire.disk import append, sync
+from halfpass.wire.disk import sync, write_at
 
 FORMAT = b"halfpass spool 1\n"
 SEGMENT_BYTES = 32 << 20  # what goes at a time
+MOST_SPARE = 32  # segments that wait to be written over
 _RECORD = struct.Struct("<QQI")  # place, bytes, CRC-32 of both and of the message
 _REMEDY = "begin the run anew, in another folder"
 
@@ -35,6 +37,7 @@ class _Kept:
     place: int
     size: int
     data: bytes | None
+    before: int = 0  # bytes of all messages before it
     segment: "_Segment | None" = None
     offset: int = 0
 
@@ -62,7 +65,10 @@ class Outbox:
         self._kept: deque[_Kept] = deque()
         self._in_memory: deque[_Kept] = deque()
         self._held_bytes = 0  # in memory
+        self._added_bytes = 0  # in all
         self._segments: deque[_Segment] = deque()
+        self._parted: list[Path] = []  # segments that nobody needs; the disk may know them by their old names
+        self._spare: list[Path] = []  # and those that may be written over
         self._lock = threading.RLock()
 
     @property
@@ -78,12 +84,13 @@ class Outbox:
         """Keeps a message; returns its place, which is the one behind the newest."""
         with self._lock:
             self.last += 1
-            kept = _Kept(self.last, len(data), data)
+            kept = _Kept(self.last, len(data), data, self._added_bytes)
             if self.last <= self.durable:  # made again, and needed by nobody
                 return self.last
             self._kept.append(kept)
             self._in_memory.append(kept)
             self.kept_bytes += kept.size
+            self._added_bytes += kept.size
             self._held_bytes += kept.size
             if self.folder is not None and self._held_bytes > self._memory_bytes:
                 with suppress(RunError):  # no room on the disk: then it stays in memory
@@ -99,16 +106,12 @@ class Outbox:
             assert kept.segment is not None
             return _read(kept.segment.file, kept.place, kept.offset)
 
-    def bytes_between(self, first: int, last: int) -> int:
-        """Of the messages behind `first` up to `last`, as far as they are kept."""
+    def bytes_behind(self, place: int) -> int:
+        """Of the messages behind that place, as far as they are kept."""
         with self._lock:
-            newest = reversed(self._kept)
-            total = 0
-            for kept in newest:
-                if kept.place <= first:
-                    break
-                total += kept.size if kept.place <= last else 0
-            return total
+            if not self._kept or place >= self.last:
+                return 0
+            return self._added_bytes - self._kept[max(0, place + 1 - self._kept[0].place)].before
 
     def let_go(self, place: int) -> None:
         """The other side has what is up to there durably."""
@@ -121,20 +124,46 @@ class Outbox:
                     self._in_memory.popleft()
                     self._held_bytes -= gone.size
             while self._segments and self._segments[0].last <= self.durable:
-                self._segments.popleft().file.unlink(missing_ok=True)
+                self._part_with(self._segments.popleft().file)
+
+    def _part_with(self, file: Path) -> None:
+        """Of a segment that nobody needs: a later one may be written over it, once the disk knows it by another
+        name."""
+        with suppress(FileNotFoundError):
+            if len(self._parted) + len(self._spare) >= MOST_SPARE:
+                file.unlink()
+            else:
+                self._parted.append(file.replace(file.with_suffix(".spare")))
 
     def save(self) -> None:
-        """All that is kept is on the disk then. Raises RunError where there is no room."""
+        """All that is kept is in the spool then, and on the disk with `sync`. Raises RunError where there is no
+        room."""
         with self._lock:
             self._spill(0)
-            try:
-                for segment in [segment for segment in self._segments if segment.unsynced]:
+
+    def sync(self) -> None:
+        """Waits until what was saved is on the disk; others may go on meanwhile. Raises RunError where it cannot be
+        written."""
+        with self._lock:
+            unsynced = [segment for segment in self._segments if segment.unsynced]
+            for segment in unsynced:
+                segment.unsynced = False  # what is written meanwhile is for the next time
+            parted, self._parted = self._parted, []
+        try:
+            for segment in unsynced:
+                with suppress(FileNotFoundError):  # it was let go meanwhile
                     sync(segment.file)
-                    sync(segment.file.parent)  # which holds the names of new segments
-                    segment.unsynced = False
-            except OSError as error:
-                place, expected = f"spool {self.folder}", "a disk that can be written"
-                raise RunError(place, expected, str(error.strerror), "look at it") from error
+            if (unsynced or parted) and self.folder is not None:
+                sync(self.folder)  # which holds the names of new segments
+        except OSError as error:
+            with self._lock:
+                self._parted += parted
+                for segment in unsynced:
+                    segment.unsynced = True
+            place, expected = f"spool {self.folder}", "a disk that can be written"
+            raise RunError(place, expected, str(error.strerror), "look at it") from error
+        with self._lock:
+            self._spare += parted
 
     def load(self, last: int, durable: int) -> None:
         """Takes up what an earlier process has saved at a checkpoint, when `last` was its newest message and the other
@@ -143,6 +172,7 @@ class Outbox:
         assert self.folder is not None
         with self._lock:
             self.last, self.durable = last, durable
+            self._unlink_spare()
             files = sorted(file for file in self.folder.glob("*.spool") if file.stem.isdecimal())
             segments = [self._scanned(file) for file in files]
             there = {kept.place: kept for kept in self._kept}  # of one that was made twice, the later
@@ -154,7 +184,10 @@ class Outbox:
                 raise InputError(f"spool {self.folder}", expected, found, _REMEDY)
             self.durable = max(durable, min(first, last + 1) - 1)
             self._kept = deque(there[place] for place in sorted(there))
-            self.kept_bytes = sum(kept.size for kept in self._kept)
+            for kept in self._kept:
+                kept.before = self._added_bytes
+                self._added_bytes += kept.size
+            self.kept_bytes = self._added_bytes
             for segment in segments:
                 if segment.last > durable:
                     os.truncate(segment.file, segment.size)
@@ -167,6 +200,7 @@ class Outbox:
         with self._lock:
             self.let_go(self.last)
             self.last = self.durable = last
+            self._unlink_spare()  # their records' numbers may come again
 
     def clear(self) -> None:
         """Nothing is needed any more."""
@@ -175,8 +209,15 @@ class Outbox:
             if self.folder is not None:
                 for file in self.folder.glob("*.spool"):
                     file.unlink(missing_ok=True)
+                self._unlink_spare()
                 with suppress(OSError):
                     self.folder.rmdir()
+
+    def _unlink_spare(self) -> None:
+        self._parted, self._spare = [], []
+        if self.folder is not None:
+            for file in self.folder.glob("*.spare"):
+                file.unlink(missing_ok=True)
 
     def _spill(self, leave_bytes: int) -> None:
         """The oldest of what is in memory alone goes to disk, until no more than that is left."""
@@ -186,10 +227,9 @@ class Outbox:
             segment = self._segment()
             record = _RECORD.pack(kept.place, kept.size, _checksum(kept.place, kept.size, kept.data))
             try:
-                append(segment.file, segment.size, record, kept.data)
+                write_at(segment.file, segment.size, record, kept.data)
             except OSError as error:
-                expected, remedy = "room for what the other side may need again", "make room there"
-                raise RunError(f"spool {self.folder}", expected, str(error.strerror), remedy) from error
+                raise self._no_room(error) from error
             kept.offset = segment.size + len(record)
             segment.size, segment.last, segment.unsynced = kept.offset + kept.size, kept.place, True
             kept.segment, kept.data = segment, None
@@ -203,12 +243,15 @@ class Outbox:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = self.folder / f"{self._in_memory[0].place:012}.spool"
                 head = FORMAT + self.run.encode() + b"\n"
-                file.write_bytes(head)
+                write_at(self._spare.pop().replace(file) if self._spare else file, 0, head)
             except OSError as error:
-                expected, remedy = "a folder that can be written", "choose another folder for out"
-                raise RunError(f"spool {self.folder}", expected, str(error.strerror), remedy) from error
+                raise self._no_room(error) from error
             self._segments.append(_Segment(file, len(head)))
         return self._segments[-1]
+
+    def _no_room(self, error: OSError) -> RunError:
+        expected, remedy = "room for what the other side may need again", "make room there"
+        return RunError(f"spool {self.folder}", expected, str(error.strerror), remedy)
 
     def _scanned(self, file: Path) -> _Segment:
         """A segment, up to what is behind `last` or is not whole; its messages are among those kept then."""
@@ -218,11 +261,11 @@ class Outbox:
             if (found := opened.read(len(head))) != head:
                 what = "one of another run" if found.startswith(FORMAT) else "none, or of another version"
                 raise InputError(f"spool {file}", f"one of run {self.run}", what, _REMEDY)
-            for number, offset, data in _records(opened):
-                if number > self.last:
+            for expected, (number, offset, data) in enumerate(_records(opened), int(file.stem)):
+                if number > self.last or number != expected:  # of a segment that this one was written over
                     break
                 if number > self.durable:
-                    self._kept.append(_Kept(number, len(data), None, segment, offset))
+                    self._kept.append(_Kept(number, len(data), None, segment=segment, offset=offset))
                 segment.size, segment.last = offset + len(data), number
         return segment
 
