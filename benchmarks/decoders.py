@@ -40,6 +40,7 @@ from halfpass.wire import store
 from halfpass.wire.codec import CODECS, Codec
 from halfpass.wire.messages import (
     CLASS_NUMBERS,
+    PROTOCOL,
     Targets,
     check_batch,
     check_weights,
@@ -129,7 +130,7 @@ def client_messages(_: Path) -> Decoder:
     messages += [write_batch(plain_batch(8, answers=answers), "none", test=True), write_batch(tree_batch(), "fp16")]
     messages += [
         pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=3, loss=0.5, samples=96, weights=write_weights(some_weights()))),
-        pb.ClientMessage(join=pb.Join(protocol=8, settings='{"method": "decoupled"}', inputs='{"": ["float32", [3]]}')),
+        pb.ClientMessage(join=pb.Join(protocol=PROTOCOL, settings='{"method": "decoupled"}', inputs='{"": ["float32", [3]]}')),
         pb.ClientMessage(test_end=pb.TestEnd(epoch=3, samples=9, scores=[pb.Score(metric="accuracy", value=0.5)])),
         pb.ClientMessage(failed=pb.Failed(reason="disk full", exit_status=1)),
     ]
@@ -230,10 +231,10 @@ def stores(mended: bool, folder: Path) -> Decoder:
     """An input is one file of a store, its number first; the other files are whole. `mended`: checksums fit again, so
     that what stands behind them is reached."""
     place, segments = folder / "store", store.SEGMENTS
-    store.SEGMENTS = store.MINIMUM_BYTES // 1000  # so that a few uploads are several segments
+    store.SEGMENTS = store.MINIMUM_BYTES // 1000  # so that two uploads are two segments
     try:
         with store.UploadStore.open(place, identity={"cut": "a", "classes": 10}, limit_bytes=1 << 24) as opened:
-            for step in range(3):
+            for step in range(2):
                 opened.add([write_batch(replace(plain_batch(), step=step), "none").batch])
             opened.add([write_batch(plain_batch(2), "none", test=True).batch])
     finally:
@@ -294,7 +295,7 @@ def archive(names: Iterable[str], form: int) -> bytes:
             entry = tarfile.TarInfo(f"{LAYOUT.folder}/{name}")
             entry.size = len(raw)
             made.addfile(entry, io.BytesIO(raw))
-    return content.getvalue()
+    return content.getvalue().rstrip(b"\0") + bytes(1024)  # in place of up to 10 KB
 
 
 def cifar_archives(folder: Path) -> Decoder:
@@ -377,7 +378,8 @@ def json_texts(_: Path) -> Decoder:
 
 
 def yaml_texts(_: Path) -> Decoder:
-    texts = (*(text.encode() for text in YAML), yaml.safe_dump(as_dict(Config())).encode())
+    settings = {"wire": as_dict(Config())["wire"], "out": None}
+    texts = (*(text.encode() for text in YAML), yaml.safe_dump(settings).encode())
     return Decoder(texts, partial(text_of, parse_yaml), (ValueError,))
 
 

@@ -43,7 +43,7 @@ except ImportError:
     atheris = None
 
 DEADLINE_SECONDS = 20  # for one input, on a machine that does other things too
-MOST_BYTES = 1 << 16  # of an input
+MOST_BYTES = 1 << 16  # of any input
 WARM_INPUTS = 2000  # before memory counts
 REPORT_SECONDS = 2.0
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
@@ -121,7 +121,12 @@ def changed(data: bytes, seeds: Sequence[bytes], draws: random.Random) -> bytes:
     for _ in range(draws.choice((1, 1, 1, 2, 3, 4))):
         kind, where, amount = draws.randrange(len(CHANGES)), draws.randrange(1 << 20), draws.randrange(1 << 20)
         data = change(data, kind, where, amount, draws.choice(seeds))
-    return data[:MOST_BYTES]
+    return data[: most_bytes(seeds)]
+
+
+def most_bytes(seeds: Sequence[bytes]) -> int:
+    """Of an input: what is repeated must not make all later ones large, and slow."""
+    return min(MOST_BYTES, 4 * max(map(len, seeds)))
 
 
 # --- One decoder, in a process of its own -----------------------------------------------------------------------------
@@ -214,15 +219,15 @@ def run_child(name: str, inputs: int, seconds: float, seed: int, folder: Path) -
     for i, content in enumerate(seeds):
         (corpus / f"seed-{i}").write_bytes(content)
 
-    def mutate(data: bytes, most_bytes: int, number: int) -> bytes:
+    def mutate(data: bytes, most: int, number: int) -> bytes:
         mine = random.Random(number)
         if (way := mine.randrange(4)) > 1:  # libFuzzer forgets valid inputs that reach no line of their own
-            return changed(mine.choice(seeds), seeds, mine)[:most_bytes]
-        new = changed(data, seeds, mine) if way == 1 else atheris.Mutate(data, most_bytes)
-        return bytes(new[:most_bytes])
+            return changed(mine.choice(seeds), seeds, mine)[:most]
+        new = changed(data, seeds, mine) if way == 1 else atheris.Mutate(data, most)
+        return bytes(new[:most])
 
     options = (
-        f"-seed={seed + 1}", f"-max_len={MOST_BYTES}", f"-timeout={DEADLINE_SECONDS}", f"-artifact_prefix={folder}/",
+        f"-seed={seed + 1}", f"-max_len={most_bytes(seeds)}", f"-timeout={DEADLINE_SECONDS}", f"-artifact_prefix={folder}/",
         "-rss_limit_mb=0", "-verbosity=0", "-mutate_depth=1", "-detect_leaks=0", "-len_control=0",
     )  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(corpus)], trial, custom_mutator=mutate)
