@@ -4,6 +4,7 @@ A decoder gives a value, or raises one of its `refusals`: the project's own erro
 contract says so and its callers word it anew. What decodes a file is given its bytes, and writes them into `folder`.
 """
 
+import base64
 import gzip
 import hashlib
 import io
@@ -244,6 +245,32 @@ def handshakes(folder: Path) -> Decoder:
         raise AssertionError("a handshake that ends with its first message")
 
     return Decoder((hello.read(),), read)
+
+
+def trust_files(folder: Path) -> Decoder:
+    """An input is a server's certificate, key, authority or tokens, its number first; the others are whole.
+    What PEM holds is changed before it is put into letters, where nearly every change would be refused."""
+    make_certificates(folder, clients=1)
+    make_certificates(folder, clients=2, tokens=True)
+    files = [folder / name for name in ("server.pem", "server-key.pem", "authority.pem", "tokens")]
+    trust, whole = Trust(files[0], files[1], files[2], files[3]), [file.read_bytes() for file in files]
+    lines = [content.splitlines(keepends=True) for content in whole]
+    client = Trust(authority=files[2])
+    checks = (trust.check_server, trust.server_context, partial(client.check_client, 0), trust.digests)
+
+    def read(data: bytes) -> object:
+        number = data[0] % len(files) if data else 0
+        first, *_, last = lines[number]
+        inside = base64.encodebytes(data[1:])
+        files[number].write_bytes(data[1:] if number == 3 else first + inside + last)
+        try:
+            checks[number]()
+            return trust
+        finally:
+            files[number].write_bytes(whole[number])
+
+    inner = [base64.b64decode(b"".join(own[1:-1])) for own in lines[:3]]
+    return Decoder(tuple(bytes([i]) + content for i, content in enumerate([*inner, whole[3]])), read)
 
 
 # --- Codecs -----------------------------------------------------------------------------------------------------------
@@ -580,6 +607,7 @@ DECODERS: dict[str, Callable[[Path], Decoder]] = {
     "newcomers": newcomers,
     "status replies": status_replies,
     "handshakes": handshakes,
+    "trust files": trust_files,
     **{f"codec {name}": partial(payloads, codec) for name, codec in CODECS.items()},
     "safetensors files": safetensors_files,
     "PyTorch files": pytorch_files,
