@@ -4,42 +4,62 @@ A decoder gives a value, or raises one of its `refusals`: the project's own erro
 contract says so and its callers word it anew. What decodes a file is given its bytes, and writes them into `folder`.
 """
 
+import base64
 import gzip
+import hashlib
 import io
 import json
 import pickle
+import ssl
 import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import yaml
 from google.protobuf.message import DecodeError
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from halfpass.bounded import parse_json, parse_yaml
-from halfpass.config import Config, as_dict
+from halfpass.commands.certs import make_certificates
+from halfpass.commands.status import as_json, show
+from halfpass.config import ClientsConfig, Config, as_dict, nested
 from halfpass.cut import CutBatch
 from halfpass.data.cifar import CIFAR, CifarLayout, read_layout
 from halfpass.data.datasets import load
 from halfpass.data.pictures import decode as decode_picture
 from halfpass.data.pictures import gray_range
+from halfpass.data.samples import Dataset, Samples
 from halfpass.errors import HalfpassError, InputError
 from halfpass.files import read_mapping
+from halfpass.networks.observe import Made
 from halfpass.networks.pretrained import load_weights
+from halfpass.networks.replay import CutPlan, Pass, Value
+from halfpass.report.runs import REQUIRED, read_run, summary
+from halfpass.run import checkpoint
+from halfpass.run.network import build_network, read_plans, write_plans, written_spec
+from halfpass.run.records import DATA, JOINED, SERVED, RunFolder, read_config, read_where
+from halfpass.run.server_process import Admission
+from halfpass.run.setup import agreed_settings
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire import store
+from halfpass.wire import outbox, store
+from halfpass.wire.asking import check_reply
 from halfpass.wire.codec import CODECS, Codec
+from halfpass.wire.front import why
 from halfpass.wire.messages import (
     CLASS_NUMBERS,
+    PROTOCOL,
     Targets,
     check_batch,
     check_weights,
@@ -51,6 +71,7 @@ from halfpass.wire.messages import (
     write_gradients,
     write_weights,
 )
+from halfpass.wire.trust import Trust
 
 Errors = tuple[type[BaseException], ...]
 
@@ -129,11 +150,38 @@ def client_messages(_: Path) -> Decoder:
     messages += [write_batch(plain_batch(8, answers=answers), "none", test=True), write_batch(tree_batch(), "fp16")]
     messages += [
         pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=3, loss=0.5, samples=96, weights=write_weights(some_weights()))),
-        pb.ClientMessage(join=pb.Join(protocol=8, settings='{"method": "decoupled"}', inputs='{"": ["float32", [3]]}')),
+        pb.ClientMessage(join=pb.Join(protocol=PROTOCOL, settings='{"wire": 3}', inputs='{"": ["float32", [3]]}')),
         pb.ClientMessage(test_end=pb.TestEnd(epoch=3, samples=9, scores=[pb.Score(metric="accuracy", value=0.5)])),
         pb.ClientMessage(failed=pb.Failed(reason="disk full", exit_status=1)),
     ]
     return Decoder(tuple(message.SerializeToString() for message in messages), read_client_message)
+
+
+def newcomers(_: Path) -> Decoder:
+    """What a client says of itself, to a server that has admitted another one, and how it says that it has cut."""
+    config = Config(clients=ClientsConfig(count=2))
+    network = build_network(config, (1, 8, 8), 10)
+    said = {"data": {"classes": ["a", "b"], "scales": [["mean", 0.5]]}, "weights": {"client": None}}
+    crosses = Value(0, Made(1, 0, "relu"), (4,), "float32", order=(0, 1))
+    plan = CutPlan("0", Pass(1, (crosses,), (2,)), Pass(1, (crosses,)), {"": ((3,), "float32")}, ("a",), ("b",))
+    join = pb.Join(
+        protocol=PROTOCOL, settings=json.dumps(agreed_settings(config) | said), outputs=10, samples=300, steps=3,
+        inputs=json.dumps(written_spec(network.inputs)), parameters=network.parameters,
+        fingerprint=network.fingerprint, targets='{"spec": {"": ["int64", []]}, "names": ["one", "two"]}',
+    )  # fmt: skip
+    with_plan = pb.Join(plan=write_plans({"cut": plan, "edge_cut": None}))
+    with_plan.MergeFrom(join)
+    admission = Admission(config)
+    admission.admit(join)
+
+    def read(data: bytes) -> object:
+        newcomer: pb.Join = parsed(pb.Join, data)
+        plans = read_plans(newcomer.plan)
+        admission.joins = {0: join}
+        admission.admit(newcomer)
+        return plans
+
+    return Decoder((join.SerializeToString(), with_plan.SerializeToString()), read)
 
 
 def read_server_message(data: bytes) -> object:
@@ -159,6 +207,70 @@ def server_messages(_: Path) -> Decoder:
         pb.ServerMessage(rejected=pb.Rejected(reason="labels")),
     ]  # fmt: skip
     return Decoder(tuple(message.SerializeToString() for message in messages), read_server_message)
+
+
+def status_replies(_: Path) -> Decoder:
+    """Of a server that somebody asks how far it is, shown both ways."""
+    asked = pb.StatusReply(run="0a1b", phase="training", epoch=1, epochs=2, step=3, steps=9, batches_per_second=0.5)
+    asked.checkpoint.MergeFrom(pb.Checkpoint(epoch=1, step=2, seconds_ago=130.5))
+    asked.clients.append(pb.ClientStatus(client=1, state="away", away_seconds=9000.0, received=5, applied=3))
+
+    def read(data: bytes) -> object:
+        reply: pb.StatusReply = parsed(pb.StatusReply, data)
+        check_reply("server", reply)
+        show(reply, Console(file=io.StringIO()))
+        return parse_json(as_json(reply))
+
+    return Decoder((asked.SerializeToString(), pb.StatusReply(phase="joining").SerializeToString()), read)
+
+
+def handshakes(folder: Path) -> Decoder:
+    """What a stranger says first to a server with TLS, which has a word for each refusal."""
+    make_certificates(folder, clients=1)
+    trust = Trust(folder / "server.pem", folder / "server-key.pem", folder / "authority.pem")
+    server = trust.server_context()
+    hello = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        trust.client_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+
+    def read(data: bytes) -> object:
+        said = ssl.MemoryBIO()
+        said.write(data)
+        try:
+            server.wrap_bio(said, answer := ssl.MemoryBIO(), server_side=True).do_handshake()
+        except ssl.SSLWantReadError:
+            return answer.read()
+        except (OSError, ValueError) as error:  # as the door of a server does
+            raise InputError("connection", "TLS", why(error), "look at what it is") from None
+        raise AssertionError("a handshake that ends with its first message")
+
+    return Decoder((hello.read(),), read)
+
+
+def trust_files(folder: Path) -> Decoder:
+    """An input is a server's certificate, key, authority or tokens, its number first; the others are whole.
+    What PEM holds is changed before it is put into letters, where nearly every change would be refused."""
+    make_certificates(folder, clients=1)
+    make_certificates(folder, clients=2, tokens=True)
+    files = [folder / name for name in ("server.pem", "server-key.pem", "authority.pem", "tokens")]
+    trust, whole = Trust(files[0], files[1], files[2], files[3]), [file.read_bytes() for file in files]
+    lines = [content.splitlines(keepends=True) for content in whole]
+    client = Trust(authority=files[2])
+    checks = (trust.check_server, trust.server_context, partial(client.check_client, 0), trust.digests)
+
+    def read(data: bytes) -> object:
+        number = data[0] % len(files) if data else 0
+        first, *_, last = lines[number]
+        inside = base64.encodebytes(data[1:])
+        files[number].write_bytes(data[1:] if number == 3 else first + inside + last)
+        try:
+            checks[number]()
+            return trust
+        finally:
+            files[number].write_bytes(whole[number])
+
+    inner = [base64.b64decode(b"".join(own[1:-1])) for own in lines[:3]]
+    return Decoder(tuple(bytes([i]) + content for i, content in enumerate([*inner, whole[3]])), read)
 
 
 # --- Codecs -----------------------------------------------------------------------------------------------------------
@@ -229,15 +341,13 @@ def whole_store(folder: Path) -> object:
 def stores(mended: bool, folder: Path) -> Decoder:
     """An input is one file of a store, its number first; the other files are whole. `mended`: checksums fit again, so
     that what stands behind them is reached."""
-    place, segments = folder / "store", store.SEGMENTS
-    store.SEGMENTS = store.MINIMUM_BYTES // 1000  # so that a few uploads are several segments
-    try:
-        with store.UploadStore.open(place, identity={"cut": "a", "classes": 10}, limit_bytes=1 << 24) as opened:
-            for step in range(3):
-                opened.add([write_batch(replace(plain_batch(), step=step), "none").batch])
-            opened.add([write_batch(plain_batch(2), "none", test=True).batch])
-    finally:
-        store.SEGMENTS = segments
+    place = folder / "store"
+    few = mock.patch.object(store, "SEGMENTS", store.MINIMUM_BYTES // 1000)  # so that two uploads are two segments
+    identity = {"cut": "a", "classes": 10}
+    with few, store.UploadStore.open(place, identity=identity, limit_bytes=1 << 24) as opened:
+        for step in range(2):
+            opened.add([write_batch(replace(plain_batch(), step=step), "none").batch])
+        opened.add([write_batch(plain_batch(2), "none", test=True).batch])
     files = sorted(place.iterdir())
     whole = [file.read_bytes() for file in files]
 
@@ -262,6 +372,103 @@ def with_checksums(segment: bytes) -> bytes:
         fields += zlib.crc32(segment[begin:at]).to_bytes(4, "little")
         mended += fields + zlib.crc32(fields).to_bytes(4, "little") + segment[begin:at]
     return mended + segment[at:]
+
+
+def spools(mended: bool, folder: Path) -> Decoder:
+    """An input is one segment of a spool, its number first; the other one is whole. `mended`: as with stores."""
+    place = folder / "spool"
+    with mock.patch.object(outbox, "SEGMENT_BYTES", 100):
+        kept = outbox.Outbox(place, run="0a1b", memory_bytes=0)
+        for size in (100, 30, 0, 70, 20, 40):
+            kept.add(bytes(range(size)))
+        kept.save()
+        kept.let_go(1)  # and its segment with it
+    files = sorted(place.iterdir())
+    whole = [file.read_bytes() for file in files]
+    head = outbox.FORMAT + b"0a1b\n"
+
+    def read(data: bytes) -> object:
+        number = data[0] % len(files) if data else 0
+        files[number].write_bytes(with_checks(data[1:], head) if mended else data[1:])
+        try:
+            kept = outbox.Outbox(place, run="0a1b")
+            kept.load(6, 0)
+            return [kept.get(place) for place in range(kept.first, kept.last + 1)]
+        finally:
+            files[number].write_bytes(whole[number])
+
+    seeds = [bytes([i]) + content for i, content in enumerate(whole)]
+    twice = seeds[0] + whole[0][len(head) :]  # each message made again, as behind a checkpoint
+    return Decoder((*seeds, twice), read)
+
+
+def with_checks(segment: bytes, head: bytes) -> bytes:
+    """Of a spool."""
+    header, mended, at = struct.Struct("<QQ"), head, len(head)
+    while len(segment) - at >= header.size + 4:
+        fields = segment[at : at + header.size]
+        begin = at + header.size + 4
+        at = min(begin + header.unpack(fields)[1], len(segment))
+        mended += fields + zlib.crc32(fields + segment[begin:at]).to_bytes(4, "little") + segment[begin:at]
+    return mended + segment[at:]
+
+
+def checkpoints(mended: bool, folder: Path) -> Decoder:
+    """`mended`: an input is what PyTorch has saved in it, and header and digest fit."""
+    file = folder / "unfinished.pt"
+    with mock.patch("time.time", return_value=1.0):
+        for state in ({"step": 3, "rate": 0.5, "mark": torch.tensor([1, 2])}, {"state": [None, (True, {"a": "é"})]}):
+            checkpoint.write(file, "0a1b", state)
+    written = [checkpoint.before(file).read_bytes(), file.read_bytes()]
+    checkpoint.before(file).unlink()
+    digest_bytes = hashlib.blake2b().digest_size
+
+    def read(data: bytes) -> object:
+        if mended:
+            head = {"format": checkpoint.FORMAT, "run": "0a1b", "bytes": len(data)}
+            data = b"halfpass checkpoint\n" + json.dumps(head).encode() + b"\n" + data
+            data += hashlib.blake2b(data).digest()
+        file.write_bytes(data)
+        return checkpoint.read(file, "0a1b")
+
+    inner = [content[content.index(b"}\n") + 2 : -digest_bytes] for content in written]
+    return Decoder(tuple(inner if mended else written), read)
+
+
+def run_folders(folder: Path) -> Decoder:
+    """An input is one file of a run folder, its number first; the others are whole. It is read by what goes on with a
+    run, and by what reports it."""
+    run, shard = RunFolder(folder), Samples(torch.zeros(2, 1), torch.tensor([0, 1]))
+    data = Dataset("own", shard, shard, 2, (), ())
+    run.keep_digests([data])
+    row = {"epoch": 1, "process": "server", "loss": 0.5, "test_accuracy": 0.25, "metric": "accuracy", "test": {"a": 1}}
+    result = nested({**dict.fromkeys(REQUIRED), "method": "decoupled", "peak_memory_bytes.client": [1]})
+    texts = {
+        "config.yaml": "method: decoupled\ntrain: {seed: 1}\n", "result.json": json.dumps(result),
+        "metrics.jsonl": json.dumps(row) + "\n" + json.dumps({"epoch": 2, "process": "client 0"}) + "\n",
+        DATA: (folder / DATA).read_text(), SERVED: '{"bind": "127.0.0.1:7465", "above": null, "insecure": false}',
+        JOINED: '{"address": "127.0.0.1:7465", "insecure": false}',
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    names = list(texts)
+
+    def read(data_: bytes) -> object:
+        name = names[data_[0] % len(names)] if data_ else names[0]
+        (folder / name).write_bytes(data_[1:])
+        try:
+            if name == DATA:
+                run.check_digests([data])
+                return name
+            if name in (SERVED, JOINED):
+                return read_where(folder / name, "bind" if name == SERVED else "address")
+            if name == "config.yaml":
+                return read_config(folder), read_run(folder)
+            return summary(read_run(folder)), run.rows(2)
+        finally:
+            (folder / name).write_text(texts[name])
+
+    return Decoder(tuple(bytes([i]) + text.encode() for i, text in enumerate(texts.values())), read)
 
 
 LAYOUT = replace(CIFAR["cifar10"], train={"data_batch_1": 1}, test={"test_batch": 1})
@@ -294,7 +501,7 @@ def archive(names: Iterable[str], form: int) -> bytes:
             entry = tarfile.TarInfo(f"{LAYOUT.folder}/{name}")
             entry.size = len(raw)
             made.addfile(entry, io.BytesIO(raw))
-    return content.getvalue()
+    return content.getvalue().rstrip(b"\0") + bytes(1024)  # in place of up to 10 KB
 
 
 def cifar_archives(folder: Path) -> Decoder:
@@ -377,7 +584,8 @@ def json_texts(_: Path) -> Decoder:
 
 
 def yaml_texts(_: Path) -> Decoder:
-    texts = (*(text.encode() for text in YAML), yaml.safe_dump(as_dict(Config())).encode())
+    settings = {"wire": as_dict(Config())["wire"], "out": None}
+    texts = (*(text.encode() for text in YAML), yaml.safe_dump(settings).encode())
     return Decoder(texts, partial(text_of, parse_yaml), (ValueError,))
 
 
@@ -396,11 +604,20 @@ def mapping_files(folder: Path) -> Decoder:
 DECODERS: dict[str, Callable[[Path], Decoder]] = {
     "client messages": client_messages,
     "server messages": server_messages,
+    "newcomers": newcomers,
+    "status replies": status_replies,
+    "handshakes": handshakes,
+    "trust files": trust_files,
     **{f"codec {name}": partial(payloads, codec) for name, codec in CODECS.items()},
     "safetensors files": safetensors_files,
     "PyTorch files": pytorch_files,
     "stores": partial(stores, False),
     "mended stores": partial(stores, True),
+    "spools": partial(spools, False),
+    "mended spools": partial(spools, True),
+    "checkpoints": partial(checkpoints, False),
+    "mended checkpoints": partial(checkpoints, True),
+    "run folders": run_folders,
     "CIFAR files": cifar_files,
     "CIFAR archives": cifar_archives,
     "pictures": pictures,

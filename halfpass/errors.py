@@ -48,6 +48,8 @@ LONGEST = 4000  # characters of a message, some of which a peer may have chosen
 def printable(text: str) -> str:
     """One line that a terminal shows as it is: control characters, such as escape codes of a peer's, by their names."""
     shown = text[:LONGEST] + ("…" if len(text) > LONGEST else "")
+    if shown.isprintable():
+        return shown
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 

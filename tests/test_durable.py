@@ -1,6 +1,8 @@
 """Nothing lost, nothing twice: what either side keeps, and runs that are killed, cut and told to leave."""
 
+import hashlib
 import importlib.util
+import io
 import json
 import random
 import signal
@@ -140,6 +142,21 @@ def test_a_spool_of_another_run_or_a_damaged_one_is_refused_by_name(tmp_path):
         contents(box)
 
 
+def test_a_message_before_a_spool_s_first_one_takes_no_other_s_place(tmp_path):
+    """In a segment that a checksum calls sound, but that says another number than it was written with."""
+    box = filled(tmp_path / "spool", count=4, memory_bytes=0)
+    box.save()
+    (file,) = (tmp_path / "spool").iterdir()
+    stray = message(1)
+    record = outbox_module._RECORD.pack(1, len(stray), outbox_module._checksum(1, len(stray), stray))
+    file.rename(file.with_stem(f"{3:012}"))
+    file.with_stem(f"{3:012}").write_bytes(file.with_stem(f"{3:012}").read_bytes() + record + stray)
+    again = Outbox(tmp_path / "spool", run="abc")
+    again.load(4, 0)
+    assert contents(again) == {place: message(place) for place in (3, 4)}
+    assert again.kept_bytes == len(message(3)) + len(message(4))
+
+
 def test_a_full_disk_is_said_at_a_checkpoint_and_kept_in_memory_meanwhile(tmp_path, monkeypatch):
     box = filled(tmp_path / "spool", count=3)
 
@@ -203,6 +220,24 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path, monkeypatc
         checkpoint.read(file)
     torch.save(state(1), file)
     with pytest.raises(InputError, match=r"expected the state of a run, found another file, or one of an older version"):
+        checkpoint.read(file)
+
+
+def test_what_is_no_state_behind_a_sound_digest_is_refused_by_name(tmp_path):
+    """As PyTorch's reader fails at it, in more ways than it says; and a header that Python's would overflow at."""
+    file = tmp_path / "unfinished.pt"
+    for saved, found in (
+        (b"\x80\x02.", r"what PyTorch does not read \(IndexError\)"), (b"", r"what PyTorch does not read \(EOFError\)"), (torch.zeros(2), "Tensor"),
+    ):  # fmt: skip
+        content = io.BytesIO()
+        torch.save(saved, content)
+        inner = content.getvalue() if isinstance(saved, torch.Tensor) else saved
+        head = b'halfpass checkpoint\n{"format": 1, "run": "run", "bytes": %d}\n' % len(inner)
+        file.write_bytes(head + inner + hashlib.blake2b(head + inner).digest())
+        with pytest.raises(InputError, match=rf"unfinished.pt: expected the state of a run, found {found}; restore it, or train anew"):
+            checkpoint.read(file)
+    file.write_bytes(b"halfpass checkpoint\n" + b"[" * 2**17 + b"\n")
+    with pytest.raises(InputError, match=r"unfinished.pt: expected a header as it was written, found another"):
         checkpoint.read(file)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import logging
 import math
@@ -19,9 +20,11 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from rich.console import Console
 
 from halfpass.commands.certs import make_certificates
 from halfpass.commands.cli import main
+from halfpass.commands.status import as_json, show
 from halfpass.config import Config, LogConfig, MetricsConfig, TlsConfig
 from halfpass.errors import InputError, RunError
 from halfpass.run import logs, overview
@@ -362,6 +365,19 @@ def test_a_reply_is_bounded():
     reply = many.status()
     assert len(reply.clients) == 1000
     assert reply.ByteSize() < asking.MOST_BYTES / 4
+
+
+def test_a_hostile_reply_is_shown_as_it_is_or_refused():
+    reply = pb.StatusReply(run="[/no]", batches_per_second=math.nan, clients=[pb.ClientStatus(state="[/no]\x1b[2J", away_seconds=math.inf)])
+    shown = io.StringIO()
+    show(reply, Console(file=shown))
+    assert shown.getvalue().count("[/no]") == 2
+    assert "\x1b" not in shown.getvalue()
+    said = json.loads(as_json(reply), parse_constant=pytest.fail)
+    assert (said["batches_per_second"], said["clients"][0]["away_seconds"]) == (None, None)
+    many = pb.StatusReply(clients=[pb.ClientStatus()] * (asking.MOST_CLIENTS + 1))
+    with pytest.raises(InputError, match="server: expected a reply of at most 1000 clients, found 1001"):
+        asking.check_reply("server", many)
 
 
 def test_how_fast_of_late(monkeypatch):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
+from halfpass.data.datasets import load
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in, replacing
 from halfpass.run import local, records
@@ -190,6 +191,22 @@ def test_other_settings_and_a_lost_store_are_refused(tmp_path, monkeypatch):
     (tmp_path / "run" / "store").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"store .*run/store: expected the run's \d+ uploads, found 0; go on in the directory"):
         resume(tmp_path / "run")
+
+
+def test_damaged_notes_of_a_run_are_said(tmp_path, capsys):
+    """Where a server listened and a client joined, and which samples there were."""
+    for name, said in (("serve.json", '{"bind": 7465, "insecure": false}'), ("client-1/join.json", '{"address": "127.0.0.1:7465"}')):
+        folder = (tmp_path / name).parent
+        RunFolder.create(folder, Config(runtime="processes"))
+        (tmp_path / name).write_text(said)
+        assert main(["resume", str(tmp_path)]) == 2
+        assert f"{name}: expected '{'bind' if name == 'serve.json' else 'address'}', 'above' and 'insecure' as they were written, found" in capsys.readouterr().err
+        (folder / "config.yaml").rename(tmp_path / "before.yaml")
+    folder, data = RunFolder(tmp_path), load("digits")
+    for noted in ('{"sites": [1]}', '{"sites": {}}', "{}"):
+        (tmp_path / "data.json").write_text(noted)
+        with pytest.raises(InputError, match=r"expected the run's training samples \(digest None\)"):
+            folder.check_digests([data])
 
 
 def test_a_damaged_row_is_said(tmp_path, monkeypatch):

@@ -238,6 +238,10 @@ def test_what_cannot_be_used_is_said_before_anything_is_reached(folders, tmp_pat
     (tmp_path / "empty").mkdir()
     expired = issued(ours, tmp_path / "old", client(0), -2, -1)
     (tmp_path / "text").write_text("no certificate")
+    der = ssl.PEM_cert_to_DER_cert((ours / "client-0.pem").read_text())
+    usage, names = bytes.fromhex("551d0f"), bytes.fromhex("551d11")  # of extensions
+    assert usage in der
+    (tmp_path / "twice").write_text(ssl.DER_cert_to_PEM_cert(der.replace(usage, names)))  # its names
     authority = str(ours / "authority.pem")
     for tls, role, said in (
         (TlsConfig(folder=str(tmp_path / "none")), "server", "tls.folder: expected a folder of halfpass certs, found none at "),
@@ -247,6 +251,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_reached(folders, tmp_pat
         (TlsConfig(folder=str(ours), key=str(ours)), "server", "tls.key: expected a file that can be read, found "),
         (TlsConfig(folder=str(ours), authority=str(tmp_path / "text")), "server", "expected certificates of authorities, in PEM, found something else"),
         (TlsConfig(folder=str(ours), certificate=str(tmp_path / "text")), "client-0", "expected a certificate in PEM, found something else"),
+        (TlsConfig(folder=str(ours), certificate=str(tmp_path / "twice")), "client-0", "expected a certificate in PEM, found something else"),
         (TlsConfig(certificate=str(expired[0]), key=str(expired[1]), authority=authority), "client-0", "expected a certificate that is valid now, found one of "),
         (TlsConfig(folder=str(ours), certificate=str(ours / "client-1.pem"), key=str(ours / "client-1-key.pem")), "client-0", "expected the certificate of urn:halfpass:client:0, found urn:halfpass:client:1"),
         (TlsConfig(certificate=str(ours / "server.pem"), key=str(ours / "server-key.pem")), "server", "tls: expected an authority of the clients, or tokens, found neither; give one, or the server would admit anybody"),
@@ -286,6 +291,9 @@ def test_what_is_there_and_does_not_fit_is_said(folders, tmp_path, monkeypatch):
     shutil.copytree(folders / "ours", folder)
     with pytest.raises(InputError, match=r"server.pem: expected a server's certificate for new.example, found one without it; remove it and its key"):
         make_certificates(folder, clients=2, hosts=["localhost", "new.example"])
+    (folder / "server.pem").write_text("damaged")
+    with pytest.raises(InputError, match=r"server.pem: expected a server's certificate for localhost, found one without it; remove it and its key"):
+        make_certificates(folder, clients=2, hosts=["localhost"])
     (folder / "server.pem").unlink()
     (folder / "server-key.pem").unlink()
     assert {file.name for file in make_certificates(folder, clients=2, hosts=["new.example"])} == {"server.pem", "server-key.pem"}

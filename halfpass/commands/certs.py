@@ -82,8 +82,11 @@ def make_certificates(
 
 def _check_names(file: Path, names: Sequence[x509.GeneralName]) -> None:
     """Raises InputError where a certificate that is there already has not these names."""
-    certificate = x509.load_pem_x509_certificate(file.read_bytes())
-    there = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    try:
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        there = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except Exception:  # of a file that is no certificate, or has no names: they lack
+        there = []
     if lacking := [str(name.value) for name in names if name not in there]:
         remedy = "remove it and its key, and run this again"
         raise InputError(f"{file}", f"a server's certificate for {lacking[0]}", "one without it", remedy)
@@ -112,7 +115,7 @@ def _authority(folder: Path) -> tuple[_Pair, dict[str, bytes]]:
             key = serialization.load_pem_private_key(key_file.read_bytes(), None)
             assert isinstance(key, ec.EllipticCurvePrivateKey)
             assert key.public_key() == certificate.public_key()
-        except (OSError, ValueError, TypeError, AssertionError) as error:
+        except Exception as error:  # the library's errors have no common base
             found = f"files that are none ({error.strerror})" if isinstance(error, OSError) else "others"
             remedy = "choose another folder, or bring back both files"
             raise InputError(f"{certificate_file}", "an authority with its key beside it", found, remedy) from None

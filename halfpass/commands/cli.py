@@ -33,7 +33,7 @@ from halfpass.commands.status import as_json, show
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, TlsConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError
-from halfpass.files import at_home, read_mapping, refuse_file, write_json
+from halfpass.files import at_home, refuse_file, write_json
 from halfpass.plugin import origin
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
@@ -43,7 +43,7 @@ from halfpass.run.children import INTERRUPTED, IS_CHILD, Left, be_interruptible,
 from halfpass.run.client_process import join
 from halfpass.run.credentials import trust_to_ask
 from halfpass.run.metrics import listening
-from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config
+from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config, read_where
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
 from halfpass.wire.asking import ask_status
@@ -97,9 +97,8 @@ def _resume(options: Namespace) -> None:
     _check_code(run, given, options.allow_code)
     if (run / SERVED).is_file() and not (run / "result.json").is_file():
         config = dataclasses.replace(given, out=str(run))
-        said = read_mapping(run / SERVED)[1]
-        bind = options.bind or str(said["bind"])
-        _serve_run(config, bind, said["above"], insecure=bool(said["insecure"]), again=True)
+        said = read_where(run / SERVED, "bind")
+        _serve_run(config, options.bind or said["bind"], said["above"], insecure=said["insecure"], again=True)
         return None
     resume(run, debug=options.debug)
     return _report_own([run])
@@ -116,8 +115,8 @@ def _resume_client(run: Path, clients: list[Path], options: Namespace) -> None:
     config = dataclasses.replace(read_config(own), out=str(run))
     logs.begin(config.log)
     _check_code(own, config, options.allow_code)
-    said = read_mapping(own / JOINED)[1]
-    _join_run(config, str(said["address"]), chosen, insecure=bool(said["insecure"]), again=True)
+    said = read_where(own / JOINED, "address")
+    _join_run(config, said["address"], chosen, insecure=said["insecure"], again=True)
 
 
 def _compare(options: Namespace) -> None:

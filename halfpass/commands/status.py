@@ -1,10 +1,12 @@
 """`halfpass status`: how far a server's run is, as a few lines and a table, or as JSON."""
 
 import json
+import math
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from halfpass.errors import printable
 from halfpass.wire import halfpass_pb2 as pb
@@ -13,7 +15,7 @@ WIDTH = 120  # of what is not a terminal
 
 
 def as_json(reply: pb.StatusReply) -> str:
-    """All of it, by the names of halfpass.proto."""
+    """All of it, by the names of halfpass.proto; null for a number that is none."""
     return json.dumps(_fields(reply), indent=2)
 
 
@@ -24,7 +26,7 @@ def _fields(message: Any) -> dict[str, Any]:
 def _plain(message: Any, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.message_type is None:
-        return value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
     if field.is_repeated:
         return [_fields(part) for part in value]
     return _fields(value) if message.HasField(field.name) else None
@@ -56,7 +58,7 @@ def show(reply: pb.StatusReply, console: Console | None = None) -> None:
             f"{client.step}/{client.steps}", client.received, client.applied, lag, client.queued,
             f"{client.queued_bytes:,}", client.reconnections,
         )  # fmt: skip
-        table.add_row(str(client.client), state, *map(str, numbers))
+        table.add_row(str(client.client), Text(state), *map(str, numbers))
     console.print(table)
     if reply.clients_count > len(reply.clients):
         console.print(f"and {reply.clients_count - len(reply.clients)} more", highlight=False)

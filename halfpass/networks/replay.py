@@ -125,7 +125,7 @@ def plan_from_dict(values: Mapping[str, Any]) -> CutPlan:
         client, server, unused = (tuple(map(str, values[key])) for key in ("client", "server", "unused"))
         passes = _pass(values["train"]), _pass(values["evaluation"])
         return CutPlan(str(values["layer"]), *passes, inputs, client, server, unused)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, AttributeError) as error:  # int(1e999)
         remedy = "both sides must run the same halfpass"
         raise InputError("the plan of the cut", "one as halfpass makes it", repr(error)[:80], remedy) from None
 

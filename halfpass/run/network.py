@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from halfpass.algorithm.client import unreached_parameters
 from halfpass.algorithm.edge import EdgeHalf
 from halfpass.arithmetic.precision import Arithmetic, arithmetic
+from halfpass.bounded import parse_json
 from halfpass.config import ClientsConfig, Config, ModelConfig
 from halfpass.cut import CutBatch
 from halfpass.data.batches import test_batches
@@ -144,9 +145,9 @@ def write_plans(plans: Plans) -> str:
 def read_plans(text: str) -> Plans:
     """The inverse of `write_plans`; raises InputError where it is none."""
     try:
-        plans = json.loads(text or "{}")
+        plans = parse_json(text or "{}")
         return {str(key): None if plan is None else plan_from_dict(plan) for key, plan in plans.items()}
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         remedy = "both sides must run the same halfpass"
         raise InputError("the plan of the cut", "JSON as halfpass writes it", reason(error), remedy) from None
 
@@ -357,7 +358,9 @@ def written_spec(spec: Spec) -> dict[str, list[Any]]:
 
 
 def read_spec(written: dict[str, list[Any]]) -> Spec:
-    """The inverse of `written_spec`."""
+    """The inverse of `written_spec`; raises ValueError, TypeError or AttributeError where it is none."""
+    if not all(type(n) is int for _, shape in written.values() for n in shape):
+        raise ValueError("a shape that is no list of whole numbers")
     return {name: (dtype, tuple(shape)) for name, (dtype, shape) in written.items()}
 
 

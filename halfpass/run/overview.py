@@ -12,11 +12,11 @@ from typing import Protocol
 
 from halfpass.config import Config
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.asking import MOST_CLIENTS
 from halfpass.wire.hub import Hub, Look
 
 RECENT_SECONDS = 60.0  # over which it is said how fast the run is
 MARK_SECONDS = 1.0
-MOST_CLIENTS = 1000  # of which a reply tells
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds, of a histogram
 
 

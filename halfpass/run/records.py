@@ -310,6 +310,7 @@ class RunFolder:
         known = read_mapping(file)[1].get("sites")
         for number, site in enumerate(sites, first):
             noted = known[min(number, len(known) - 1)] if isinstance(known, list) and known else {}
+            noted = noted if isinstance(noted, dict) else {}
             for part, found in _digests(site, test_alone=test_alone).items():
                 if noted.get(part) != found:
                     expected = f"the run's {part} samples (digest {noted.get(part)})"
@@ -480,6 +481,17 @@ def read_result(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError(str(path), "result.json of a finished run", "none", "look at what the run printed")
     return read_mapping(file)[1]
+
+
+def read_where(file: Path, address: str) -> dict[str, Any]:
+    """What `serve.json` or `join.json` says of where a process listened or joined, under `address`, and how."""
+    said = read_mapping(file)[1]
+    above = said.setdefault("above", None)
+    if not (isinstance(said.get(address), str) and isinstance(said.get("insecure"), bool)
+            and (above is None or isinstance(above, str))):  # fmt: skip
+        expected, remedy = f"{address!r}, 'above' and 'insecure'", "restore the file, or say them again with --resume"
+        raise InputError(str(file), f"{expected} as they were written", repr(said)[:80], remedy)
+    return said
 
 
 # In which one training, begun at one time and gone on with or looked for at another, may differ.

@@ -10,7 +10,7 @@ from halfpass.wire.service import SERVICE, STATUS, check_address
 from halfpass.wire.trust import Trust
 
 REACH_SECONDS, ANSWER_SECONDS = 1.0, 5.0
-MOST_BYTES = 2**20  # of a reply
+MOST_BYTES, MOST_CLIENTS = 2**20, 1000  # of a reply
 
 
 def ask_status(address: str, trust: Trust | None = None, *, insecure: bool = False) -> pb.StatusReply:
@@ -36,4 +36,12 @@ def ask_status(address: str, trust: Trust | None = None, *, insecure: bool = Fal
                 raise InputError(place, expected, found, "give the address of one") from None
             expected, found = f"an answer within {ANSWER_SECONDS:g} s", f"{code.name.lower()}: {said}"
             raise RunError(place, expected, found, "look at what it printed") from None
+        check_reply(place, reply)
         return reply
+
+
+def check_reply(place: str, reply: pb.StatusReply) -> None:
+    """Raises InputError where it tells of so many clients that they would take minutes to show."""
+    if len(reply.clients) > MOST_CLIENTS:
+        found, remedy = str(len(reply.clients)), "look at what it is"
+        raise InputError(place, f"a reply of at most {MOST_CLIENTS} clients", found, remedy)

@@ -183,7 +183,7 @@ class Outbox:
                 found = f"none with number {missing[0]}, or a damaged one"
                 raise InputError(f"spool {self.folder}", expected, found, _REMEDY)
             self.durable = max(durable, min(first, last + 1) - 1)
-            self._kept = deque(there[place] for place in sorted(there))
+            self._kept = deque(there[place] for place in range(first, last + 1))
             for kept in self._kept:
                 kept.before = self._added_bytes
                 self._added_bytes += kept.size

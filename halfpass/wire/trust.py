@@ -153,10 +153,10 @@ def _check_dates(place: str, file: Path) -> list[str]:
     try:
         certificate = x509.load_pem_x509_certificate(content)
         names = _names(certificate)
-    except ValueError:
+        first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except Exception:  # the library's errors of extensions and algorithms have no common base
         raise InputError(f"{file}", "a certificate in PEM", "something else", "copy it from its owner") from None
     now = datetime.datetime.now(datetime.UTC)
-    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not first <= now <= last:
         found = f"one of {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M}"
         remedy = "make a new one with halfpass certs" if now > last else "set this machine's clock"
