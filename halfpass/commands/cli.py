@@ -5,7 +5,9 @@ adds the traceback.
 """
 
 import argparse
+import atexit
 import dataclasses
+import gc
 import io
 import itertools
 import logging
@@ -50,6 +52,11 @@ from halfpass.wire.asking import ask_status
 
 LOG = logging.getLogger("halfpass")
 DEFAULT_BIND = "127.0.0.1:7465"
+
+# What is imported stays: Python's collector need not look through all of it again and again, nor at the end, where that
+# takes a second.
+gc.freeze()
+atexit.register(gc.freeze)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
