@@ -3,10 +3,13 @@
 Not those of networks, which torch.fx calls with stand-ins for tensors.
 """
 
+import gc
 import multiprocessing
 from pathlib import Path
 
 from jaxtyping import install_import_hook
+
+gc.disable()  # until everything is imported
 
 PACKAGE = Path(__file__).parent.parent / "halfpass"
 # Networks are called with stand-ins for tensors; and beartype draws from Python's random numbers, which a check compares.
@@ -22,7 +25,14 @@ hook = install_import_hook(CHECKED, "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import halfpass.tasks.metrics  # noqa: E402, F401  # which most tests import sooner or later
 from halfpass.data.datasets import Dataset, Samples  # noqa: E402
+
+
+def pytest_collection_finish():
+    """Runs collect garbage before they measure memory: half a second, if what is imported were looked through too."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

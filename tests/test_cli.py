@@ -219,10 +219,9 @@ def test_own_code_from_training_to_export(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err.count("importing") == 2
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_an_output_that_is_not_utf_8_does_not_fail_a_finished_run(tmp_path, encoding):
+def test_an_output_that_is_not_utf_8_does_not_fail_a_finished_run(tmp_path):
     words = [sys.executable, "-m", "halfpass", "train", *QUICK, "--out", "run"]
-    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=100, check=False)
     assert (done.returncode, (tmp_path / "run" / "report.html").is_file()) == (0, True)
     assert done.stdout.endswith(b"report: run/report.html\n")

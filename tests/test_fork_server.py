@@ -89,8 +89,16 @@ def test_a_child_that_ends_before_anybody_looks_is_itself(monkeypatch):
     assert child.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_command_whose_output_is_closed_trains(tmp_path, closed):
-    words = f"-m halfpass train --runtime processes --train.epochs 1 --data.limit 256 --out {tmp_path / 'run'} {closed}"
-    subprocess.run(["sh", "-c", f"{sys.executable} {words}"], check=True, timeout=120)
+def test_a_command_whose_output_is_closed_trains(tmp_path):
+    words = f"-m halfpass train --runtime processes --train.epochs 1 --data.limit 256 --out {tmp_path / 'run'}"
+    subprocess.run(["sh", "-c", f"{sys.executable} {words} <&- >&- 2>&-"], check=True, timeout=120)
     assert (tmp_path / "run" / "result.json").is_file()
+
+
+@pytest.mark.parametrize("closed", ["__stdin__", "__stdout__", "__stderr__"])
+def test_nothing_is_forked_where_other_files_may_have_the_standard_ones_numbers(monkeypatch, closed):
+    monkeypatch.setattr(sys, closed, None)
+    monkeypatch.setattr(fork_server, "_link", None)
+    fork_server.start()
+    assert fork_server._link is None
+    assert fork_server.fork(["--version"], stdout=None, stderr=None) is None

@@ -6,16 +6,18 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import commands
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -38,7 +40,6 @@ from halfpass.wire.connection import Connection
 from halfpass.wire.hub import Hub
 from halfpass.wire.trust import Trust
 
-HALFPASS = [sys.executable, "-m", "halfpass"]
 START_SECONDS = 60
 
 
@@ -46,10 +47,13 @@ class Command:
     """A process, and the JSON lines that it has written to standard error so far."""
 
     def __init__(self, *words):
-        self.process = subprocess.Popen([*HALFPASS, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        read, write = os.pipe()
+        self.process = commands.start(words, Path.cwd(), subprocess.PIPE, write)
+        os.close(write)
+        errors = os.fdopen(read)
         self.lines, self.printed = [], []
         self._readers = [
-            threading.Thread(target=lambda: self.lines.extend(map(json.loads, self.process.stderr))),
+            threading.Thread(target=lambda: self.lines.extend(map(json.loads, errors))),
             threading.Thread(target=lambda: self.printed.extend(self.process.stdout)),
         ]
         for reader in self._readers:

@@ -823,16 +823,13 @@ if __name__ == "__main__":
 
 def test_a_script_names_functions_of_its_own(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-
-    def run(runtime):
-        words = [sys.executable, "script.py", runtime, runtime]
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
-
-    done = run("local")
+    words, here = [sys.executable, "script.py", "local", "run"], os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=here)
     assert float(done.stdout) > 0.7, done.stderr
-    refused = run("processes")
-    assert refused.stderr.splitlines()[-1] == (
-        "halfpass.errors.InputError: data.name: expected a module that other processes can import, found '__main__:data'; "
+    with pytest.raises(InputError) as refused:
+        train(Config(runtime="processes", data=DataConfig("__main__:data"), out=str(tmp_path / "processes")))
+    assert str(refused.value) == (
+        "data.name: expected a module that other processes can import, found '__main__:data'; "
         "put it into a file, or set runtime local"
     )
     assert not (tmp_path / "processes").exists()

@@ -18,10 +18,12 @@ import torch
 import yaml
 from runtimes import rows_of, train_in_both_runtimes
 
+from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, DataConfig, TrainConfig, WireConfig, as_dict
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
 from halfpass.run import client_process, replay, server_process, setup
+from halfpass.run.children import Child, stopping
 from halfpass.run.epoch import ClientEpoch, Score
 from halfpass.run.local import LocalRun
 from halfpass.run.train import train
@@ -209,8 +211,15 @@ def finish(process, seconds=300):
     return process.returncode, out, err
 
 
-def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path):
+def joining(address, settings, count=2):
+    """Clients, forked: Python takes seconds to import what they need."""
+    return [Child(f"client {k}", ["join", address, "--config", settings, "--client", str(k), "--out", f"site-{k}"], quiet=True)
+            for k in range(count)]  # fmt: skip
+
+
+def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path, monkeypatch, capsys):
     """In arrival order too, and without saying `runtime`."""
+    monkeypatch.chdir(tmp_path)
     server, address, settings = serve(tmp_path, wire_order="arrival")
     wrong = write_config(tmp_path, model_head="mlp", model_cut="block_1")
     for arguments, text in [
@@ -219,13 +228,14 @@ def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path):
         (["--config", settings, "--train.lr", "0.5", "--client", "1"],
          r"client 1 at joining: expected train.lr 0.2 \(the server's\), found 0.5; start both sides with the same .*"),
     ]:  # fmt: skip
-        status, out, err = finish(start(["join", address, *arguments, "--out", "refused"], tmp_path))
-        assert (status, out) == (2, "")
+        assert main(["join", address, *arguments, "--out", "refused"]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
         assert re.fullmatch(rf"halfpass: {text}\n", err), err
     assert not (tmp_path / "refused").exists()
-    clients = [start(["join", address, "--config", settings, "--client", str(k), "--out", f"site-{k}"], tmp_path)
-               for k in range(2)]  # fmt: skip
-    assert [finish(client)[0] for client in clients] == [0, 0]
+    clients = joining(address, settings)
+    with stopping(clients):
+        assert [client.process.wait(100) for client in clients] == [0, 0]
     status, out, err = finish(server)
     assert status == 0, err
     assert "report: server/report.html" in out
@@ -236,25 +246,27 @@ def test_serve_and_join_by_hand_with_a_refused_client_first(tmp_path):
     outcome = json.loads((tmp_path / "server" / "result.json").read_text())
     assert outcome["runtime"] == "processes"
     assert len(outcome["peak_memory_bytes"]["client"]) == 2
-    status, _, err = finish(start(["join", address, "--config", settings, "--client", "1", "--out", "site-1"], tmp_path))
-    assert (status, err) == (2, "halfpass: out: expected a folder without a run, found client-1.safetensors in site-1; "
-                                "choose another folder\n")  # fmt: skip
+    assert main(["join", address, "--config", settings, "--client", "1", "--out", "site-1"]) == 2
+    assert capsys.readouterr().err == (
+        "halfpass: out: expected a folder without a run, found client-1.safetensors in site-1; choose another folder\n"
+    )
 
 
-def test_a_killed_client_is_waited_for_and_then_ends_the_run_and_is_named(tmp_path):
+def test_a_killed_client_is_waited_for_and_then_ends_the_run_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     server, address, settings = serve(tmp_path, epochs=200, wire_reconnect=1.5)
-    clients = [start(["join", address, "--config", settings, "--client", str(k), "--out", f"site-{k}"], tmp_path)
-               for k in range(2)]  # fmt: skip
-    wait_for_rows(tmp_path / "server")
-    clients[1].kill()
-    began = time.monotonic()
-    status, _, err = finish(server, 20)
+    clients = joining(address, settings)
+    with stopping(clients):
+        wait_for_rows(tmp_path / "server")
+        clients[1].process.kill()
+        began = time.monotonic()
+        status, _, err = finish(server, 20)
+        left = clients[0].process.wait(20)
     assert status == 1
     said = "halfpass: client 1: expected a connection, or another one, found none for 1.5 s; see what it printed, and go on with halfpass resume on both sides"
     assert err.splitlines()[-1] == said
     assert "lost client 1: expected its end message, found a stream that ended without it" in err
-    status, _, err = finish(clients[0], 20)
-    assert (status, err.splitlines()[-1]) == (1, said)
+    assert (left, f"halfpass: {clients[0].failure()}") == (1, said)
     assert time.monotonic() - began < 15
     assert not (tmp_path / "server" / "result.json").exists()
 
@@ -266,16 +278,17 @@ def wait_for_rows(folder, seconds=300):
         time.sleep(0.05)
 
 
-def test_a_killed_server_ends_the_clients(tmp_path):
+def test_a_killed_server_ends_the_clients(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     server, address, settings = serve(tmp_path, epochs=200, clients_count=1, wire_reconnect=0.0)
-    client = start(["join", address, "--config", settings, "--out", "site"], tmp_path)
-    wait_for_rows(tmp_path / "server")
-    server.kill()
-    server.wait()
-    status, _, err = finish(client, 20)
-    assert status == 1
-    last = err.splitlines()[-1]
-    assert re.fullmatch(rf"halfpass: server at {address}: expected a connection until the end, found .*", last), err
+    (client,) = joining(address, settings, 1)
+    with stopping([client]):
+        wait_for_rows(tmp_path / "server")
+        server.kill()
+        server.wait()
+        assert client.process.wait(20) == 1
+    said = str(client.failure())
+    assert re.fullmatch(rf"server at {address}: expected a connection until the end, found .*", said), said
 
 
 def processes_of(text):
@@ -314,26 +327,31 @@ def test_stopping_the_command_stops_every_process_within_5_seconds(tmp_path, sto
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes through /proc")
 @pytest.mark.parametrize(("role", "name"), [("serve", "server"), ("join", "client 0")])
-def test_a_killed_process_of_a_command_is_said_and_leaves_nothing(tmp_path, role, name):
+def test_a_killed_process_of_a_command_is_said_and_leaves_nothing(tmp_path, capfd, role, name):
     out = tmp_path / "run"
-    command = start(["train", "--runtime", "processes", "--train.epochs", "500", "--out", str(out)], tmp_path)
-    wait_for_rows(out)
-    (one,) = [pid for pid, words in processes_of(out).items() if role in words]
-    os.kill(one, signal.SIGKILL)
-    status, _, err = finish(command, 20)
-    assert status == 1
-    assert err.splitlines()[-1] == (
+
+    def kill():
+        wait_for_rows(out)
+        (one,) = [pid for pid, words in processes_of(out).items() if role in words]
+        os.kill(one, signal.SIGKILL)
+        return time.monotonic()
+
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill)
+        assert main(["train", "--runtime", "processes", "--train.epochs", "500", "--out", str(out)]) == 1
+        assert time.monotonic() - killed.result(0) < 20
+    assert capfd.readouterr().err.splitlines()[-1] == (
         f"halfpass: {name}: expected its orderly end, found killed by SIGKILL; is memory short?"
     )
     assert processes_of(out) == {}
 
 
-def test_a_network_that_prints_a_lot_does_not_stop_the_server(tmp_path):
+def test_a_network_that_prints_a_lot_does_not_stop_the_server(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "loud.py").write_text(LOUD)
     words = ["train", "--runtime", "processes", "--model.name", "loud:network", "--train.epochs", "2", "--out", "run"]
-    status, out, err = finish(start(words, tmp_path))
-    assert status == 0, err
-    assert out.count("x" * 5000) >= 20
+    assert main(words) == 0
+    assert capfd.readouterr().out.count("x" * 5000) >= 20
 
 
 LOUD = """
@@ -353,11 +371,13 @@ def network(sample_shape, classes):
 """
 
 
-def test_a_failing_client_of_a_command_is_said_once(tmp_path):
+def test_a_failing_client_of_a_command_is_said_once(tmp_path, monkeypatch, capfd):
     """NaN in a client process: one line, from the command, with the side and the step."""
+    monkeypatch.chdir(tmp_path)
     words = ["train", "--runtime", "processes", "--train.lr", "1e30", "--train.schedule", "constant", "--out", "run"]
-    status, out, err = finish(start(words, tmp_path))
-    assert (status, out) == (1, "")
+    assert main(words) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
     assert re.fullmatch(r"halfpass: (client 0, auxiliary loss|server, batch of client 0), epoch 1, step [23]: "
                         r"expected a finite loss, found (nan|inf); lower train.lr\n", err), err  # fmt: skip
 

@@ -5,7 +5,9 @@ adds the traceback.
 """
 
 import argparse
+import atexit
 import dataclasses
+import gc
 import io
 import itertools
 import logging
@@ -50,6 +52,11 @@ from halfpass.wire.asking import ask_status
 
 LOG = logging.getLogger("halfpass")
 DEFAULT_BIND = "127.0.0.1:7465"
+
+# What is imported stays: Python's collector need not look through all of it again and again, nor at the end, where that
+# takes a second.
+gc.freeze()
+atexit.register(gc.freeze)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -427,33 +434,36 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+def _parser(chosen: str | None, with_help: bool) -> tuple[ArgumentParser, ArgumentParser | None]:
+    """The whole command's parser and the chosen command's. Of the others it knows the names alone, and without help not
+    what the settings mean: to read all of it takes a second."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=with_help)
     description = "Split learning in which only the forward pass crosses the wire."
     parser = ArgumentParser(prog="halfpass", description=description, exit_on_error=False, allow_abbrev=False,
                             version=metadata.version("halfpass"))  # fmt: skip
     subcommands = parser.add_subcommands(metavar="COMMAND")
-    children = {}
+    of_chosen = None
     for name, command in COMMANDS.items():
         child = ArgumentParser(description=command.help, exit_on_error=False, allow_abbrev=False)
-        command.add_options(child)
-        child.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        if name == chosen:
+            command.add_options(child)
+            child.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+            of_chosen = child
         subcommands.add_subcommand(name, child, help=command.help)
-        children[name] = child
-    return parser, children
+    return parser, of_chosen
 
 
 def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
-    parser, children = _parser()
     words = [_spelled_out(word) for word in _with_run_settings(_configs_at_home(words))]
-    name = next((word for word in words if word in children), None)
-    known = Known(list(COMMANDS), _option_names(children[name]) if name else [])
+    with_help = any(word == "-h" or word.startswith(("--help", "--print_")) for word in words)
+    parser, child = _parser(next((word for word in words if word in COMMANDS), None), with_help)
+    known = Known(list(COMMANDS), _option_names(child) if child else [])
     check_words(words, number_keys())
     for word, following in itertools.pairwise([*words, "-"]):
         file = following if word == "--config" else word.partition("--config=")[2]
-        if name is not None and file and not file.startswith("-"):  # else the library says that it is missing
-            check_config(Path(file), [action.dest for action in children[name]._actions])
+        if child and file and not file.startswith("-"):  # else the library says that it is missing
+            check_config(Path(file), [action.dest for action in child._actions])
     try:
         options = parser.parse_args(words)
     except argparse.ArgumentError as error:

@@ -4,6 +4,7 @@ A command starts one with its first child, and it ends with the command. It runs
 has never used a GPU, and holds no data. Where there is none, children are started the usual way (`children.py`).
 """
 
+import gc
 import importlib
 import json
 import os
@@ -144,8 +145,11 @@ def main(descriptor: int) -> None:
     starter = socket.socket(fileno=descriptor)
     # before the environment changes, among which it looks for its place
     setproctitle.setproctitle(f"halfpass fork server of {os.getppid()}")
+    gc.disable()  # which would look for garbage in what is imported, again and again
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # nor in the children, each of which would copy all that it looks at
+    gc.enable()
     woken, wake = socket.socketpair()
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
