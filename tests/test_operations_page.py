@@ -40,17 +40,28 @@ def test_limits():
         "values of a sample's inputs, and of its targets": f"{server_process.MOST_VALUES:,}",
         "classes or other outputs": f"{server_process.MOST_CLASSES:,}",
         "clients": f"{trust.MOST_CLIENTS:,}",
-        "streams": "1 of each client; a thread for each, and 8 more for newcomers and questions",
+        "streams": f"1 of each client that has joined; {hub.MOST_STREAMS} calls of one connection",
+        "calls that have not joined, and questions": f"{hub.MOST_CALLS} at once of one client, or of one connection without TLS; "
+        f"in all {hub.MORE_STREAMS} more than there are clients",
+        "threads for streams and calls": f"2 for each client, and {2 * hub.MORE_STREAMS}",
+        "new streams of one client, with TLS": f"{hub.STREAMS_AT_ONCE} at first, and {hub.STREAMS_A_SECOND:g} a second",
+        "connections of one client that has joined, with TLS": "1",  # tests/test_bounds.py
         "time for a TLS handshake": f"{front.HANDSHAKE_SECONDS:g} s",
         "connections of whom it is not known who they are, with TLS": each,
-        "time to say Join in a stream": f"{hub.JOIN_SECONDS:g} s",
+        "time to say Join in a stream, or to ask in a call": f"{hub.JOIN_SECONDS:g} s",
         "Join": f"{of(hub.MOST_JOIN_BYTES)}; each JSON text in it {of(server_process.MOST_SETTINGS_BYTES)}",
         "time until all clients have joined": f"{server_process.JOIN_SECONDS:g} s",
         "time to reach a server at the start": f"{connection.CONNECT_SECONDS:g} s",
         "silence of a peer": f"`wire.timeout`: {wire.timeout:g} s",
         "a lost peer is waited for": f"`wire.reconnect`: {wire.reconnect:g} s",
         "pause between two attempts": f"{connection.LONGEST_PAUSE:g} s",
-        "messages of a client that cannot be used": f"{hub.MOST_REJECTED}, then the run ends",
+        "messages of a client that cannot be used": f"{hub.MOST_REJECTED}, then it is dropped",
+        "messages that have come before": "once on each stream, where they are not durable; others cannot be used",
+        "signs of life of a client":
+            f"{hub.SIGNS_AT_ONCE} at once, and {hub.SIGNS_A_SECOND:g} a second, or two in each quarter of `wire.timeout`",
+        "times that a client is dropped": f"{hub.MOST_DROPPED}, then it is refused until the server is started again",
+        "another process of a connected client":
+            "is let in once the old one is silent for half of `wire.timeout`, at most 10 s",
         "a client's incoming queue": f"{connection.MOST_INCOMING} messages",
         "batches of a client not encoded yet": f"{connection.AHEAD_BATCHES}",
         "steps between checkpoints": f"`checkpoint.every`: {kept.every}",
@@ -67,7 +78,10 @@ def test_limits():
         "answers to `halfpass status`": f"{of(asking.MOST_BYTES)}, made anew every {hub.SAME_ANSWER_SECONDS:g} s at most; "
         f"of the first {overview.MOST_CLIENTS:,} clients",
     }  # fmt: skip
-    assert "ThreadPoolExecutor(self._clients + 8" in (CODE / "wire" / "hub.py").read_text()
+    code = (CODE / "wire" / "hub.py").read_text()
+    assert "count = 2 * (self._clients + MORE_STREAMS)" in code
+    assert "silence = time.monotonic(), 2 * heartbeat_seconds(self._timeout)" in code
+    assert [2 * service.heartbeat_seconds(timeout) for timeout in (8, 20, 60)] == [4, 10, 10]
     for process in ("client", "server"):
         assert "memory_bytes=config.wire.window // 4" in (CODE / "run" / f"{process}_process.py").read_text()
 
@@ -93,7 +107,8 @@ def test_each_message_of_a_fault_has_words_of_the_code():
         "one of another authority", "a certificate that is valid now", "took the renewed certificate",
         "kept the old certificate", "a token that the server knows", "one that wants TLS, or no halfpass server",
         "it does not speak TLS", "a loopback host", "it has not said who it is", "too many have not said who they are",
-        "use the halfpass that wrote it", "one of an older version",
+        "use the halfpass that wrote it", "one of an older version", "dropped client", "left", "another process",
+        "the one that was dropped", "calls at once that have not joined",
     ):  # fmt: skip
         assert said in code, said
         assert said in " ".join(PAGE.split()), said

@@ -72,7 +72,11 @@ def test_limits():
         "any message, in bytes": overhead,
         "parts of a message: its fields and theirs": f"{messages.MOST_PARTS}",
         "dimensions of a tensor": f"{messages.MOST_DIMENSIONS}",
-        "messages that are rejected": f"{hub.MOST_REJECTED}, then the client counts as lost",
+        "messages that are rejected": f"{hub.MOST_REJECTED}, then the client is dropped",
+        "signs of life": f"{hub.SIGNS_AT_ONCE} at once, {hub.SIGNS_A_SECOND:g} a second; more where `wire.timeout` is below 2 s",
+        "times that a client is dropped": f"{hub.MOST_DROPPED}, then it is refused",
+        "calls of one client at once that have not joined": f"{hub.MOST_CALLS}",
+        "streams of one client, with TLS": f"{hub.STREAMS_AT_ONCE} at first, and {hub.STREAMS_A_SECOND:g} a second",
     }
     assert f"{overhead} bytes" in FLAT
     assert "a quarter of `wire.timeout`, at most 5 s" in FLAT
@@ -410,14 +414,13 @@ def test_places():
 
 def test_who_may_go_on_and_who_may_begin_anew():
     with served() as server:
-        first = Raw(server.port)
+        first = Raw(server.port, process=7)
         first.hear("joined")
         server.send(0, pb.ServerMessage(begin=pb.Begin()))
         first.hear("begin")
         first.say(place=1, batch=step(0))
         server.take([0], "batch")
-        assert "found one that has joined already" in Raw(server.port).hear("failed").failed.reason  # it has no `run`
-        second = Raw(server.port, run="it", received=1)  # takes the place of the first
+        second = Raw(server.port, run="it", received=1, process=7)  # takes the place of the first
         assert second.hear("joined").joined.received == 1
         second.leave()
         wait_until(lambda: server.peer(0).stream is None)

@@ -104,6 +104,7 @@ class ServerFigures:
             ("gauge", "kept_bytes", "Kept for the client, should it need them again.", lambda look: look.kept_bytes),
             ("counter", "reconnections", "Times that the client came again.", lambda look: look.reconnections),
             ("counter", "rejected_messages", "Messages that could not be used.", lambda look: look.rejected),
+            ("counter", "dropped", "Times that the client was dropped for what it did.", lambda look: look.dropped),
         ]  # fmt: skip
         for kind, name, what, value in by_client:
             yield _family(kind, name, what, [((str(look.client),), value(look)) for look in looks], "client")

@@ -38,7 +38,7 @@ from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, schedule_position, testers, turns
 from halfpass.tasks.task import CLASS_NUMBERS, Spec
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import ClientLost, Hub, Peer, Received, StreamLost
+from halfpass.wire.hub import ClientLost, Hub, Misbehaved, Peer, Received, StreamLost
 from halfpass.wire.messages import (
     DTYPES,
     PROTOCOL,
@@ -311,13 +311,34 @@ class ServerRun:
     def _advance(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
         """The clients' next turn waits for no batch that the server has to learn from."""
         while at.begun <= len(schedule) and (ends := self.hub.take_ends(_current(at, schedule))) is not None:
-            at.clients |= self._hand_over(at, ends)
+            try:
+                at.clients |= self._hand_over(at, ends)
+            except Misbehaved as fault:
+                self.hub.untake_ends(ends)
+                if self._misbehaved(fault, at.turn):
+                    self._drop(at, fault.client)
+                continue  # where it is waited for, its end has not come
             self._begin(at, schedule)
 
     # -- clients that are lost, where there is a quorum
 
     def _take(self, at: _Place, candidates: Sequence[int], *kinds: str) -> tuple[int, Received]:
-        """The next message of one of them. Raises ClientLost once one of them has been given up."""
+        """The next message of one of them that is as it should be. Raises ClientLost once one of them has been given
+        up."""
+        while True:
+            k, received = self._next(at, candidates, *kinds)
+            try:
+                if received.batch is not None:
+                    self._check_order(k, received.batch, received.test, at.epoch)
+                elif received.message is not None and self.hub.peer(k).ended < 0:  # else it has been looked at
+                    self._read_end(k, at.epoch, received.message.epoch_end)
+            except Misbehaved as fault:
+                if self._misbehaved(fault, at.turn):
+                    raise ClientLost(k, str(fault)) from None
+                continue
+            return k, received
+
+    def _next(self, at: _Place, candidates: Sequence[int], *kinds: str) -> tuple[int, Received]:
         if self.config.clients.quorum is None:
             return self.hub.take(candidates, *kinds)
         for k in set(candidates).intersection(at.without.get(at.turn, [])):
@@ -342,6 +363,11 @@ class ServerRun:
         self._last[k] = (epoch, step, 0, 0)
         self.lessons.drop_parts()
         return True
+
+    def _misbehaved(self, fault: Misbehaved, turn: int) -> bool:
+        """Ends its stream; whether the run goes on without it, or waits for it as for one that is lost."""
+        self.hub.drop(fault.client, fault)
+        return self._give_up(ClientLost(fault.client, str(fault)), turn)
 
     def _leave(self) -> NoReturn:
         """Keeps the state where that can be: not amid the micro-batches of a batch, or the uploads of a step."""
@@ -381,12 +407,6 @@ class ServerRun:
     def _step(self, k: int, at: _Place, received: Received) -> None:
         batch, served = received.batch, at.tally
         assert batch is not None
-        try:
-            self._check_order(k, batch, received.test, at.epoch)
-        except RunError as error:
-            if not self._give_up(ClientLost(k, str(error)), at.turn):
-                raise
-            return self._drop(at, k)
         began = time.perf_counter()
         gradients = self.lessons.learn(batch, received.upload, served)
         self.pace.add(k, len(batch), time.perf_counter() - began, last=batch.last)
@@ -401,7 +421,6 @@ class ServerRun:
             for owner, done in self._taken:
                 self.hub.give_back(owner, done)
             self._taken = []
-        return None
 
     def _begin(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
         """The clients of the next turn may go on, where there is one more."""
@@ -431,8 +450,8 @@ class ServerRun:
         if missing:
             follows = place == last and (batch.before, len(batch) + batch.after) == (done, missing)
         if test or batch.epoch != epoch or batch.step >= self.steps[k] or not follows:
-            raise RunError(
-                f"client {k}", f"a batch of epoch {epoch} after step {last[1]}, of {self.steps[k]} steps"
+            raise Misbehaved(
+                k, f"a batch of epoch {epoch} after step {last[1]}, of {self.steps[k]} steps"
                 + (f", or {missing} more samples of that one" if missing else ""),
                 f"epoch {batch.epoch}, step {batch.step} from sample {batch.before}, test {test}",
                 "both sides must run the same halfpass",
@@ -440,26 +459,23 @@ class ServerRun:
         self._last[k] = (batch.epoch, batch.step, batch.before + len(batch), batch.after)
 
     def _hand_over(self, at: _Place, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
-        """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far."""
-        weights = dict[int, dict[str, Tensor]]()
-        for k, end in ends.items():
-            try:
-                self._check_end(k, at.epoch, end)
-                weights[k] = self._handed_over.read(f"client {k}", end.weights, "lower train.lr")
-            except RunError as error:
-                if not self._give_up(ClientLost(k, str(error)), at.turn):
-                    raise
-                self._drop(at, k)
-        self.handover.take(weights)
-        return {k: self._client_tally(k, ends[k]) for k in weights}
+        """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far. Raises
+        Misbehaved where one of them gave something else."""
+        self.handover.take({k: self._read_end(k, at.epoch, end) for k, end in ends.items()})
+        return {k: self._client_tally(k, end) for k, end in ends.items()}
 
-    def _check_end(self, k: int, epoch: int, end: pb.EpochEnd) -> None:
+    def _read_end(self, k: int, epoch: int, end: pb.EpochEnd) -> dict[str, Tensor]:
+        """The weights that came with it. Raises Misbehaved where it is none that could be."""
         sound = (
             end.epoch == epoch and 0 <= end.busy_seconds < LONGEST_EPOCH and math.isfinite(end.learning_rate)
             and end.samples <= self._most_samples[k] and end.uploads + end.withheld <= self.steps[k]
         )  # fmt: skip
         if not sound:
-            raise RunError(f"client {k}", f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
+            raise Misbehaved(k, f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
+        try:
+            return self._handed_over.read(f"client {k}", end.weights, "lower train.lr")
+        except RunError as error:
+            raise Misbehaved(k, error.expected, error.found, error.remedy, place=error.place) from None
 
     def _client_tally(self, k: int, end: pb.EpochEnd) -> Tally:
         """What the client says of its epoch."""
@@ -486,6 +502,9 @@ class ServerRun:
                     return score, auxiliary
             except StreamLost:
                 pass
+            except Misbehaved as fault:
+                if self._misbehaved(fault, -1):
+                    return self.test(epoch)
             except ClientLost as lost:
                 if self._give_up(lost, -1):
                     return self.test(epoch)
@@ -511,7 +530,7 @@ class ServerRun:
                 count, end = self._test_client(k, epoch, score, stream)
                 if (end.samples, end.epoch) != (count, epoch):
                     expected = f"the end of a test of {count} samples"
-                    raise RunError(f"client {k}", expected, str(end.samples), "see there")
+                    raise Misbehaved(k, expected, str(end.samples), "see there")
                 if end.has_head:
                     auxiliary[k] = self._auxiliary(k, end, score)
                 self._leave_out(k, before)
@@ -525,7 +544,7 @@ class ServerRun:
         expected = score.values().keys()
         if values.keys() != expected or len(end.scores) != len(values) or any(map(math.isinf, values.values())):
             found = ", ".join(sorted(values))[:200] or "none"
-            raise RunError(f"client {k}", f"scores of its head ({', '.join(expected)})", found, "see there")
+            raise Misbehaved(k, f"scores of its head ({', '.join(expected)})", found, "see there")
         return values
 
     def _test_client(self, k: int, epoch: int, score: Score, stream: int) -> tuple[int, pb.TestEnd]:
@@ -536,7 +555,7 @@ class ServerRun:
             _, received = self.hub.take([k], "batch", "test_end", of=stream, give_up=give_up)
             if received.message is not None:
                 if samples == 0:
-                    raise RunError(f"client {k}", "a test set", "none", "see there")
+                    raise Misbehaved(k, "a test set", "none", "see there")
                 return samples, received.message.test_end
             assert received.batch is not None
             batch = received.batch
@@ -720,7 +739,8 @@ def peer_of(client: int, outbox: Outbox, state: Mapping[str, Any]) -> Peer:
     """The inverse of `peer_state`; `outbox` is empty. Raises InputError where its spool has not what it should."""
     outbox.load(state["last"], state["durable"])
     peer = Peer(
-        client, outbox, received=state["applied"], applied=state["applied"], ended=state["ended"],
+        client, outbox, received=state["applied"], taken=state["applied"], applied=state["applied"],
+        ended=state["ended"],
         known_ends=max(0, state["ended"]), sockets=state["sockets"] and tuple(state["sockets"]),
         finished=state["finished"], given_up=state["given_up"],
     )  # fmt: skip
@@ -731,8 +751,8 @@ def peer_of(client: int, outbox: Outbox, state: Mapping[str, Any]) -> Peer:
 
 def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int, int, bool]) -> None:
     if expected != found:
-        raise RunError(
-            f"client {client}", "epoch {}, step {}, test {}".format(*expected),
+        raise Misbehaved(
+            client, "epoch {}, step {}, test {}".format(*expected),
             "epoch {}, step {}, test {}".format(*found), "both sides must run the same halfpass",
         )  # fmt: skip
 
@@ -788,7 +808,7 @@ def serve(
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
         of_edge=of_edge, reconnect=config.wire.reconnect, run=run_name, outbox=outbox, peers=peers, leaving=leaving,
-        status=overview.status,
+        status=overview.status, watched=IS_CHILD,
     )  # fmt: skip
     overview.hub, overview.name = hub, run_name
     register(metrics.ServerFigures(overview))

@@ -3,6 +3,7 @@ lost."""
 
 import contextlib
 import random
+import secrets
 import threading
 import time
 from collections import deque
@@ -38,6 +39,7 @@ CONNECT_SECONDS = 10.0  # to reach a server
 MOST_INCOMING = 64  # messages that wait to be taken: a server says one thing at a time
 AHEAD_BATCHES = 2  # not encoded yet, beyond the window: one at work and one behind it
 LONGEST_PAUSE = 5.0  # seconds between two attempts to reach a server again
+KEPT_SECONDS = 0.5  # between two words of what is kept: checkpoints may be many
 NUMBERED = ("epoch_end", "finished")  # with the batches that are no test's: what has a place in the client's sequence
 
 
@@ -92,6 +94,8 @@ class Connection:
         self._durable = received  # and up to which this client has said that it needs none again
         self._applied = self.outbox.durable  # place up to which the server has worked off this client's
         self._to_make: deque[tuple[Callable[[], Sequence[pb.ClientMessage]], int, int]] = deque()
+        self._process = secrets.randbits(48) | 1  # whose streams take each other's place
+        self._said_kept = 0.0  # when the server was last told what is kept
         self._lives = 0  # how often the run went on without this client
         self._anew = False  # it did, and this client has not heeded it
         self._of_test: deque[int] = deque()  # bytes of a test's batches that are not acknowledged
@@ -103,6 +107,7 @@ class Connection:
         self._ended = self._closed = self._finishing = self._has_joined = False
         self._join: pb.Join | None = None
         self._away: float | None = None  # since when there is no stream
+        self._pause = 0.1  # before the next attempt to make one
         self._link = self._first()
         self._threads = [
             threading.Thread(target=work, daemon=True) for work in (self._keep_up, self._encode, self._watch)
@@ -189,8 +194,10 @@ class Connection:
         """Tells the server that messages up to that place are in this client's checkpoint."""
         with self._changed:
             self._durable = max(self._durable, taken)
-            self._link.control.append(pb.ClientMessage(alive=pb.Alive()))
-            self._changed.notify_all()
+            if (now := time.monotonic()) - self._said_kept > KEPT_SECONDS:
+                self._said_kept = now
+                self._link.control.append(pb.ClientMessage(alive=pb.Alive()))
+                self._changed.notify_all()
 
     def look(self) -> Look:
         """For who watches."""
@@ -256,7 +263,7 @@ class Connection:
                 if kind == "join":
                     self._join = message.join
                     self._join.run, self._join.received = self.run, self._received
-                    self._join.first = self.outbox.first
+                    self._join.first, self._join.process = self.outbox.first, self._process
                 self._link.control.append(message)
             self._changed.notify_all()
 
@@ -369,7 +376,11 @@ class Connection:
                     self._ended = True
                     self._changed.notify_all()
                     return
-                self._away = self._away or time.monotonic()
+                if self._away is None:
+                    self._away = time.monotonic()
+                    if self._reconnect > 0:
+                        line, known = "lost the %s (%s); trying to reach it again for %g s", {"event": "lost"}
+                        LOG.warning(line, self._who, lost, self._reconnect, extra=known)
                 self._changed.notify_all()
             self._link.channel.close()
             if not self._open_again(lost):
@@ -378,18 +389,14 @@ class Connection:
     def _open_again(self, lost: HalfpassError) -> bool:
         """Until there is a stream again, for as long as that may take."""
         assert self._away is not None
-        if self._reconnect > 0:
-            line, known = "lost the %s (%s); trying to reach it again for %g s", {"event": "lost"}
-            LOG.warning(line, self._who, lost, self._reconnect, extra=known)
-        pause = 0.1
         while time.monotonic() - self._away < self._reconnect:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed, random.uniform(pause / 2, pause))
+                self._changed.wait_for(lambda: self._closed, random.uniform(self._pause / 2, self._pause))
                 if self._closed:
                     self._ended = True
                     self._changed.notify_all()
                     return False
-            pause = min(2 * pause, LONGEST_PAUSE)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
             try:
                 link = self._open(self._link.number + 1)
             except HalfpassError as error:
@@ -541,7 +548,7 @@ class Connection:
             away = time.monotonic() - self._away
             known = {"event": "back", "seconds": round(away, 1)}
             LOG.warning("reached the %s again, after %.1f s", self._who, away, extra=known)
-        self._away = None
+        self._away, self._pause = None, 0.1
 
 
 def channel_to(address: str, trust: Trust | None, limit_bytes: int) -> grpc.Channel:

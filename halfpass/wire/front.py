@@ -46,6 +46,7 @@ class Front:
         self._files = [file for file in (trust.certificate, trust.key, trust.authority) if file is not None]
         self._loaded, self._context = self._changed(), trust.server_context()
         self._peers: dict[int, Peer] = {}  # by the port of the connection to gRPC
+        self._joined: dict[int, Peer] = {}  # by client
         self._waiting: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._closed = False
@@ -71,12 +72,18 @@ class Front:
         except OSError:
             return None
 
-    def joined(self, port: int) -> None:
-        """It is known whose connection it is: it may stay."""
+    def joined(self, port: int, client: int) -> None:
+        """It is known whose connection it is: it may stay, in the place of the one that the client had."""
         with self._lock:
-            if (peer := self._peers.get(port)) is not None and not peer.known:
+            if (peer := self._peers.get(port)) is None:
+                return
+            before, self._joined[client] = self._joined.get(client), peer
+            if not peer.known:
                 peer.known = True
                 self._leave(peer.host)
+        if before is not None and before is not peer:
+            with contextlib.suppress(OSError):  # it is closed already
+                socket.socket.shutdown(before.outer, socket.SHUT_RDWR)  # SSLSocket's own would go on in plain text
 
     def _leave(self, host: str) -> None:
         self._waiting[host] -= 1

@@ -23,7 +23,7 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: _Optional[bool] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "client", "settings", "inputs", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan", "run", "received", "first")
+    __slots__ = ("protocol", "client", "settings", "inputs", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan", "run", "received", "first", "process")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Join(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: int
     settings: str
@@ -52,7 +53,8 @@ class Join(_message.Message):
     run: str
     received: int
     first: int
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., inputs: _Optional[str] = ..., outputs: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[str] = ..., plan: _Optional[str] = ..., run: _Optional[str] = ..., received: _Optional[int] = ..., first: _Optional[int] = ...) -> None: ...
+    process: int
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[int] = ..., settings: _Optional[str] = ..., inputs: _Optional[str] = ..., outputs: _Optional[int] = ..., samples: _Optional[int] = ..., steps: _Optional[int] = ..., parameters: _Optional[int] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[str] = ..., plan: _Optional[str] = ..., run: _Optional[str] = ..., received: _Optional[int] = ..., first: _Optional[int] = ..., process: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("test", "client", "epoch", "step", "tensors", "labels", "before", "after", "answers", "targets", "whole")

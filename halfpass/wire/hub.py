@@ -6,15 +6,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import HealthServicer
-from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError, printable
@@ -30,6 +31,7 @@ from halfpass.wire.service import (
     SERVICE,
     STATUS,
     STOP_SECONDS,
+    Allowance,
     Interrupted,
     Patience,
     Pulse,
@@ -38,13 +40,19 @@ from halfpass.wire.service import (
     heartbeat_seconds,
 )
 from halfpass.wire.sockets import connection_traffic
-from halfpass.wire.trust import Trust, check_identity, check_trusted
+from halfpass.wire.trust import Trust, check_identity, check_trusted, number_shown
 
-JOIN_SECONDS = 10.0  # for a newcomer to say Join
+JOIN_SECONDS = 10.0  # for a newcomer to say Join, for others to ask
+MOST_STREAMS = 16  # of a connection
+MOST_CALLS = 4  # of one caller that have not joined, and questions
+MORE_STREAMS = 8  # that have not joined, beyond one of each client; and as many threads more, for questions
+STREAMS_AT_ONCE, STREAMS_A_SECOND = 20, 1.0  # of one client, where it has shown that it is that
+SIGNS_AT_ONCE, SIGNS_A_SECOND = 100, 4.0  # of life, of one client; more where wire.timeout is short
 MOST_JOIN_BYTES = 2**22  # the plan of a cut names all weights
 EACH_BYTES = 512  # that a message takes beside its content
 SAME_ANSWER_SECONDS = 0.2  # to whoever asks how far the run is
-MOST_REJECTED = 100  # messages of a client; ours stops at the first
+MOST_REJECTED = 100  # messages of a client, then it is dropped; ours stops at the first
+MOST_DROPPED = 3  # times that a client is, then it is refused
 NUMBERED = ("begin", "take", "gradients", "finish")  # what has a place in the server's sequence to a client
 UNNUMBERED = ("join", "alive", "failed", "test_end")  # what has none in a client's, with a test's batches
 
@@ -74,6 +82,23 @@ class StreamLost(Exception):
     """A client's stream was lost while what is not sent again came on it: a test."""
 
 
+class Misbehaved(RunError):
+    """A client has said what it should not: `Hub.drop` is for it."""
+
+    def __init__(self, client: int, expected: str, found: str, remedy: str, place: str = "") -> None:
+        super().__init__(place or f"client {client}", expected, found, remedy)
+        self.client = client
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """That has not joined, or is a question."""
+
+    who: str
+    context: grpc.ServicerContext
+    began: float = field(default_factory=time.monotonic)
+
+
 @dataclass(eq=False)
 class _Stream:
     """One of a client's streams."""
@@ -83,8 +108,12 @@ class _Stream:
     sent: int  # place up to which the server's sequence was sent on it, or need not be
     control: deque[pb.ServerMessage] = field(default_factory=deque)  # what has no place
     pulse: Pulse = field(default_factory=Pulse)
+    said: float = field(default_factory=time.monotonic)  # when its newest message came
+    held: bool = False  # what comes is not read on, as the client's window is full
+    again: int = 0  # place of the newest message that had come before
     begun: bool = False  # Joined is on its way
     over: bool = False
+    last_word: pb.ServerMessage | None = None  # that is said when it is over
     released: bool = False  # to be ended in good order
 
 
@@ -96,22 +125,30 @@ class Peer:
     outbox: Outbox = field(default_factory=Outbox)
     meter: Meter = field(default_factory=Meter)
     received: int = 0  # place up to which its messages have come
+    taken: int = 0  # and up to which they have been taken
     applied: int = 0  # and up to which they have been worked off
     durable: int = 0  # and up to which they are in a checkpoint
-    ended: int = 0  # its ends of epochs and rounds that were taken ahead of their place, which is behind `applied`
+    ended: int = 0  # its ends of epochs and rounds that were taken ahead of their place, which is behind `taken`
     known_ends: int = 0  # so many of those that come are such ones
     sockets: tuple[int, int] | None = (0, 0)  # (up, down) bytes of streams that are over; None: not known
     stream: _Stream | None = None
     streams: int = 0  # that it has had
+    process: int = 0  # at the other end of the newest one; 0 where it has not said which
     away: float | None = None  # since when it has none
+    at_work: Received | None = None  # that was taken, and not worked off
     incoming: deque[Received] = field(default_factory=deque)
     incoming_bytes: int = 0
     ends: deque[pb.EpochEnd] = field(default_factory=deque)
     buffers: messages.Buffers = field(default_factory=messages.Buffers)
-    failure: HalfpassError | None = None
+    failure: HalfpassError | None = None  # which ends the run
+    dropped: HalfpassError | None = None  # why it is away: what it did wrong, or why it left
+    fault: str = ""  # what it was dropped for last
+    faults: int = 0  # how often it was
+    barred: int = 0  # the process that was dropped last
     finished: bool = False
     given_up: bool = False  # the run goes on without it; with its next stream it begins anew
     rejected: int = 0  # messages that could not be used
+    unusable: int = 0  # of those, since it was dropped last
 
     def control(self, message: pb.ServerMessage) -> None:
         """To be sent while its stream lasts."""
@@ -141,17 +178,7 @@ class Look:
     away: float | None  # seconds for which it has had no stream
     finished: bool
     rejected: int
-
-
-class _Health(HealthServicer):
-    """Answers questions, each with little work; nobody is told of changes for as long as he likes to listen."""
-
-    def __init__(self) -> None:
-        super().__init__(experimental_non_blocking=False)
-
-    def Watch(self, request: object, context: grpc.ServicerContext) -> Iterator[HealthCheckResponse]:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask by Check")
-        return iter(())
+    dropped: int  # times
 
 
 class Hub:
@@ -182,15 +209,18 @@ class Hub:
         peers: Sequence[Peer] = (),
         leaving: Callable[[], bool] = lambda: False,
         status: Callable[[], pb.StatusReply] = pb.StatusReply,
+        watched: bool = False,
     ) -> None:
         """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
         is an edge. `reconnect`: seconds for which a lost client is waited for. `run` names the run for those that come
-        again; `outbox` makes what is kept for a client. `peers`: of a run that is gone on with. `leaving`: whether
-        waits are to be given up, with Interrupted. `status` says how far the run is, on a thread of gRPC's."""
+        again; without a name nobody can. `outbox` makes what is kept for a client. `peers`: of a run that is gone on
+        with. `leaving`: whether waits are to be given up, with Interrupted. `status` says how far the run is, on a
+        thread of gRPC's. `watched`: a client that fails or misbehaves ends the run, as somebody watches them all."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
-        self._reconnect, self._run, self._outbox, self._leaving = reconnect, run, outbox, leaving
+        self._reconnect, self._run, self._outbox, self._leaving = reconnect if run else 0.0, run, outbox, leaving
+        self._forgives = self._reconnect > 0 and not watched
         self._peers = {peer.client: peer for peer in peers}
         self._gone_on_with = bool(peers)  # then clients may have more of its messages than this process has sent
         for peer in peers:
@@ -200,10 +230,14 @@ class Hub:
         self._stopped = False
         self.refused = 0  # newcomers
         self._readers: list[threading.Thread] = []
+        self._calls: dict[_Call, bool] = {}  # whether a word of it has come; the oldest first
+        self._streams_of: dict[str, Allowance] = {}
+        self._signs_of: dict[int, Allowance] = {}
+        self._ending: list[tuple[float, _Stream]] = []  # since when
         check_address(bind, "server address", encrypted=trust is not None, insecure=insecure)
         self._front: Front | None = None
         self._status, self._told = status, (0.0, b"")  # when it was last said, and what
-        self._health = _Health()
+        self._health = HealthServicer()
         self._health.set(SERVICE, HealthCheckResponse.SERVING)
         inner = bind if trust is None else "127.0.0.1:0"
         self._grpc, self.port = self._listen(inner, window_bytes + OVERHEAD_BYTES)
@@ -218,15 +252,19 @@ class Hub:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _listen(self, bind: str, limit_bytes: int) -> tuple[grpc.Server, int]:
-        # A thread per stream, and some for newcomers that must be refused, and questions.
-        threads = ThreadPoolExecutor(self._clients + 8, thread_name_prefix="session")
-        server = grpc.server(threads, options=channel_options(limit_bytes))
-        handlers = {  # bytes in, bytes out: parsed and counted here
-            METHOD: grpc.stream_stream_rpc_method_handler(self._session),
-            STATUS: grpc.unary_unary_rpc_method_handler(self._answer),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        add_HealthServicer_to_server(self._health, server)
+        # A thread for each client that has joined, for each call that has not, and some for those that are refused.
+        count = 2 * (self._clients + MORE_STREAMS)
+        threads = ThreadPoolExecutor(count, thread_name_prefix="session")
+        options = [*channel_options(limit_bytes), ("grpc.max_concurrent_streams", MOST_STREAMS)]
+        server = grpc.server(threads, options=options)
+        # Bytes in, bytes out: parsed and counted here. Questions are streams of one message, or gRPC would keep a
+        # thread for as long as it does not come.
+        session = grpc.stream_stream_rpc_method_handler(self._session)
+        status, check = map(grpc.stream_unary_rpc_method_handler, (self._answer, self._check_health))
+        server.add_generic_rpc_handlers((
+            grpc.method_handlers_generic_handler(SERVICE, {METHOD: session, STATUS: status}),
+            grpc.method_handlers_generic_handler(HEALTH, {"Check": check}),
+        ))  # fmt: skip
         try:
             port = server.add_insecure_port(bind)
         except RuntimeError:
@@ -239,16 +277,17 @@ class Hub:
     # -- what the training loop calls
 
     def wait_for_clients(self, seconds: float) -> None:
-        """Until every client has joined; raises RunError naming those that have not."""
+        """Until every client has joined, and has not left; raises RunError naming those that have not."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            while len(self._peers) < self._clients:
-                self._raise_failures()
+            while missing := [k for k in range(self._clients) if k not in self._peers or self._peers[k].dropped]:
+                self._raise_failures(missing)
                 if time.monotonic() > deadline:
-                    missing = sorted(set(range(self._clients)) - set(self._peers))
+                    left = [f"{k} left: {self._peers[k].dropped}" for k in missing if k in self._peers]
                     raise RunError(
                         f"server on port {self.port}", f"{self._clients} clients within {seconds:g} s",
-                        f"none with number {', '.join(map(str, missing))}", "start them with halfpass join",
+                        "; ".join([f"none with number {', '.join(map(str, missing))}", *left]),
+                        "start them with halfpass join",
                     )  # fmt: skip
                 self._changed.wait(0.2)
 
@@ -260,7 +299,7 @@ class Hub:
         Raises RunError when a client of the run is lost for longer than `reconnect`. A wait for one that says that it
         lives, and nothing else, is logged from time to time. `of`: the number of the stream on which the message is to
         come, as `streams` gives it; raises StreamLost where another has taken its place. `give_up`: seconds after which
-        ClientLost is raised for one of them that is away, and at once for one that misbehaves, instead of RunError.
+        ClientLost is raised for one of them that is away, and at once for one that was dropped, instead of RunError.
         """
         patience = Patience()
         with self._changed:
@@ -278,8 +317,14 @@ class Hub:
                         self._turn = client + 1
                         received = peer.incoming.popleft()
                         peer.incoming_bytes -= received.size
+                        peer.taken, peer.at_work = max(peer.taken, received.place), received
+                        peer.ended -= received.kind == "epoch_end"
                         self._changed.notify_all()
-                        return client, _of_kind(received, kinds, client)
+                        if received.kind in kinds:
+                            return client, received
+                        expected, remedy = " or ".join(kinds), "both sides must run the same halfpass"
+                        self.drop(client, Misbehaved(client, expected, received.kind, remedy))
+                        break
                 if all(self._peers[client].away is None for client in clients):
                     patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
@@ -288,8 +333,8 @@ class Hub:
         if self._leaving():
             raise Interrupted
         for peer in (self._peers[client] for client in clients):
-            if peer.failure is not None:
-                raise ClientLost(peer.client, str(peer.failure))
+            if (why := peer.failure or peer.dropped) is not None:
+                raise ClientLost(peer.client, str(why))
             if peer.away is not None and not peer.incoming and time.monotonic() - peer.away > give_up:
                 raise ClientLost(peer.client, f"it was away for {give_up:g} s")
 
@@ -297,15 +342,53 @@ class Hub:
         """The run goes on without the client, and what it has sent that was not worked off is nothing."""
         with self._changed:
             peer = self._peers[client]
-            peer.given_up, peer.finished, peer.failure, peer.rejected = True, False, None, 0
+            peer.given_up, peer.finished, peer.failure, peer.dropped = True, False, None, None
             if (stream := peer.stream) is not None:
                 self._end(peer, stream)
                 stream.context.cancel()
             peer.incoming.clear()
             peer.ends.clear()
             peer.incoming_bytes = peer.ended = peer.known_ends = 0
-            peer.applied = peer.received
+            peer.applied = peer.taken = peer.received
+            peer.at_work = None
             peer.outbox.let_go(peer.outbox.last)
+
+    def drop(self, client: int, why: HalfpassError) -> None:
+        """Ends a client's stream for what it has done, and tells it so. From then on it is one that is lost; what of
+        it is at work has not come."""
+        with self._changed:
+            peer = self._peers[client]
+            if peer.at_work is not None:
+                peer.ended += peer.at_work.kind == "epoch_end"
+                peer.taken, peer.at_work = peer.applied, None
+            self._drop(peer, why)
+
+    def _drop(self, peer: Peer, why: HalfpassError) -> None:
+        peer.faults, peer.fault, peer.unusable = peer.faults + 1, str(why), 0
+        peer.barred = peer.process
+        self._let_go(peer, why, f"dropped client {peer.client}", "dropped")
+
+    def _let_go(self, peer: Peer, why: HalfpassError, line: str, event: str) -> None:
+        """Ends a client's stream with the reason. What it sent that was not taken has not come: a mended client makes
+        it anew."""
+        peer.dropped = why
+        if not self._forgives:
+            peer.failure = peer.failure or why
+        else:
+            text = "%s: %s; waiting for it for %g s"
+            LOG.warning(text, line, why, self._reconnect, extra={"event": event, "client": peer.client})
+        if (stream := peer.stream) is not None:
+            failed = pb.Failed(reason=str(why), exit_status=why.exit_status)
+            stream.last_word = pb.ServerMessage(failed=failed)
+            self._ending.append((time.monotonic(), stream))  # which it may not listen to
+            self._end(peer, stream)
+        peer.finished = peer.finished and peer.taken >= peer.received
+        peer.received = peer.taken
+        peer.incoming.clear()
+        peer.incoming_bytes, peer.known_ends = 0, max(0, peer.ended)
+        for _ in range(len(peer.ends) - max(0, -peer.ended)):  # but those that were worked off and not yet taken
+            peer.ends.pop()
+        self._changed.notify_all()
 
     def present(self, client: int) -> bool:
         """Whether the run counts on the client."""
@@ -324,6 +407,13 @@ class Hub:
             for client in clients:
                 self._peers[client].ended += 1
             return {client: self._peers[client].ends.popleft() for client in clients}
+
+    def untake_ends(self, ends: Mapping[int, pb.EpochEnd]) -> None:
+        """Puts back what `take_ends` gave."""
+        with self._changed:
+            for client, end in ends.items():
+                self._peers[client].ended -= 1
+                self._peers[client].ends.appendleft(end)
 
     def give_back(self, client: int, batch: CutBatch) -> None:
         """The batch is done with: later ones are decoded into its tensors."""
@@ -349,11 +439,9 @@ class Hub:
         """The message has been worked off, and with it all before it."""
         with self._changed:
             peer = self._peers[client]
-            peer.applied = max(peer.applied, received.place)
+            peer.applied, peer.at_work = max(peer.applied, received.place), None
             if not self._run:  # nothing is kept, nothing is gone on with
                 peer.durable = peer.applied
-            if received.kind == "epoch_end":
-                peer.ended -= 1
 
     def acknowledge(self, client: int, *, test: bool = False) -> None:
         """Tells the client what has been worked off."""
@@ -416,7 +504,7 @@ class Hub:
         for reader in self._readers:  # a thread inside PyTorch when Python ends would abort the process
             reader.join(STOP_SECONDS)
 
-    def _raise_failures(self) -> None:
+    def _raise_failures(self, still_to_join: Collection[int] = ()) -> None:
         if self._leaving():
             raise Interrupted
         for peer in self._peers.values():
@@ -424,17 +512,29 @@ class Hub:
                 continue
             if peer.failure is not None:
                 raise peer.failure
-            if peer.away is not None and not peer.finished and time.monotonic() - peer.away > self._reconnect:
+            if peer.client in still_to_join or peer.away is None or peer.finished:
+                continue
+            if time.monotonic() - peer.away > self._reconnect:
                 remedy = "see what it printed, and go on with halfpass resume on both sides"
                 found = f"none for {self._reconnect:g} s"
+                if peer.dropped is not None:
+                    found += f", after: {peer.dropped}"
                 raise RunError(f"client {peer.client}", "a connection, or another one", found, remedy)
 
     def _watch(self) -> None:
-        """On a thread of its own: ends streams on which nothing comes."""
+        """On a thread of its own: ends streams on which nothing comes, and calls."""
         while not self._stopped:
             time.sleep(min(0.2, self._timeout / 4))
             if self._leaving():
                 self._health.enter_graceful_shutdown()
+            now = time.monotonic()
+            with self._changed:
+                over = [stream for since, stream in self._ending if now - since > STOP_SECONDS]
+                self._ending = [(since, stream) for since, stream in self._ending if stream not in over]
+                silent = [call for call, spoken in self._calls.items() if not spoken]
+            for context in [*(stream.context for stream in over),
+                            *(call.context for call in silent if now - call.began > JOIN_SECONDS)]:  # fmt: skip
+                context.cancel()
             with self._changed:
                 streams = [(peer, peer.stream) for peer in self._peers.values() if peer.stream is not None]
             for peer, stream in streams:
@@ -458,7 +558,7 @@ class Hub:
                     dict(peer.meter.up) | {"evaluation": peer.meter.evaluation_up},
                     dict(peer.meter.down) | {"evaluation": peer.meter.evaluation_down},
                     peer.outbox.kept_bytes, max(0, peer.streams - 1), None if peer.away is None else now - peer.away,
-                    peer.finished, peer.rejected,
+                    peer.finished, peer.rejected, peer.faults,
                 ) for k, peer in sorted(self._peers.items())
             ]  # fmt: skip
 
@@ -467,28 +567,76 @@ class Hub:
         """How often a connection was refused, and somebody that wanted to join or know something."""
         return {"connection": 0 if self._front is None else self._front.refused, "newcomer": self.refused}
 
-    def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+    def _answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """A question how far the run is; what it says is nothing. It costs the same however often it comes."""
         try:
-            self._refuse_strangers("status", context)
+            who = self._who("status", context)
         except InputError as error:
             self.refused += 1
-            LOG.warning("refused to say: %s", error, extra={"event": "refused", "host": self._host(context)})
+            LOG.warning("refused to say: %s", str(error), extra={"event": "refused", "host": self._host(context)})
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        with self._few(who, context):
+            next(requests, b"")
         with self._answering:
             if time.monotonic() - self._told[0] > SAME_ANSWER_SECONDS:
                 self._told = time.monotonic(), self._status().SerializeToString()
             return self._told[1]
 
-    def _refuse_strangers(self, place: str, context: grpc.ServicerContext) -> None:
-        """Raises InputError unless somebody has shown a certificate or a token: before a word of his is read."""
-        if self._front is not None and self._trust is not None:
-            peer = self._front.peer(int(context.peer().rpartition(":")[2]))
-            said = {str(key): str(value) for key, value in context.invocation_metadata()}
-            if peer is None:
-                expected, found = "a connection with TLS", "one to the port behind it"
-                raise InputError(place, expected, found, "use the server's address")
-            check_trusted(place, peer.certified, said, self._trust.digests())
+    def _check_health(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """grpc.health.v1: whoever reaches the server may ask."""
+        with self._few(self._host(context) if self._front is not None else context.peer(), context):
+            data = next(requests, b"")
+        try:
+            request = HealthCheckRequest.FromString(data)
+        except DecodeError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a HealthCheckRequest")
+        return self._health.Check(request, context).SerializeToString()
+
+    def _who(self, place: str, context: grpc.ServicerContext) -> str:
+        """Whom a call is from, before a word of it is read: a client, or another that has a certificate, or, without
+        TLS, a connection. Raises InputError for a stranger."""
+        if self._front is None or self._trust is None:
+            return context.peer()
+        peer = self._front.peer(int(context.peer().rpartition(":")[2]))
+        said = {str(key): str(value) for key, value in context.invocation_metadata()}
+        if peer is None:
+            expected, found = "a connection with TLS", "one to the port behind it"
+            raise InputError(place, expected, found, "use the server's address")
+        digests = self._trust.digests()
+        check_trusted(place, peer.certified, said, digests)
+        number = number_shown(place, peer.names, said, digests)
+        return f"client {number}" if number is not None else ", ".join(peer.names)[:80]
+
+    @contextmanager
+    def _few(self, who: str, context: grpc.ServicerContext) -> Iterator[_Call]:
+        """Of calls that have not joined, and of questions, there are few of one caller, and few in all: where those are
+        too many, the oldest goes on which nothing has come."""
+        call, most = _Call(who, context), self._clients + MORE_STREAMS
+        with self._changed:
+            enough = sum(other.who == who for other in self._calls) >= MOST_CALLS
+            oldest = next((other for other, spoken in self._calls.items() if not spoken), None)
+            full = len(self._calls) >= most
+            if not enough and not (full and oldest is None):
+                self._calls[call] = False
+                if full and oldest is not None:
+                    del self._calls[oldest]
+                    oldest.context.cancel()
+        if enough:
+            self._send_away(context, who, f"at most {MOST_CALLS} calls at once that have not joined")
+        elif call not in self._calls:
+            self._send_away(context, who, f"at most {most} calls at once, of all, that have not joined")
+        try:
+            yield call
+        finally:
+            with self._changed:
+                self._calls.pop(call, None)
+
+    def _send_away(self, context: grpc.ServicerContext, who: str, expected: str) -> None:
+        """Ends a call of one too many, which may come again later."""
+        self.refused += 1
+        said = f"{who}: expected {expected}, found more; try again later"
+        LOG.warning("refused a call from %s", said, extra={"event": "refused", "host": self._host(context)})
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said)
 
     def _bytes_of(self, stream: _Stream) -> int | None:
         """That came on it, at the socket."""
@@ -498,24 +646,28 @@ class Hub:
     # -- one client's stream, on gRPC's threads
 
     def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        guard = threading.Timer(JOIN_SECONDS, context.cancel)  # whoever connects and says nothing
-        guard.daemon = True
         try:
-            self._refuse_strangers("joining", context)
-            guard.start()
-            first = next(requests, b"")
-            guard.cancel()
-            peer, stream = yield from self._joined(first, context)
+            who = self._who("joining", context)
+            if self._front is not None:
+                with self._changed:
+                    few = self._streams_of.setdefault(who, Allowance()).take(STREAMS_AT_ONCE, STREAMS_A_SECOND)
+                if not few:
+                    expected = f"at most {STREAMS_AT_ONCE} streams at first, and {STREAMS_A_SECOND:g} a second"
+                    self._send_away(context, who, expected)
+            with self._few(who, context) as call:
+                first = next(requests, b"")
+                with self._changed:
+                    if call in self._calls:
+                        self._calls[call] = True
+                peer, stream = yield from self._joined(first, context)
         except HalfpassError as error:
             self.refused += 1
-            LOG.warning("refused a newcomer: %s", error, extra={"event": "refused", "host": self._host(context)})
+            LOG.warning("refused a newcomer: %s", str(error), extra={"event": "refused", "host": self._host(context)})
             failed = pb.Failed(reason=str(error), exit_status=error.exit_status)
             yield pb.ServerMessage(failed=failed).SerializeToString()
             return
         except grpc.RpcError:
             return
-        finally:
-            guard.cancel()
         reader = threading.Thread(target=self._read, args=(peer, stream, requests), daemon=True)
         self._readers = [r for r in self._readers if r.is_alive()] + [reader]
         reader.start()
@@ -541,12 +693,13 @@ class Hub:
             raise InputError("first message of a client", "Join", "something else", "use halfpass join")
         join, port = message.join, int(context.peer().rpartition(":")[2])
         self._identify(join, port, context)
+        dead = self._wait_for_place(join)
         with self._admitting:  # the network is built for the first one, and those that are there go on
             with self._changed:
-                self._refuse_number(join)
+                self._refuse_number(join, dead)
             self._admit(join)
             with self._changed:
-                self._refuse_number(join)
+                self._refuse_number(join, dead)
                 peer = self._peers.get(join.client)
                 if peer is None:
                     peer = Peer(join.client, self._outbox(join.client))
@@ -555,20 +708,39 @@ class Hub:
                 stream = self._attach(peer, join, port, context)
                 self._changed.notify_all()
         if self._front is not None:
-            self._front.joined(port)
+            self._front.joined(port, join.client)
         return peer, stream
+
+    def _wait_for_place(self, join: pb.Join) -> _Stream | None:
+        """The stream of another process of that client's, once it is known that nobody is at its other end; None where
+        somebody is, or there is none. One that lives says so, every few seconds."""
+        began, silence = time.monotonic(), 2 * heartbeat_seconds(self._timeout)
+        with self._changed:
+            peer = self._peers.get(join.client)
+            stream = None if peer is None else peer.stream
+        if peer is None or stream is None or _same_process(join, peer):
+            return None
+        while not stream.over and stream.context.is_active():
+            if not stream.held and stream.pulse.is_lost(silence, partial(self._bytes_of, stream)):
+                break
+            if stream.said > began or time.monotonic() - began > self._timeout:
+                return None
+            time.sleep(0.05)
+        return stream
 
     def _attach(self, peer: Peer, join: pb.Join, port: int, context: grpc.ServicerContext) -> _Stream:
         """Puts a new stream in the place of the one that the client had."""
-        if peer.stream is not None:
-            self._end(peer, peer.stream)
+        if (before := peer.stream) is not None:
+            self._end(peer, before)
+            before.context.cancel()  # its client may read nothing of it
         event, host = "joined" if peer.streams == 0 and not join.run else "back", self._host(context)
         known = {"event": event, "client": peer.client, "host": host}
         LOG.info("client %d %s, from %s", peer.client, "is back" if event == "back" else event, host, extra=known)
         peer.incoming = deque(received for received in peer.incoming if received.place)  # no test's
         peer.incoming_bytes = sum(received.size for received in peer.incoming)
         stream = _Stream(port, context, sent=join.received)
-        peer.stream, peer.away, peer.streams = stream, None, peer.streams + 1
+        peer.stream, peer.away, peer.dropped = stream, None, None
+        peer.streams, peer.process = peer.streams + 1, join.process
         joined = pb.Joined(run=self._run, received=peer.received)
         if peer.given_up:
             joined.anew, joined.sent, stream.sent, peer.given_up = True, peer.outbox.last, peer.outbox.last, False
@@ -600,9 +772,9 @@ class Hub:
         said = {str(key): str(value) for key, value in context.invocation_metadata()}
         check_identity(place, join.client, peer.names, said, self._trust.digests(), of_edge=self._of_edge)
 
-    def _refuse_number(self, join: pb.Join) -> None:
+    def _refuse_number(self, join: pb.Join, dead: _Stream | None) -> None:
         """Raises InputError unless the client may join: as one that has not yet, or as one that goes on with the run,
-        where each side has what the other needs."""
+        where each side has what the other needs. `dead` is a stream of its that may be taken over."""
         place = f"client {join.client} at joining"
         if join.client >= self._clients:
             expected = f"a number from 0 to {self._clients - 1}"
@@ -615,9 +787,16 @@ class Hub:
             if join.received or join.first > 1:
                 raise InputError(place, "a client that begins", "one that goes on", "begin it anew")
             return
-        if peer.stream is not None and (not join.run or peer.finished):
-            raise InputError(place, "a number that is free", "one that has joined already",
-                             "choose another with --client")  # fmt: skip
+        if peer.faults >= MOST_DROPPED:
+            expected = f"a client that was dropped less than {MOST_DROPPED} times"
+            found = f"one that was for the last time as follows: {peer.fault}"
+            raise InputError(place, expected, found, "mend it, have the server started again, and resume both")
+        if join.process and join.process == peer.barred:
+            found = f"the one that was dropped: {peer.fault}"
+            raise InputError(place, "another process", found, "mend it, and go on with halfpass resume")
+        if peer.stream is not None and peer.stream is not dead and not _same_process(join, peer):
+            found = "one that has joined already, and is connected"
+            raise InputError(place, "a number that is free", found, "choose another with --client, or stop that one")
         if peer.given_up:
             return  # it begins anew
         if join.received < peer.outbox.durable:
@@ -638,9 +817,13 @@ class Hub:
                     lambda: stream.over or stream.control or stream.released or _behind(peer, stream),
                     heartbeat_seconds(self._timeout),
                 )
-                if stream.over:
+                if stream.over and stream.last_word is None:
                     return
-                if stream.begun and _behind(peer, stream):  # Joined first
+                if stream.over and stream.last_word is not None:
+                    message, stream.last_word = stream.last_word, None
+                    data = message.SerializeToString()
+                    peer.meter.count_down(message, len(data))
+                elif stream.begun and _behind(peer, stream):  # Joined first
                     stream.sent = max(stream.sent, peer.outbox.durable) + 1
                     data = peer.outbox.get(stream.sent)
                 elif stream.control or not stream.released:
@@ -659,13 +842,20 @@ class Hub:
         try:
             for data in requests:
                 self._accept(peer, stream, data)
+                if stream.over:
+                    return
         except grpc.RpcError:
             pass  # the connection is gone
         except Exception as error:  # a defect of ours must not look like a silent client
-            with self._changed:
-                expected = "a message that can be read"
-                peer.failure = RunError(f"client {peer.client}", expected, repr(error), "report this")
+            expected = "a message that can be read"
+            self._drop_from(peer, stream, Misbehaved(peer.client, expected, repr(error), "report this"))
         self._lose(peer, stream, lost)
+
+    def _drop_from(self, peer: Peer, stream: _Stream, why: HalfpassError) -> None:
+        """Drops the client, unless it has another stream by now."""
+        with self._changed:
+            if not stream.over:
+                self._drop(peer, why)
 
     def _lose(self, peer: Peer, stream: _Stream, reason: RunError) -> None:
         """A stream has ended, before its client has finished or behind that."""
@@ -684,23 +874,31 @@ class Hub:
     def _accept(self, peer: Peer, stream: _Stream, data: bytes) -> None:
         """Takes in one message; what cannot be used is rejected with the reason, and the stream goes on."""
         stream.pulse.beat()
+        stream.said = time.monotonic()
         try:
-            received = self._decode(peer, data)
+            received = self._decode(peer, stream, data)
         except HalfpassError as error:
-            self._reject(peer, error)
+            self._reject(peer, stream, error)
             return
-        if received is None or received.kind == "alive":
+        if received is None:
+            return
+        if received.kind == "alive":
+            self._count_sign(peer, stream)
             return
         with self._changed:
             while peer.incoming_bytes > self._window_bytes and peer.failure is None and not self._stopped:
                 if stream.over:
                     return
+                stream.held = True
                 self._changed.wait(0.2)  # a client that sends more than its window is held back by TCP
                 stream.pulse.beat()  # it is we who do not listen
+            stream.held = False
             if stream.over:
                 return
             if received.kind == "failed" and received.message is not None:
-                peer.failure = _failure_of(peer.client, received.message.failed)
+                if not peer.finished and not stream.released:  # else it was told to go
+                    why = _failure_of(peer.client, received.message.failed)
+                    self._let_go(peer, why, f"client {peer.client} left", "lost")
             else:
                 peer.finished = received.kind == "finished"
                 peer.received = max(peer.received, received.place)
@@ -713,20 +911,28 @@ class Hub:
                         peer.ends.append(received.message.epoch_end)
             self._changed.notify_all()
 
-    def _reject(self, peer: Peer, error: HalfpassError) -> None:
-        peer.rejected += 1
-        if peer.rejected <= MOST_REJECTED:
-            known = {"event": "rejected", "client": peer.client}
-            LOG.warning("rejected a message of client %d: %s", peer.client, error, extra=known)
-            self.send(peer.client, pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
-        elif peer.failure is None:
-            with self._changed:
-                expected = f"at most {MOST_REJECTED} messages that cannot be used"
-                remedy = "look at what was said of them"
-                peer.failure = RunError(f"client {peer.client}", expected, "more", remedy)
-                self._changed.notify_all()
+    def _count_sign(self, peer: Peer, stream: _Stream) -> None:
+        """Of life: one that says many has nothing to say, and takes the server's time."""
+        often = max(SIGNS_A_SECOND, 2 / heartbeat_seconds(self._timeout))
+        if not self._signs_of.setdefault(peer.client, Allowance()).take(SIGNS_AT_ONCE, often):
+            expected = f"at most {SIGNS_AT_ONCE} signs of life, and {often:g} a second"
+            remedy = "send one where nothing else was sent for a while"
+            self._drop_from(peer, stream, Misbehaved(peer.client, expected, "more", remedy))
 
-    def _decode(self, peer: Peer, data: bytes) -> Received | None:
+    def _reject(self, peer: Peer, stream: _Stream, error: HalfpassError) -> None:
+        with self._changed:
+            if stream.over:
+                return
+            peer.rejected, peer.unusable = peer.rejected + 1, peer.unusable + 1
+            if peer.unusable > MOST_REJECTED:
+                expected = f"at most {MOST_REJECTED} messages that cannot be used"
+                self._drop(peer, Misbehaved(peer.client, expected, "more", f"the last was: {error}"))
+                return
+        known = {"event": "rejected", "client": peer.client}
+        LOG.warning("rejected a message of client %d: %s", peer.client, error, extra=known)
+        self.send(peer.client, pb.ServerMessage(rejected=pb.Rejected(reason=str(error))))
+
+    def _decode(self, peer: Peer, stream: _Stream, data: bytes) -> Received | None:
         """None for what has come before, on another stream."""
         message = _parse(data)
         if message is None:
@@ -737,7 +943,8 @@ class Hub:
         with self._changed:
             peer.meter.count_up(message, len(data))
             peer.outbox.let_go(min(message.durable, peer.outbox.last))
-            if 0 < message.place <= peer.received:
+            if max(stream.again, peer.durable) < message.place <= peer.received:
+                stream.again = message.place
                 return None
         kind = str(message.WhichOneof("kind"))
         expected = 0 if kind in UNNUMBERED or (kind == "batch" and message.batch.test) else peer.received + 1
@@ -754,11 +961,17 @@ class Hub:
             batch = messages.read_batch(message.batch, peer.buffers)
             self._check_values(peer.client, batch)
         except HalfpassError:
-            peer.received = max(peer.received, message.place)  # the client may go on with the next one
+            with self._changed:
+                if not stream.over:
+                    peer.received = max(peer.received, message.place)  # the client may go on with the next one
             raise
         upload = message.batch if self._keep_uploads else None
         size, test = len(data) + EACH_BYTES, message.batch.test
         return Received(kind, size, batch=batch, test=test, upload=upload, place=message.place)
+
+
+def _same_process(join: pb.Join, peer: Peer) -> bool:
+    return join.process != 0 and join.process == peer.process
 
 
 def _behind(peer: Peer, stream: _Stream) -> bool:
@@ -780,8 +993,3 @@ def _failure_of(client: int, failed: pb.Failed) -> PassedOnError:
     named = failed.reason.startswith(f"client {client}")
     return PassedOnError(failed.reason if named else f"client {client}: {failed.reason}", failed.exit_status)
 
-
-def _of_kind(received: Received, kinds: tuple[str, ...], client: int) -> Received:
-    if received.kind not in kinds:
-        raise RunError(f"client {client}", " or ".join(kinds), received.kind, "both sides must run the same halfpass")
-    return received

@@ -15,7 +15,7 @@ from halfpass.tree import flatten, unflatten
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 9
+PROTOCOL = 10
 
 Crossing = tuple[tuple[int, ...], str]  # shape and dtype; any of CROSSING_DTYPES stands for them all
 MOST_READS = 2**12

@@ -88,6 +88,22 @@ class Pulse:
         return time.monotonic() - self.heard > timeout
 
 
+class Allowance:
+    """So many of something at once, and then so many a second. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._spent, self._when = 0.0, time.monotonic()
+
+    def take(self, at_once: float, a_second: float) -> bool:
+        """One; False where that is too many."""
+        now = time.monotonic()
+        self._spent, self._when = max(0.0, self._spent - (now - self._when) * a_second), now
+        if self._spent + 1 > at_once:
+            return False
+        self._spent += 1
+        return True
+
+
 class Patience:
     """One wait for a peer that lives: after a minute, two, four and so on it is logged for whom."""
 

@@ -199,6 +199,14 @@ def check_identity(
     raise InputError(place, what, found, "join with the number that this certificate or token is of")
 
 
+def number_shown(
+    place: str, names: Sequence[str], metadata: Mapping[str, str], digests: Mapping[str, int]
+) -> int | None:  # fmt: skip
+    """Of whom these are the certificate's names, or the token; None where that is no client."""
+    known = number_of(names)
+    return _number_of_token(place, metadata, digests) if known is None else known
+
+
 def check_trusted(place: str, certified: bool, metadata: Mapping[str, str], digests: Mapping[str, int]) -> None:
     """Raises InputError unless whoever asks has shown a certificate of the authority, or a token: anybody's."""
     if not certified and _number_of_token(place, metadata, digests) is None:
