@@ -44,6 +44,7 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
 @pytest.mark.parametrize(("words", "pattern"), [
     (["tran"], r"command: expected one of train, compare, .*, found 'tran'; did you mean 'train'\?"),
     ([], "command: expected one of train, .*, found none; see halfpass --help"),
+    (["--train.lr=0.1", "train"], "command: expected the command before its options, found --train.lr=0.1; write the command first"),
     (["train", "--train.epoch", "3"], r"arguments: .* found --train.epoch; did you mean '--train.epochs'\?"),
     (["train", "--method", "decopled"], rf"method: expected one of {CHOICES}, found 'decopled'; did you mean 'decoupled'\?"),
     (["train", "--lr", "1"], r"arguments: expected a known option, found --lr; did you mean '--train.lr'\?"),
@@ -234,6 +235,9 @@ def test_debug_adds_the_traceback(capsys):
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.splitlines()[-1].startswith("halfpass: wire.codec: expected")
+    assert main(["--debug", "train"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "halfpass: command: expected the command before its options, found --debug; write the command first"
 
 
 def test_an_error_reaches_the_process_that_asked():
@@ -328,6 +332,21 @@ def test_print_config_is_a_config(capsys):
         assert printed[0] == printed[1]
     with pytest.raises(InputError, match=r"found 'train.epoch'; did you mean 'train.epochs'\?"):
         from_dict({"train": {"epoch": 3}})
+
+
+@pytest.mark.parametrize("words", [["train"], ["serve"], ["join", "127.0.0.1:1"], ["cuts"]])
+def test_an_option_counts_before_a_file_of_settings_too(capsys, words):
+    Path("some.yaml").write_text("model: {name: resnet20, head: conv}")
+    Path("more.yaml").write_text("model: {head: mlp}")
+    option, files = ["--model.name", "digits-cnn"], ["--config", "some.yaml", "--config=more.yaml"]
+    printed = []
+    for order in ([*words, *option, *files], [*words, *files, *option], [words[0], *option, *words[1:], *files], [*files, *words, *option]):
+        with pytest.raises(SystemExit) as ended:
+            main([*order, "--print_config"])
+        assert ended.value.code == 0
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    assert all(said == printed[0] for said in printed)
+    assert (printed[0]["model"]["name"], printed[0]["model"]["head"]) == ("digits-cnn", "mlp")
 
 
 @pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper"])

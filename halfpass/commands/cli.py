@@ -7,7 +7,6 @@ adds the traceback.
 import argparse
 import dataclasses
 import io
-import itertools
 import logging
 import re
 import signal
@@ -447,13 +446,14 @@ def _parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
     parser, children = _parser()
-    words = [_spelled_out(word) for word in _with_run_settings(_configs_at_home(words))]
+    words = [_spelled_out(word) for word in _with_run_settings(_configs_first(words))]
+    if words and words[0].startswith("-") and words[0].partition("=")[0] not in _option_names(parser):
+        raise InputError("command", "the command before its options", words[0], "write the command first")
     name = next((word for word in words if word in children), None)
     known = Known(list(COMMANDS), _option_names(children[name]) if name else [])
     check_words(words, number_keys())
-    for word, following in itertools.pairwise([*words, "-"]):
-        file = following if word == "--config" else word.partition("--config=")[2]
-        if name is not None and file and not file.startswith("-"):  # else the library says that it is missing
+    for word in words:
+        if name is not None and (file := word.partition("--config=")[2]):
             check_config(Path(file), [action.dest for action in children[name]._actions])
     try:
         options = parser.parse_args(words)
@@ -466,11 +466,19 @@ def _parse(words: list[str]) -> Namespace:
     return options
 
 
-def _configs_at_home(words: list[str]) -> list[str]:
-    """The words, ~ in a file behind --config made a home folder."""
-    whole = [f"--config={at_home('config', word[9:])}" if word.startswith("--config=") else word for word in words]
-    pairs = itertools.pairwise(["", *whole])
-    return [at_home("config", word) if before == "--config" else word for before, word in pairs]
+def _configs_first(words: list[str]) -> list[str]:
+    """`--config FILE` before all other options, which so count wherever they stand; ~ in FILE is made a home folder."""
+    files, others, rest = list[str](), list[str](), iter(words)
+    for word in rest:
+        file = word.partition("--config=")[2]
+        if word == "--config" and (file := next(rest, "")).startswith("-"):  # a value is missing: the library says so
+            others += [word, file]
+        elif file:
+            files.append(f"--config={at_home('config', file)}")
+        else:
+            others.append(word)
+    options = next((i for i, word in enumerate(others) if word.startswith("-")), len(others))
+    return [*others[:options], *files, *others[options:]]
 
 
 def _with_run_settings(words: list[str]) -> list[str]:
@@ -482,7 +490,7 @@ def _with_run_settings(words: list[str]) -> list[str]:
     settings = _path("RUN", words[1]) / "config.yaml"
     if not settings.is_file():
         raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")
-    return [*words[:2], "--config", str(settings), "--out", "null", *words[2:]]  # all but its folder
+    return [*words[:2], f"--config={settings}", "--out", "null", *words[2:]]  # all but its folder
 
 
 def _spelled_out(word: str) -> str:
