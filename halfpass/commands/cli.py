@@ -6,7 +6,6 @@ adds the traceback.
 
 import argparse
 import dataclasses
-import io
 import logging
 import re
 import signal
@@ -29,9 +28,10 @@ from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
 from halfpass.commands.status import as_json, show
+from halfpass.commands.streams import lost_output, outlive
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, TlsConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
-from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.errors import HalfpassError, InputError, RunError, room_remedy
 from halfpass.files import at_home, read_mapping, refuse_file, write_json
 from halfpass.plugin import origin
 from halfpass.report.page import write_report
@@ -54,13 +54,14 @@ DEFAULT_BIND = "127.0.0.1:7465"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a dash that the locale does not have ends no run
+    outlive()
     try:
         be_interruptible()
         options = _parse(words)
         COMMANDS[options.subcommand].run(options[options.subcommand])
+        if (lost := lost_output()) is not None:
+            expected, remedy = "a place that can be written", room_remedy(lost, "give another")
+            raise RunError("standard output", expected, str(lost.strerror), remedy)
     except (Exception, KeyboardInterrupt, Left) as error:
         if "--debug" in words and not logs.in_json():
             traceback.print_exc()
