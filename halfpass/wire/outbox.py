@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from halfpass.errors import InputError, RunError
+from halfpass.errors import InputError, RunError, room_remedy
 from halfpass.wire.disk import append, sync
 
 FORMAT = b"halfpass spool 1\n"
@@ -188,7 +188,7 @@ class Outbox:
             try:
                 append(segment.file, segment.size, record, kept.data)
             except OSError as error:
-                expected, remedy = "room for what the other side may need again", "make room there"
+                expected, remedy = "room for what the other side may need again", room_remedy(error, "look at it")
                 raise RunError(f"spool {self.folder}", expected, str(error.strerror), remedy) from error
             kept.offset = segment.size + len(record)
             segment.size, segment.last, segment.unsynced = kept.offset + kept.size, kept.place, True
@@ -205,7 +205,7 @@ class Outbox:
                 head = FORMAT + self.run.encode() + b"\n"
                 file.write_bytes(head)
             except OSError as error:
-                expected, remedy = "a folder that can be written", "choose another folder for out"
+                expected, remedy = "a folder that can be written", room_remedy(error, "choose another folder for out")
                 raise RunError(f"spool {self.folder}", expected, str(error.strerror), remedy) from error
             self._segments.append(_Segment(file, len(head)))
         return self._segments[-1]
@@ -215,7 +215,10 @@ class Outbox:
         head = FORMAT + self.run.encode() + b"\n"
         segment = _Segment(file, len(head))
         with file.open("rb") as opened:
-            if (found := opened.read(len(head))) != head:
+            found = opened.read(len(head))
+            if len(found) < len(head) and head.startswith(found):  # empty, or cut short: `load` says what is missing
+                return segment
+            if found != head:
                 what = "one of another run" if found.startswith(FORMAT) else "none, or of another version"
                 raise InputError(f"spool {file}", f"one of run {self.run}", what, _REMEDY)
             for number, offset, data in _records(opened):
