@@ -124,7 +124,7 @@ function joinOf(said) {
 // ---- the run
 
 async function trainUntil(connection, said, begin, done) {
-  const began = Date.now();
+  const began = performance.now();
   for (let step = done; step < begin.until; step++) {
     await connection.send({ batch: makeBatch(said, begin.epoch, step, false) });
     await new Promise(setImmediate); // the stream is served in between
@@ -132,7 +132,7 @@ async function trainUntil(connection, said, begin, done) {
   const epochEnd = {
     epoch: begin.epoch,
     loss: NaN, // of the auxiliary head; nothing was learned here
-    busy_seconds: (Date.now() - began) / 1000,
+    busy_seconds: (performance.now() - began) / 1000,
     samples: Math.min(SAMPLES.train, begin.until * said.settings["train.batch_size"]),
     uploads: begin.until,
     peak_memory_bytes: process.memoryUsage().rss,

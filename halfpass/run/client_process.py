@@ -349,7 +349,7 @@ def join(
                 folder.save_client(client, config)
         connection.finish()
     except (Left, Interrupted):
-        connection.close()  # the server waits for it
+        connection.leave()
         raise Left from None
     except BaseException as error:
         connection.fail(*for_peer(f"client {index}", error))

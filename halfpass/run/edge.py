@@ -219,6 +219,9 @@ class RemoteLink(_Link):
             self.test_again(message.test.epoch)
         self.connection.finish()
 
+    def leave(self) -> None:
+        self.connection.leave()
+
     def fail(self, reason: str, exit_status: int) -> None:
         self.connection.fail(reason, exit_status)
 

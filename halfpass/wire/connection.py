@@ -210,10 +210,17 @@ class Connection:
 
     def fail(self, reason: str, exit_status: int = 1) -> None:
         """Tells the server why this client stops, as far as it still listens."""
+        self._leave(pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
+
+    def leave(self) -> None:
+        """Ends the stream in good order: the server waits for another."""
+        self._leave()
+
+    def _leave(self, *last: pb.ClientMessage) -> None:
         with self._changed:
             self._closed = True  # no other stream is made
             self._link.control.clear()
-            self._link.control.append(pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
+            self._link.control.extend(last)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._link.over or self._ended, timeout=STOP_SECONDS)
         self.close()
