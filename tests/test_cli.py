@@ -367,7 +367,7 @@ def test_an_option_counts_before_a_file_of_settings_too(capsys):
     assert (ended.value.code, model["name"], model["head"]) == (0, "digits-cnn", "mlp")
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper"])
+@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper", "agreement"])
 def test_help_describes_every_option(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

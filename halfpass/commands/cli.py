@@ -6,6 +6,7 @@ adds the traceback.
 
 import argparse
 import dataclasses
+import json
 import logging
 import re
 import signal
@@ -39,7 +40,7 @@ from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
 from halfpass.run import logs
 from halfpass.run.children import INTERRUPTED, IS_CHILD, Left, be_interruptible, describe, leave_when_told
-from halfpass.run.client_process import join
+from halfpass.run.client_process import agreement, join
 from halfpass.run.credentials import trust_to_ask
 from halfpass.run.metrics import listening
 from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config
@@ -186,6 +187,11 @@ def _certs(options: Namespace) -> None:
 def _join(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
     _join_run(config, options.address, options.client, insecure=options.insecure, again=options.resume)
+
+
+def _agreement(options: Namespace) -> None:
+    config = between_processes(options.config_object)
+    print(json.dumps(agreement(config, options.client), indent=2))
 
 
 def _join_run(config: Config, address: str, client: int, *, insecure: bool, again: bool) -> None:
@@ -363,6 +369,11 @@ def _add_join(parser: ArgumentParser) -> None:
     _add_config(parser)
 
 
+def _add_agreement(parser: ArgumentParser) -> None:
+    parser.add_argument("--client", type=int, default=0, help="Number of the client, from 0.")
+    _add_config(parser)
+
+
 def _add_status(parser: ArgumentParser) -> None:
     parser.add_argument("address", type=str, help="HOST:PORT of the server.")
     parser.add_class_arguments(TlsConfig, "tls")
@@ -418,6 +429,7 @@ COMMANDS = {
     "resume": Command(_resume, "Go on with a training, a server or a client that was broken off.", _add_resume),
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
+    "agreement": Command(_agreement, "Print what a client in another language says at joining.", _add_agreement),
     "status": Command(_status, "Ask a server who is there, how far the run is, and how fast.", _add_status),
     "certs": Command(_certs, "Make certificates for a run between machines.", _add_certs),
     "retrain": Command(_retrain, "Train a new server half from the uploads that a run kept; no client.", _add_retrain),
