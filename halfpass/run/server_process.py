@@ -842,6 +842,8 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
         if run.has_trained:
             folder.save_server(run.server, config)
     outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
+    if config.clients.partition == "own" and not IS_CHILD:
+        outcome["dataset"] = None  # the clients' own, which they need not name
     folder.finish(outcome | ({} if config.clients.quorum is None else {"absent": run.absent}))
     for k in range(len(run.steps)):
         run.hub.peer(k).outbox.clear()

@@ -513,7 +513,9 @@ class Connection:
             elif kind == "failed":
                 self._failure = PassedOnError(message.failed.reason, message.failed.exit_status)
             elif kind == "rejected":
-                self._failure = PassedOnError(f"{self._who} rejected a message: {message.rejected.reason}")
+                self._failure = PassedOnError(
+                    f"{self._who} could not use a message, and this client ends: {message.rejected.reason}"
+                )  # fmt: skip
             elif kind != "alive" and (message.place == 0 or message.place > self._received):
                 if message.place not in (0, self._received + 1):
                     expected = f"its message {self._received + 1}"
