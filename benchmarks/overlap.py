@@ -47,7 +47,7 @@ from halfpass.report.figures import BLUE, GREY, INK, STYLE, VERMILLION
 from halfpass.report.tables import significant
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
-from halfpass.run.client_process import connect, end_of_test
+from halfpass.run.client_process import connect, end_of_test, join_of
 from halfpass.run.network import build_network
 from halfpass.run.records import RunFolder, command_line, environment
 from halfpass.wire import halfpass_pb2 as pb
@@ -149,7 +149,8 @@ class Feeder:
     def run(self, address: str, config: Config) -> None:
         """Until the server says Finish; `config` is that of the run, whose epochs may be shorter than this one's."""
         samples, steps = samples_of(config), steps_of(config)
-        connection = connect(config, self.network, address, "feeder", 0, samples, steps, {})
+        join = join_of(config, self.network, 0, samples, steps, {})
+        connection = connect(config, join, address, "feeder")
         try:
             while (message := connection.receive("begin", "test", "finish")).WhichOneof("kind") != "finish":
                 self.send_epoch(connection, message, samples, steps)

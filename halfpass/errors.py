@@ -5,8 +5,11 @@
 
 import copyreg
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room says
 
 
 class HalfpassError(Exception):
@@ -74,3 +77,8 @@ def reason(error: BaseException) -> str:
     """What an error of other code says, fit for the one line of ours: its class and at most 200 characters."""
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def room_remedy(error: BaseException, otherwise: str) -> str:
+    """What to do where a file or folder could not be written: make room, where that is what is missing."""
+    return "make room there" if isinstance(error, OSError) and error.errno in FULL else otherwise

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from halfpass.bounded import MOST_JSON_BYTES, MOST_YAML_BYTES, parse_json, parse_yaml, read_text
-from halfpass.errors import HalfpassError, InputError, RunError, reason
+from halfpass.errors import HalfpassError, InputError, RunError, reason, room_remedy
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def explained(file: Path) -> Iterator[None]:
         if isinstance(error, HalfpassError):
             raise
         first = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides it
-        remedy = "make room there, or choose another place"
+        remedy = room_remedy(first, "make room there, or choose another place")
         raise RunError(str(file), "a file that can be written", reason(first), remedy) from error
 
 
@@ -82,8 +82,8 @@ def make_folder(place: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        found = f"{folder} ({error.strerror})"
-        raise InputError(place, "a folder that can be made", found, "choose another folder") from None
+        found, remedy = f"{folder} ({error.strerror})", room_remedy(error, "choose another folder")
+        raise InputError(place, "a folder that can be made", found, remedy) from None
 
 
 @contextmanager

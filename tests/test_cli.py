@@ -1,6 +1,7 @@
 """The command line: every kind of bad input gets one line, its exit status, and leaves nothing behind."""
 
 import copy
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from plain import equal
 from safetensors.torch import load_file
 
 from halfpass.commands.cli import main
+from halfpass.commands.streams import Lasting
 from halfpass.config import Config, ModelConfig, as_dict, flatten, from_dict, nested
 from halfpass.errors import InputError, PassedOnError
 from halfpass.run import setup
+from halfpass.run.children import leave_when_told
 from halfpass.wire import connection
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
@@ -44,6 +48,7 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
 @pytest.mark.parametrize(("words", "pattern"), [
     (["tran"], r"command: expected one of train, compare, .*, found 'tran'; did you mean 'train'\?"),
     ([], "command: expected one of train, .*, found none; see halfpass --help"),
+    (["--train.lr=0.1", "train"], "command: expected the command before its options, found --train.lr=0.1; write the command first"),
     (["train", "--train.epoch", "3"], r"arguments: .* found --train.epoch; did you mean '--train.epochs'\?"),
     (["train", "--method", "decopled"], rf"method: expected one of {CHOICES}, found 'decopled'; did you mean 'decoupled'\?"),
     (["train", "--lr", "1"], r"arguments: expected a known option, found --lr; did you mean '--train.lr'\?"),
@@ -228,11 +233,34 @@ def test_an_output_that_is_not_utf_8_does_not_fail_a_finished_run(tmp_path):
     assert b"decoupled: epoch 1/1: loss" in done.stderr
 
 
+def test_output_that_cannot_be_written_ends_nothing_that_is_at_work(capsys, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does
+    for number, said in ((writer, ""), (os.open("/dev/full", os.O_WRONLY),
+                         "halfpass: standard output: expected a place that can be written, found No space left on device; make room there\n")):  # fmt: skip
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Lasting(number, "w"))))
+            assert main(["certs", f"keys-{number}"]) == (1 if said else 0)
+            sys.stdout.close()
+        assert capsys.readouterr().err == said
+        assert Path(f"keys-{number}", "client-0.pem").is_file()
+
+
+def test_a_command_may_be_run_in_any_thread():
+    """Signals are the main thread's alone."""
+    with ThreadPoolExecutor(1) as aside:
+        assert aside.submit(main, ["report", "nothing"]).result() == 2
+        aside.submit(leave_when_told).result()
+
+
 def test_debug_adds_the_traceback(capsys):
     assert main(["train", "--debug", "--wire.codec", "gzip"]) == 2
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.splitlines()[-1].startswith("halfpass: wire.codec: expected")
+    assert main(["--debug", "train"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "halfpass: command: expected the command before its options, found --debug; write the command first"
 
 
 def test_an_error_reaches_the_process_that_asked():
@@ -329,7 +357,16 @@ def test_print_config_is_a_config(capsys):
         from_dict({"train": {"epoch": 3}})
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper"])
+def test_an_option_counts_before_a_file_of_settings_too(capsys):
+    Path("some.yaml").write_text("model: {name: resnet20, head: conv}")
+    Path("more.yaml").write_text("model: {head: mlp}")
+    with pytest.raises(SystemExit) as ended:
+        main(["join", "--model.name", "digits-cnn", "127.0.0.1:1", "--config", "some.yaml", "--config=more.yaml", "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert (ended.value.code, model["name"], model["head"]) == (0, "digits-cnn", "mlp")
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper", "agreement"])
 def test_help_describes_every_option(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -139,6 +139,7 @@ def test_a_spool_of_another_run_or_a_damaged_one_is_refused_by_name(tmp_path):
         with pytest.raises(InputError, match=r"spool .*: expected (messages 1 to 20|one of run abc)"):
             Outbox(tmp_path / "spool", run="abc").load(20, 0)
         assert file.stat().st_size == len(whole)  # what is refused is left as it is
+    file.with_name("000000000021.spool").touch()  # a process that was killed had begun it
     file.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=r"found none with number 20, or a damaged one; begin the run anew"):
         Outbox(tmp_path / "spool", run="abc").load(20, 0)
@@ -226,6 +227,10 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path, monkeypatc
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"unfinished.pt: expected format 1, found 7; use the halfpass that wrote it"):
         checkpoint.read(file)
+    for size, found in ((0, "an empty file"), (5, "the first 5 bytes of one"), (30, "the first 30 bytes of one")):
+        file.write_bytes((checkpoint._MAGIC + b'{"format": 1, "run"')[:size])
+        with pytest.raises(InputError, match=rf"expected the state of a run, found {found}; restore it, or train anew"):
+            checkpoint.read(file)
     torch.save(state(1), file)
     with pytest.raises(InputError, match=r"expected the state of a run, found another file, or one of an older version"):
         checkpoint.read(file)

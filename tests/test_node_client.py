@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -134,7 +135,7 @@ def test_a_refusal_is_said_and_the_server_goes_on(example, tmp_path):
     other = tmp_path / "client"
     shutil.copytree(example, other, symlinks=True)
     said = json.loads((other / "join.json").read_text())
-    said["settings"]["train.batch_size"] = 64
+    said["settings"] = json.dumps(json.loads(said["settings"]) | {"train.batch_size": 64})
     (other / "join.json").write_text(json.dumps(said))
     with served(example, tmp_path / "run", "tokens") as (server, port):
         done = client(other, port, "tokens")
@@ -156,8 +157,9 @@ def test_no_server_and_no_certificates_are_said(example, tmp_path):
 
 
 def test_what_the_client_knows_of_the_run_is_what_halfpass_says():
-    """Remake it with `python agree.py > join.json`."""
-    made = subprocess.run([sys.executable, "agree.py"], cwd=EXAMPLE, env=environment(), text=True, capture_output=True, timeout=120)
-    assert made.returncode == 0, made.stderr
+    """Remake it as README.md there says."""
+    words = re.search(r"^    halfpass (agreement .*) > join.json$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)[1]
+    made = subprocess.run([*HALFPASS, *words.split()], cwd=EXAMPLE, env=environment(), text=True, capture_output=True, timeout=120)
+    assert (made.returncode, made.stderr) == (0, "")
     assert made.stdout == (EXAMPLE / "join.json").read_text()
     assert f"const PROTOCOL = {PROTOCOL};" in (EXAMPLE / "client.js").read_text()

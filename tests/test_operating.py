@@ -286,7 +286,7 @@ def test_tokens_may_ask_and_others_not(folders, monkeypatch, caplog):
                 ask_status(address, trust)
         assert asked(address, Trust(authority=folder / "authority.pem")) == HealthCheckResponse.SERVING  # whether it lives, anybody
         monkeypatch.delenv(TOKEN, raising=False)
-        with pytest.raises(InputError, match="tls: expected a certificate or token, found none in None"):
+        with pytest.raises(InputError, match=r"tls: expected a certificate or token, found none; give --tls.folder"):
             trust_to_ask(alone)
     assert token not in caplog.text
 
@@ -302,11 +302,26 @@ def test_a_loss_is_told_and_counted(caplog):
         assert ask_status(address).clients[0].state == "connected"
         assert (hub.look()[0].reconnections, connection.look().reconnections) == (1, 1)
         until(lambda: connection.look().away is None)
-        connection.close()
+        connection.leave()
         until(lambda: ask_status(address).clients[0].state == "away")
         assert ask_status(address).connected == 0
     told = [(record.event, getattr(record, "client", None), getattr(record, "host", None)) for record in caplog.records if hasattr(record, "event")]
-    assert {("joined", 0, "127.0.0.1"), ("lost", 0, None), ("back", 0, "127.0.0.1"), ("lost", None, None), ("back", None, None)} == set(told)
+    assert {("joined", 0, "127.0.0.1"), ("lost", 0, None), ("back", 0, "127.0.0.1"), ("lost", None, None), ("back", None, None), ("left", 0, None)} == set(told)
+    assert "client 0 left; waiting for it for 20 s" in caplog.text
+
+
+def test_nobody_may_join_before_a_kept_state_is_taken_up():
+    with served(None, reconnect=20.0, run="one", opened=False) as hub:
+        address = f"127.0.0.1:{hub.port}"
+        assert asked(address) == asked(address, service="halfpass.SplitLearning") == HealthCheckResponse.NOT_SERVING
+        connection = Connection(address, window_bytes=2**20, timeout=5, reconnect=20.0, run="one")
+        connection.send(pb.ClientMessage(join=pb.Join(client=0)))
+        until(lambda: connection.look().away is not None)
+        assert hub.look() == []
+        hub.open()
+        connection.receive("joined")
+        assert asked(address) == asked(address, service="halfpass.SplitLearning") == HealthCheckResponse.SERVING
+        connection.leave()
 
 
 def test_health_ends_with_the_run():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from runtimes import train_in_both_runtimes
 from safetensors.torch import load_file
 from torch.utils.data import Dataset as TorchDataset
@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset, random_split
 
 from halfpass.commands.export import export
 from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, TaskConfig, TrainConfig, WireConfig
-from halfpass.data import cifar
+from halfpass.data import cifar, pictures
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import DATASETS, Dataset, Samples, Source, Stream, from_datasets, load
 from halfpass.data.samples import digest, draw, overlap
@@ -536,6 +536,21 @@ def test_a_picture_is_turned_composited_or_refused(folder):
     assert f"{file}: expected a picture, found an unreadable file (ValueError: 2 frames, where one can be read)" in message(read)
     Image.fromarray(array).save(file, format="PPM")
     assert f"{file}: expected a picture, found an unreadable file (UnidentifiedImageError: cannot identify" in message(read)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(folder, monkeypatch):
+    file = folder / "train" / "cat" / "z.png"
+    Image.new("L", (16, 9)).save(file)
+    read = partial(load, "imagefolder", str(folder), image_size=8)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 16 * 9)
+    read()
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 16 * 9 - 1)
+    decoding = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded") if self.size == (16, 9) else decoding(self))
+    assert message(read) == f"{file}: expected a picture of at most 143 pixels, found 16 × 9; scale it down or remove it"
+    monkeypatch.undo()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 71)  # Pillow's own, of which twice as many are refused
+    assert f"{file}: expected a picture of at most 33,554,432 pixels, found several times as many" in message(read)
 
 
 def test_a_site_that_lacks_a_class_takes_part_by_data_classes(folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
+import yaml
 import zstandard
 
 from halfpass import bounded, config
@@ -28,6 +29,7 @@ from halfpass.wire.codec import CODECS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
 EXAMPLE = Path(__file__).parent.parent / "examples" / "node-client"
+EXAMPLE_SETTINGS = config.from_dict(yaml.safe_load((EXAMPLE / "run.yaml").read_text()))
 FLAT = " ".join(PAGE.split())
 
 
@@ -165,11 +167,13 @@ def test_the_tasks_whose_heads_answer():
 # --- joining ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_of_the_example():
+def test_the_fingerprint_of_the_example(monkeypatch):
+    monkeypatch.chdir(EXAMPLE)
     text = re.search(r"```text\n(.*)\n```", PAGE)[1]
-    said = json.loads((EXAMPLE / "join.json").read_text())
-    parts = [*((name, tuple(shape)) for name, shape in said["state"]), tuple(map(tuple, said["crossing"])), said["outputs"]]
-    assert repr(parts) == text
+    made = network.build_network(EXAMPLE_SETTINGS, (8, 4, 4), 4)
+    state = [(f"server {name}", tuple(value.shape)) for name, value in made.halves.server.state_dict().items()]
+    assert repr([*state, made.cut_shapes, 4]) == text
+    assert json.loads((EXAMPLE / "join.json").read_text())["fingerprint"] == made.fingerprint
     found = re.search(r"its fingerprint `(\w+)`", FLAT)[1]
     assert found == hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -188,26 +192,24 @@ def test_a_fingerprint_of_a_cut_network_is_made_alike():
 
 
 def test_a_join_as_the_page_says_is_taken(monkeypatch):
-    """Without null settings, data, weights, targets and plan."""
+    """As `halfpass agreement` prints it, and without null settings, data, weights, targets and plan."""
     monkeypatch.chdir(EXAMPLE)
     said = json.loads((EXAMPLE / "join.json").read_text())
-    assert None not in said["settings"].values()
-    settings = config.from_dict({
-        "model": {"name": "network:network", "cut": ""}, "clients": {"partition": "own"},
-        "train": {"epochs": 3, "batch_size": 32, "lr": 0.05}, "wire": {"codec": "int8"},
-    })  # fmt: skip
+    server_process.Admission(EXAMPLE_SETTINGS).admit(pb.Join(**said))
+    needed = {key: value for key, value in json.loads(said["settings"]).items() if value is not None}
+    del needed["data"], needed["weights"]
     join = pb.Join(
-        protocol=messages.PROTOCOL, settings=json.dumps(said["settings"]), inputs=json.dumps(said["inputs"]), outputs=4,
+        protocol=messages.PROTOCOL, settings=json.dumps(needed), inputs=said["inputs"], outputs=4,
         samples=200, steps=7, parameters=said["parameters"], fingerprint="7e9c24ed30781b57",
     )  # fmt: skip
-    admission = server_process.Admission(settings)
+    admission = server_process.Admission(EXAMPLE_SETTINGS)
     admission.admit(join)
     assert admission.network.crossing(test=False) == ([((8, 4, 4), "float32")], [])
     other = pb.Join()
     other.CopyFrom(join)
     other.fingerprint = "0"
     with pytest.raises(ValueError, match="fingerprint"):
-        server_process.Admission(settings).admit(other)
+        server_process.Admission(EXAMPLE_SETTINGS).admit(other)
 
 
 # --- codecs -----------------------------------------------------------------------------------------------------------

@@ -365,6 +365,13 @@ def test_retrained_and_older_centralized_runs_in_tables() -> None:
 # The report
 
 
+def test_data_that_only_the_clients_know_have_no_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", example_result(dataset=None), example_metrics())
+    page = write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h1>decoupled on the clients&#39; own data</h1>" in page
+    assert terminal([summary(read_run(run))])
+
+
 def test_runs_with_the_same_name_are_all_drawn(tmp_path: Path) -> None:
     accuracies = {"killed-1": (0.1234, 0.5), "killed-2": (0.2345, 0.5)}
     runs = [make_run(tmp_path / name, None, example_metrics(found)) for name, found in accuracies.items()]

@@ -14,7 +14,7 @@ const { Connection, RunError, grpc } = require("./connection.js");
 
 const PROTOCOL = 10;
 const CLIENT = 0;
-const SAMPLES = { train: 200, test: 50 };
+const TEST_SAMPLES = 50;
 const PROTO = path.join(__dirname, "../../halfpass/wire/halfpass.proto");
 
 // ---- what goes up
@@ -77,13 +77,13 @@ function answersOf(labels, outputs) {
   return { dtype: "float16", shape: [labels.length, outputs], codec: "none", data: CODECS.none(halves) };
 }
 
-function makeBatch(said, epoch, step, test) {
-  const size = said.settings["train.batch_size"];
-  const samples = Math.min(size, (test ? SAMPLES.test : SAMPLES.train) - step * size);
+function makeBatch(said, settings, epoch, step, test) {
+  const size = settings["train.batch_size"];
+  const samples = Math.min(size, (test ? TEST_SAMPLES : said.samples) - step * size);
   const draw = generator(test ? 1e6 + step : epoch * 1000 + step);
   const labels = Array.from({ length: samples }, () => Math.floor((draw() + 0.5) * said.outputs));
-  const [shape] = said.crossing;
-  const codec = said.settings["wire.codec"];
+  const [, shape] = JSON.parse(said.inputs)[""]; // its client half computes elsewhere: what crosses are its inputs
+  const codec = settings["wire.codec"];
   const data = CODECS[codec](activations(labels, shape, draw), shape[0]);
   const tensor = { dtype: "float32", shape: [samples, ...shape], channels_last: true, codec, data };
   const batch = { test, client: CLIENT, epoch, step, tensors: [tensor], labels };
@@ -91,50 +91,19 @@ function makeBatch(said, epoch, step, test) {
   return batch;
 }
 
-// A single last sample makes no batch of its own in training.
-function stepsOf(said) {
-  const size = said.settings["train.batch_size"];
-  return Math.floor(SAMPLES.train / size) + (SAMPLES.train % size > 1 ? 1 : 0);
-}
-
-// ---- joining
-
-// Of the network's weights and the cut: the first 16 hex digits of the SHA-256 of what Python's repr would write.
-function fingerprintOf(state, crossing, outputs) {
-  const tuple = (numbers) => `(${numbers.join(", ")}${numbers.length === 1 ? "," : ""})`;
-  const weights = state.map(([name, shape]) => `('${name}', ${tuple(shape)})`);
-  const described = `[${[...weights, tuple(crossing.map(tuple)), outputs].join(", ")}]`;
-  return crypto.createHash("sha256").update(described).digest("hex").slice(0, 16);
-}
-
-function joinOf(said) {
-  return {
-    protocol: PROTOCOL,
-    client: CLIENT,
-    settings: JSON.stringify({ ...said.settings, data: {}, weights: { client: null, server: null } }),
-    inputs: JSON.stringify(said.inputs),
-    outputs: said.outputs,
-    samples: SAMPLES.train,
-    steps: stepsOf(said),
-    parameters: said.parameters,
-    fingerprint: fingerprintOf(said.state, said.crossing, said.outputs),
-    process: crypto.randomInt(1, 2 ** 47), // whose streams take each other's place
-  };
-}
-
 // ---- the run
 
-async function trainUntil(connection, said, begin, done) {
-  const began = Date.now();
+async function trainUntil(connection, said, settings, begin, done) {
+  const began = performance.now();
   for (let step = done; step < begin.until; step++) {
-    await connection.send({ batch: makeBatch(said, begin.epoch, step, false) });
+    await connection.send({ batch: makeBatch(said, settings, begin.epoch, step, false) });
     await new Promise(setImmediate); // the stream is served in between
   }
   const epochEnd = {
     epoch: begin.epoch,
     loss: NaN, // of the auxiliary head; nothing was learned here
-    busy_seconds: (Date.now() - began) / 1000,
-    samples: Math.min(SAMPLES.train, begin.until * said.settings["train.batch_size"]),
+    busy_seconds: (performance.now() - began) / 1000,
+    samples: Math.min(said.samples, begin.until * settings["train.batch_size"]),
     uploads: begin.until,
     peak_memory_bytes: process.memoryUsage().rss,
   };
@@ -142,16 +111,16 @@ async function trainUntil(connection, said, begin, done) {
 }
 
 // Until all of it is sent, or the stream is lost: then the server asks for it again.
-async function runTest(connection, said, epoch, stream) {
-  const size = said.settings["train.batch_size"];
-  for (let step = 0; step * size < SAMPLES.test; step++) {
-    if (!(await connection.sendOfTest({ batch: makeBatch(said, epoch, step, true) }, stream))) return;
+async function runTest(connection, said, settings, epoch, stream) {
+  const size = settings["train.batch_size"];
+  for (let step = 0; step * size < TEST_SAMPLES; step++) {
+    if (!(await connection.sendOfTest({ batch: makeBatch(said, settings, epoch, step, true) }, stream))) return;
   }
   // With has_head it would give the scores of its head too, by the server's names of the metrics.
-  await connection.sendOfTest({ test_end: { epoch, samples: SAMPLES.test, has_head: false } }, stream);
+  await connection.sendOfTest({ test_end: { epoch, samples: TEST_SAMPLES, has_head: false } }, stream);
 }
 
-async function follow(connection, said) {
+async function follow(connection, said, settings) {
   let [epoch, done] = [0, 0]; // at work, and how many of its steps are done
   for (;;) {
     const { message, stream } = await connection.receive();
@@ -162,14 +131,14 @@ async function follow(connection, said) {
     }
     if (message.kind === "begin") {
       if (asked.epoch !== epoch) [epoch, done] = [asked.epoch, 0];
-      if (epoch >= said.settings["train.epochs"] || asked.until < done || asked.until > stepsOf(said)) {
+      if (epoch >= settings["train.epochs"] || asked.until < done || asked.until > said.steps) {
         const found = `epoch ${epoch} up to step ${asked.until}`;
-        throw new RunError("the server", "an epoch of the settings", found, "make join.json anew: agree.py");
+        throw new RunError("the server", "an epoch of the settings", found, "make join.json anew: halfpass agreement");
       }
-      await trainUntil(connection, said, asked, done);
+      await trainUntil(connection, said, settings, asked, done);
       done = asked.until;
     } else if (message.kind === "test") {
-      await runTest(connection, said, asked.epoch, stream);
+      await runTest(connection, said, settings, asked.epoch, stream);
     } else if (message.kind === "finish") {
       await connection.finish();
       return;
@@ -186,14 +155,14 @@ function read(file) {
 }
 
 // By a token where there is one, else by a certificate.
-function connect(address, certs, proto, said) {
+function connect(address, certs, proto, said, settings) {
   const file = (name) => path.join(certs, name);
   const authority = read(file("authority.pem"));
-  const options = { window: said.settings["wire.window"], timeout: said.settings["wire.timeout"] };
+  const options = { window: settings["wire.window"], timeout: settings["wire.timeout"] };
   const own = `client-${CLIENT}`;
   if (fs.existsSync(file(`${own}.token`))) options.token = read(file(`${own}.token`)).toString().trim();
   const pair = options.token ? [] : [read(file(`${own}-key.pem`)), read(file(`${own}.pem`))];
-  return new Connection(address, proto, grpc.credentials.createSsl(authority, ...pair), joinOf(said), options);
+  return new Connection(address, proto, grpc.credentials.createSsl(authority, ...pair), said, options);
 }
 
 async function main([address, certs, proto = PROTO]) {
@@ -202,14 +171,20 @@ async function main([address, certs, proto = PROTO]) {
     throw new RunError("arguments", expected, "fewer", "node client.js HOST:PORT CERTS", 2);
   }
   const said = JSON.parse(read(path.join(__dirname, "join.json")));
-  if (!CODECS[said.settings["wire.codec"]]) {
+  if (said.protocol !== PROTOCOL || said.client !== CLIENT) {
+    const found = `protocol ${said.protocol}, client ${said.client}`;
+    throw new RunError("join.json", `protocol ${PROTOCOL}, client ${CLIENT}`, found, "see README.md", 2);
+  }
+  const settings = JSON.parse(said.settings);
+  if (!CODECS[settings["wire.codec"]]) {
     const expected = `one of ${Object.keys(CODECS).join(", ")}`;
-    throw new RunError("wire.codec", expected, said.settings["wire.codec"], "choose another in run.yaml", 2);
+    throw new RunError("wire.codec", expected, settings["wire.codec"], "choose another in run.yaml", 2);
   }
   read(proto);
-  const connection = connect(address, certs, proto, said);
+  said.process = crypto.randomInt(1, 2 ** 47); // whose streams take each other's place
+  const connection = connect(address, certs, proto, said, settings);
   try {
-    await follow(connection, said);
+    await follow(connection, said, settings);
   } catch (error) {
     connection.fail(`client ${CLIENT}: ${error.message}`, error.exitStatus || 1);
     throw error;

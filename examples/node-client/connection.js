@@ -51,7 +51,7 @@ class Connection {
     this.number = 0; // of the stream
     this.joined = false; // on it
     this.ofTest = 0; // batches of a test that are not acknowledged
-    this.away = Date.now(); // since when there is no stream
+    this.away = performance.now(); // since when there is no stream
     this.failure = null;
     this.closed = false;
     this.wakers = [];
@@ -127,7 +127,7 @@ class Connection {
 
   open() {
     this.number += 1;
-    this.heard = Date.now();
+    this.heard = performance.now();
     this.client = new this.Client(this.address, this.credentials, this.options);
     this.call = this.client.Session(this.metadata);
     const number = this.number;
@@ -142,7 +142,7 @@ class Connection {
   // It goes on only as long as this process lives, so what it has is durable enough.
   beat() {
     if (this.again) return; // there is no stream
-    if (Date.now() - this.heard > this.timeout) this.call.cancel(); // "error" comes of it
+    if (performance.now() - this.heard > this.timeout) this.call.cancel(); // "error" comes of it
     else this.call.write(this.encode({ alive: {}, durable: this.received }));
   }
 
@@ -152,11 +152,11 @@ class Connection {
     this.ofTest = 0;
     this.client.close();
     if (!this.away) {
-      this.away = Date.now();
+      this.away = performance.now();
       console.error(`lost the server at ${this.address} (${why}); trying to reach it again`);
     }
     const [patience, exitStatus] = this.run ? [PATIENCE_MS.again, 1] : [PATIENCE_MS.first, 2];
-    if (Date.now() - this.away > patience) {
+    if (performance.now() - this.away > patience) {
       const remedy = "look at what the server printed";
       const expected = `a connection within ${patience / 1000} s`;
       this.failure = new RunError(`server at ${this.address}`, expected, why, remedy, exitStatus);
@@ -170,7 +170,7 @@ class Connection {
   }
 
   accept(message) {
-    this.heard = Date.now();
+    this.heard = performance.now();
     this.applied = Math.max(this.applied, message.applied);
     this.durable = Math.max(this.durable, message.durable);
     for (const place of this.kept.keys()) if (place <= this.durable) this.kept.delete(place);

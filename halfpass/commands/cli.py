@@ -8,8 +8,7 @@ import argparse
 import atexit
 import dataclasses
 import gc
-import io
-import itertools
+import json
 import logging
 import re
 import signal
@@ -32,9 +31,10 @@ from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
 from halfpass.commands.status import as_json, show
+from halfpass.commands.streams import lost_output, outlive
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, TlsConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
-from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.errors import HalfpassError, InputError, RunError, room_remedy
 from halfpass.files import at_home, refuse_file, write_json
 from halfpass.plugin import origin
 from halfpass.report.page import write_report
@@ -42,7 +42,7 @@ from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
 from halfpass.run import logs
 from halfpass.run.children import INTERRUPTED, IS_CHILD, Left, be_interruptible, describe, leave_when_told
-from halfpass.run.client_process import join
+from halfpass.run.client_process import agreement, join
 from halfpass.run.credentials import trust_to_ask
 from halfpass.run.metrics import listening
 from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config, read_where
@@ -62,13 +62,14 @@ atexit.register(gc.freeze)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a dash that the locale does not have ends no run
+    outlive()
     try:
         be_interruptible()
         options = _parse(words)
         COMMANDS[options.subcommand].run(options[options.subcommand])
+        if (lost := lost_output()) is not None:
+            expected, remedy = "a place that can be written", room_remedy(lost, "give another")
+            raise RunError("standard output", expected, str(lost.strerror), remedy)
     except (Exception, KeyboardInterrupt, Left) as error:
         if "--debug" in words and not logs.in_json():
             traceback.print_exc()
@@ -192,6 +193,11 @@ def _certs(options: Namespace) -> None:
 def _join(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
     _join_run(config, options.address, options.client, insecure=options.insecure, again=options.resume)
+
+
+def _agreement(options: Namespace) -> None:
+    config = between_processes(options.config_object)
+    print(json.dumps(agreement(config, options.client), indent=2))
 
 
 def _join_run(config: Config, address: str, client: int, *, insecure: bool, again: bool) -> None:
@@ -369,6 +375,11 @@ def _add_join(parser: ArgumentParser) -> None:
     _add_config(parser)
 
 
+def _add_agreement(parser: ArgumentParser) -> None:
+    parser.add_argument("--client", type=int, default=0, help="Number of the client, from 0.")
+    _add_config(parser)
+
+
 def _add_status(parser: ArgumentParser) -> None:
     parser.add_argument("address", type=str, help="HOST:PORT of the server.")
     parser.add_class_arguments(TlsConfig, "tls")
@@ -424,6 +435,7 @@ COMMANDS = {
     "resume": Command(_resume, "Go on with a training, a server or a client that was broken off.", _add_resume),
     "serve": Command(_serve, "Be the server of one run, for clients that join by hand.", _add_serve),
     "join": Command(_join, "Be one client of a run.", _add_join),
+    "agreement": Command(_agreement, "Print what a client in another language says at joining.", _add_agreement),
     "status": Command(_status, "Ask a server who is there, how far the run is, and how fast.", _add_status),
     "certs": Command(_certs, "Make certificates for a run between machines.", _add_certs),
     "retrain": Command(_retrain, "Train a new server half from the uploads that a run kept; no client.", _add_retrain),
@@ -455,14 +467,15 @@ def _parser(chosen: str | None, with_help: bool) -> tuple[ArgumentParser, Argume
 
 def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
-    words = [_spelled_out(word) for word in _with_run_settings(_configs_at_home(words))]
+    words = [_spelled_out(word) for word in _with_run_settings(_configs_first(words))]
     with_help = any(word == "-h" or word.startswith(("--help", "--print_")) for word in words)
     parser, child = _parser(next((word for word in words if word in COMMANDS), None), with_help)
+    if words and words[0].startswith("-") and words[0].partition("=")[0] not in _option_names(parser):
+        raise InputError("command", "the command before its options", words[0], "write the command first")
     known = Known(list(COMMANDS), _option_names(child) if child else [])
     check_words(words, number_keys())
-    for word, following in itertools.pairwise([*words, "-"]):
-        file = following if word == "--config" else word.partition("--config=")[2]
-        if child and file and not file.startswith("-"):  # else the library says that it is missing
+    for word in words:
+        if child is not None and (file := word.partition("--config=")[2]):
             check_config(Path(file), [action.dest for action in child._actions])
     try:
         options = parser.parse_args(words)
@@ -475,11 +488,19 @@ def _parse(words: list[str]) -> Namespace:
     return options
 
 
-def _configs_at_home(words: list[str]) -> list[str]:
-    """The words, ~ in a file behind --config made a home folder."""
-    whole = [f"--config={at_home('config', word[9:])}" if word.startswith("--config=") else word for word in words]
-    pairs = itertools.pairwise(["", *whole])
-    return [at_home("config", word) if before == "--config" else word for before, word in pairs]
+def _configs_first(words: list[str]) -> list[str]:
+    """`--config FILE` before all other options, which so count wherever they stand; ~ in FILE is made a home folder."""
+    files, others, rest = list[str](), list[str](), iter(words)
+    for word in rest:
+        file = word.partition("--config=")[2]
+        if word == "--config" and (file := next(rest, "")).startswith("-"):  # a value is missing: the library says so
+            others += [word, file]
+        elif file:
+            files.append(f"--config={at_home('config', file)}")
+        else:
+            others.append(word)
+    options = next((i for i, word in enumerate(others) if word.startswith("-")), len(others))
+    return [*others[:options], *files, *others[options:]]
 
 
 def _with_run_settings(words: list[str]) -> list[str]:
@@ -491,7 +512,7 @@ def _with_run_settings(words: list[str]) -> list[str]:
     settings = _path("RUN", words[1]) / "config.yaml"
     if not settings.is_file():
         raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")
-    return [*words[:2], "--config", str(settings), "--out", "null", *words[2:]]  # all but its folder
+    return [*words[:2], f"--config={settings}", "--out", "null", *words[2:]]  # all but its folder
 
 
 def _spelled_out(word: str) -> str:

@@ -19,7 +19,17 @@ from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, identity, read_plans, read_spec
 from halfpass.run.progress import EpochProgress
-from halfpass.run.records import Row, RunFolder, Wires, difference, epoch_rows, read_config, refuse_run, result
+from halfpass.run.records import (
+    Row,
+    RunFolder,
+    Wires,
+    difference,
+    epoch_rows,
+    read_config,
+    read_result,
+    refuse_run,
+    result,
+)
 from halfpass.run.replay import in_steps, read_step, shuffled
 from halfpass.tasks.task import CLASS_NUMBERS, Task
 from halfpass.wire.messages import read_batch
@@ -81,7 +91,8 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
             _copy_clients(run, folder, store.identity == identity(network))
             used_once = dataclasses.replace(config, server=dataclasses.replace(config.server, replay=1))
             outcome = result(used_once, network.task, network.cut, rows, Wires([], None), folder.environment)
-            return folder.finish(outcome | {"retrained_from": str(run)})
+            data = read_result(run).get("dataset")  # None where only the clients know
+            return folder.finish(outcome | {"dataset": data, "retrained_from": str(run)})
 
 
 def _refuse_what_the_uploads_fix(config: Config, made: Config) -> None:

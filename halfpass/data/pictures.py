@@ -1,7 +1,8 @@
 """Picture files → uint8 RGB squares. Check: `pytest tests/test_own_data.py`.
 
 Turned as their EXIF orientation says, transparent parts black, grays of 16 bits scaled by the range that the data set
-has. Several frames, and contents of other formats than these, are refused; Pillow's bound on pixels stays.
+has. Several frames, contents of other formats than these, and pictures of more than MOST_PIXELS, of which only the
+header is read then, are refused.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from halfpass.errors import InputError, reason
 from halfpass.tree import Tree, map_leaves
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MOST_PIXELS = 2**25  # which take up to half a gigabyte while they are scaled
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 Range = tuple[int, int]  # lowest and highest gray
 
@@ -25,13 +27,29 @@ Range = tuple[int, int]  # lowest and highest gray
 def decode(file: Path, image_size: int, grays: Range | None) -> np.ndarray:
     """(H, W, 3) uint8: the shorter side resized to `image_size` pixels, the middle square kept."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with _opened(file) as image:
             picture = _rgb(_upright(image), grays)
             square = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
         return np.array(square)
+    except InputError:
+        raise
     except Exception as error:  # every decoder has errors of its own
         found = f"an unreadable file ({reason(error)})"
         raise InputError(str(file), "a picture", found, "mend or remove it") from error
+
+
+def _opened(file: Path) -> Image.Image:
+    """Its header alone is read. Raises InputError where it has too many pixels."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:  # Pillow's own bound
+        found = "several times as many"
+    else:
+        if image.width * image.height <= MOST_PIXELS:
+            return image
+        found = f"{image.width} × {image.height}"
+        image.close()
+    raise InputError(str(file), f"a picture of at most {MOST_PIXELS:,} pixels", found, "scale it down or remove it")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -44,9 +62,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image, grays: Range | None) -> Image.Image:
     if image.mode.startswith("I;16"):
         low, high = grays or (0, 2**16 - 1)
-        levels = (np.asarray(image, dtype=np.float64) - low) * (255 / max(high - low, 1))
-        shown = torch.from_numpy(levels).round().clamp(0, 255).to(torch.uint8)
-        return Image.fromarray(shown.numpy()).convert("RGB")
+        levels = (np.arange(2**16, dtype=np.float64) - low) * (255 / max(high - low, 1))  # of each gray
+        shown = torch.from_numpy(levels).round().clamp(0, 255).to(torch.uint8).numpy()
+        return Image.fromarray(shown[np.asarray(image)]).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("32 bits per pixel, where 8 or 16 can be read")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -69,7 +87,7 @@ def gray_range(files: Iterable[Path], given: str | None) -> Range | None:
 
 def _grays(file: Path) -> Range | None:
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with _opened(file) as image:
             if not image.mode.startswith("I;16"):
                 return None
             levels = np.asarray(image)

@@ -42,7 +42,7 @@ def render(runs: Sequence[Run]) -> str:
     )  # fmt: skip
     return page.get_template("page.html.j2").render(
         methods=_distinct(groups, "method"),
-        datasets=_distinct(groups, "dataset"),
+        datasets=_distinct(groups, "dataset", "the clients' own data"),  # which a server need not know
         seeds=_distinct(groups, "seed"),
         facts=tables.shared_settings(groups),
         columns=measures,
@@ -62,5 +62,6 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _distinct(groups: Sequence[tables.Group], key: str) -> str:
-    return ", ".join(dict.fromkeys(str(result[key]) for group in groups for result in group))
+def _distinct(groups: Sequence[tables.Group], key: str, unknown: str = "–") -> str:
+    found = (result[key] for group in groups for result in group)
+    return ", ".join(dict.fromkeys(unknown if value is None else str(value) for value in found))

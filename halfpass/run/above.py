@@ -44,5 +44,8 @@ class Above:
     def finish(self) -> None:
         """All epochs are over."""
 
+    def leave(self) -> None:
+        """The edge was told to leave, and comes again."""
+
     def fail(self, reason: str, exit_status: int) -> None:
         """The edge stops, for this reason."""

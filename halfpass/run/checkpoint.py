@@ -103,7 +103,10 @@ def _read(file: Path, run: str | None) -> dict[str, Any]:
     except OSError as error:
         raise InputError(str(file), "the state of a run", str(error.strerror), _REMEDY) from None
     end = content.find(b"\n", len(_MAGIC), len(_MAGIC) + _MOST_HEADER_BYTES)
-    if not content.startswith(_MAGIC) or end < 0:
+    if _MAGIC.startswith(content[: len(_MAGIC)]) and end < 0:
+        found = "an empty file" if not content else f"the first {len(content)} bytes of one"
+        raise InputError(str(file), "the state of a run", found, _REMEDY)
+    if not content.startswith(_MAGIC):
         raise InputError(str(file), "the state of a run", "another file, or one of an older version", "train anew")
     begin = end + 1
     try:

@@ -68,7 +68,8 @@ class Child:
         assert output is not None
         self._first.put(output.readline())
         for line in output:
-            sys.stdout.write(line)
+            with contextlib.suppress(OSError):  # nobody reads this process's either
+                sys.stdout.write(line)
 
     def failure(self) -> PassedOnError:
         """Why it failed, in a line that the user has not read yet."""
@@ -106,11 +107,14 @@ def stopping(children: list[Child]) -> Iterator[None]:
 
 
 def be_interruptible() -> None:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does: orderly. A child also ends when its parent is gone."""
+    """SIGTERM and SIGHUP end this process as Ctrl-C does: orderly. A child also ends when its parent is gone. Signals
+    are the main thread's: in another, this and `leave_when_told` leave them to whoever has that."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    if not _in_main_thread():
+        return
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a terminal that was closed; nohup has it ignored
         signal.signal(signal.SIGHUP, interrupt)
@@ -137,11 +141,17 @@ def leave_when_told() -> None:
         signal.setitimer(signal.ITIMER_REAL, 3.0)
         raise Left
 
+    if not _in_main_thread():
+        return
     _told.clear()
     signal.signal(signal.SIGALRM, out_of_time)
     signal.signal(signal.SIGTERM, told)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, told)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def leaving() -> bool:

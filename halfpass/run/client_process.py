@@ -51,6 +51,7 @@ from halfpass.wire.trust import Trust
 
 LOG = logging.getLogger("halfpass")
 WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
+_LATER = ("run", "received", "first")  # of Join: what is said when a run is gone on with
 DATA = "data"  # among the settings that a client sends: what its data must have in common with the others'
 
 
@@ -350,14 +351,10 @@ def join(
     setup.settle_process(config)
     setup.check_between_processes(config)
     trust = trust_of(config.tls, f"client-{index}")
-    data = setup.load_data(config.data, index)
-    shard = setup.make_shards(config, data)[index]
-    task = setup.task_of(config, data)
-    network = network_of(config, data, task)
+    data, shard, network = _own_part(config, index)
     client = setup.build_client(config, network, index)
     connection = connect(
-        config, network, address, f"client {index}", index, len(shard),
-        batch_count(len(shard), config.train.batch_size), setup.agreement(config, data), trust, insecure,
+        config, _join_of_client(config, data, shard, network, index), address, f"client {index}", trust, insecure,
         folder=own / "spool" if keeps else None, state=None if state is None else state["connection"],
     )  # fmt: skip
     try:
@@ -379,7 +376,7 @@ def join(
                 folder.save_client(client, config)
         connection.finish()
     except (Left, Interrupted):
-        connection.close()  # the server waits for it
+        connection.leave()
         raise Left from None
     except BaseException as error:
         connection.fail(*for_peer(f"client {index}", error))
@@ -389,16 +386,35 @@ def join(
     return folder.path
 
 
-def connect(
-    config: Config, network: Network, address: str, name: str, index: int, samples: int, steps: int,
-    agreement: dict[str, Any], trust: Trust | None = None, insecure: bool = False, *, folder: Path | None = None,
-    state: Mapping[str, Any] | None = None,
-) -> Connection:  # fmt: skip
-    """A connection to a server that has taken this side, which errors call `name`, as client `index`, of so many
-    training samples and steps per epoch; `agreement` is what its data must have in common with other clients'. `folder`
-    is for the spool; `state` is that of an earlier process's connection."""
+def agreement(config: Config, index: int) -> dict[str, Any]:
+    """What client `index` says at joining, by the names of `Join`: for a client in another language, which cannot make
+    it. Raises InputError as `join` does."""
+    setup.check_index(config, index)
+    setup.check_between_processes(config)
+    data, shard, network = _own_part(config, index)
+    said = _join_of_client(config, data, shard, network, index)
+    return {field.name: getattr(said, field.name) for field in said.DESCRIPTOR.fields if field.name not in _LATER}
+
+
+def _own_part(config: Config, index: int) -> tuple[Dataset, Samples, Network]:
+    """The client's data, of them its training samples, and the network on both sides."""
+    data = setup.load_data(config.data, index)
+    shard = setup.make_shards(config, data)[index]
+    return data, shard, network_of(config, data, setup.task_of(config, data))
+
+
+def _join_of_client(config: Config, data: Dataset, shard: Samples, network: Network, index: int) -> pb.Join:
+    steps = batch_count(len(shard), config.train.batch_size)
+    return join_of(config, network, index, len(shard), steps, setup.agreement(config, data))
+
+
+def join_of(
+    config: Config, network: Network, index: int, samples: int, steps: int, agreement: dict[str, Any]
+) -> pb.Join:
+    """What is said at joining as client `index`, of so many training samples and steps per epoch; `agreement` is what
+    its data must have in common with other clients'."""
     own = {DATA: agreement, WEIGHTS: network.digests}
-    join = pb.Join(
+    return pb.Join(
         protocol=PROTOCOL, client=index, settings=json.dumps(setup.agreed_settings(config) | own),
         inputs=json.dumps(written_spec(network.inputs)),
         outputs=network.task.outputs, samples=samples, steps=steps,
@@ -406,6 +422,14 @@ def connect(
         targets=json.dumps({"spec": written_spec(network.task.spec), "names": network.task.names}),
         plan=write_plans(network.plans),
     )  # fmt: skip
+
+
+def connect(
+    config: Config, join: pb.Join, address: str, name: str, trust: Trust | None = None, insecure: bool = False, *,
+    folder: Path | None = None, state: Mapping[str, Any] | None = None,
+) -> Connection:  # fmt: skip
+    """A connection to a server that has taken this side, which errors call `name`. `folder` is for the spool; `state`
+    is that of an earlier process's connection."""
     outbox = Outbox(folder, memory_bytes=config.wire.window // 4, disk_bytes=config.checkpoint.spool)
     if state is not None:
         outbox.run = state["run"]

@@ -28,7 +28,8 @@ def trust_of(tls: TlsConfig, role: str) -> Trust | None:
     else:
         if certificate is None and token is None:
             remedy = f"copy {role}.pem and {role}-key.pem, or {role}.token, there"
-            raise InputError("tls", f"a certificate or token of {role}", f"none in {folder}", remedy)
+            remedy = remedy if folder else "give --tls.folder, or --tls.certificate and --tls.key, or --tls.token"
+            raise InputError("tls", f"a certificate or token of {role}", _none(folder), remedy)
         trust.check_client(int(role.removeprefix("client-")))
     if role == EDGE:
         trust.check_client(None)
@@ -48,9 +49,14 @@ def trust_to_ask(tls: TlsConfig) -> Trust | None:
     if not trust.encrypts and folder is None and tls.server_name is None:
         return None
     if certificate is None and token is None:
-        raise InputError("tls", "a certificate or token", f"none in {folder}", "take a client's, or the server's")
+        remedy = "take a client's, or the server's" if folder else "give --tls.folder, a client's or the server's"
+        raise InputError("tls", "a certificate or token", _none(folder), remedy)
     trust.check_client(None, anybody=True)
     return trust
+
+
+def _none(folder: Path | None) -> str:
+    return "none" if folder is None else f"none in {folder}"
 
 
 def _folder(tls: TlsConfig) -> Path | None:

@@ -20,7 +20,7 @@ from halfpass.cut import CutBatch
 from halfpass.errors import RunError
 from halfpass.run import setup
 from halfpass.run.above import Above
-from halfpass.run.client_process import connect, encoded, end_of_test
+from halfpass.run.client_process import connect, encoded, end_of_test, join_of
 from halfpass.run.epoch import Score, Tally, Values
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, above_edge, build_network, read_plans, read_spec
@@ -175,8 +175,8 @@ class RemoteLink(_Link):
         if state is not None:
             self._step, self._uploads = state["step"], state["uploads"]
         self.connection = connect(
-            self.config, network, address, "edge", 0, samples, sum(self._steps), {}, trust, insecure,
-            folder=folder, state=None if state is None else state["connection"],
+            self.config, join_of(self.config, network, 0, samples, sum(self._steps), {}), address, "edge", trust,
+            insecure, folder=folder, state=None if state is None else state["connection"],
         )  # fmt: skip
         self._taken_before = self.connection.taken
 
@@ -220,6 +220,9 @@ class RemoteLink(_Link):
         while (message := self.connection.receive("finish", "test")).WhichOneof("kind") == "test":
             self.test_again(message.test.epoch)
         self.connection.finish()
+
+    def leave(self) -> None:
+        self.connection.leave()
 
     def fail(self, reason: str, exit_status: int) -> None:
         self.connection.fail(reason, exit_status)

@@ -31,8 +31,8 @@ class SplitRun(Protocol):
 
     seconds_before: float  # of the epoch that comes, spent on it in an earlier process
 
-    def keep_first(self, folder: RunFolder) -> None:
-        """Before the first epoch, where somebody has to know that there is a run."""
+    def ready(self, folder: RunFolder) -> None:
+        """Before the first epoch that comes: what was kept is taken up, where the folder has that."""
 
     def keep(self, folder: RunFolder, epochs: int) -> None:
         """Keeps all that the coming epochs depend on, behind so many of them."""
@@ -53,8 +53,7 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
     memory = PeakMemory(run.server.arithmetic.device)
     rows = folder.load_checkpoint(config, run.load_state)
     done = rows[-1]["epoch"] if rows else 0
-    if not folder.has_checkpoint:
-        run.keep_first(folder)
+    run.ready(folder)
     uploads = sum(-(-steps // config.wire.every) for steps in run.steps)
     title = config.method if config.model.edge_cut is None else f"{config.method}, edge"
     with EpochProgress(title, config.train.epochs, uploads * config.server.replay) as progress:

@@ -150,7 +150,7 @@ class LocalRun:
             "lessons": self.lessons.state(), "above": self.above.state(),
         }  # fmt: skip
 
-    def keep_first(self, folder: RunFolder) -> None:
+    def ready(self, folder: RunFolder) -> None:
         """Nothing: before its first epoch there is nothing that it would not begin with."""
 
     def keep(self, folder: RunFolder, epochs: int) -> None:

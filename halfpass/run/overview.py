@@ -61,7 +61,8 @@ class Kept:
 
     epoch: int  # from 1
     step: int  # of all clients' in that epoch
-    when: float = field(default_factory=time.time)
+    when: float = field(default_factory=time.time)  # of day, for Prometheus
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Overview:
             clients_count=count, connected=sum(look.away is None for look in looks.values()),
         )  # fmt: skip
         if (kept := at.kept) is not None:
-            ago = max(0.0, time.time() - kept.when)
+            ago = time.monotonic() - kept.since
             reply.checkpoint.CopyFrom(pb.Checkpoint(epoch=kept.epoch, step=kept.step, seconds_ago=ago))
         for k in range(min(count, MOST_CLIENTS)):
             said = pb.ClientStatus(client=k, state="not joined")

@@ -238,10 +238,10 @@ class ServerRun:
     def __init__(
         self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None,
         link: Callable[..., RemoteLink] | None, folder: RunFolder | None = None, run: str = "",
-        state: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None, ready: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         """`link` makes the one to the server above an edge. `folder` keeps what the run, which `run` names, can be gone
-        on with; `state` was kept by an earlier process."""
+        on with; `state` was kept by an earlier process. `ready` is called once that is taken up."""
         assert admission.network is not None
         self.config, self.hub, self.network, self.task = config, hub, admission.network, admission.network.task
         self.server = setup.build_server(config, self.network)
@@ -255,7 +255,7 @@ class ServerRun:
         self.has_trained = False
         self.seconds_before = 0.0
         self.lessons = Lessons(config, self.server, self.steps, store, self.above)
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._ready = folder, run, ready
         self._at: _Place | None = None  # in the epoch that goes on
         self._began = 0.0  # it, or its part in this process
         self._since = 0  # steps since the last checkpoint
@@ -593,9 +593,12 @@ class ServerRun:
         self._save(self._at.epoch)
         self._since = 0
 
-    def keep_first(self, folder: RunFolder) -> None:
-        """So that a server that is killed before its first checkpoint knows its clients, and they it."""
-        self._write(0)
+    def ready(self, folder: RunFolder) -> None:
+        """With a first checkpoint, so that a server that is killed before the next knows its clients, and they it."""
+        if not folder.has_checkpoint:
+            self._write(0)
+        if self._ready is not None:
+            self._ready()
 
     def keep(self, folder: RunFolder, epochs: int) -> None:
         """Keeps the state behind so many epochs. Twice, as no client will repeat the test that was before it, and the
@@ -808,12 +811,18 @@ def serve(
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
         of_edge=of_edge, reconnect=config.wire.reconnect, run=run_name, outbox=outbox, peers=peers, leaving=leaving,
-        status=overview.status, watched=IS_CHILD,
+        status=overview.status, watched=IS_CHILD, opened=False,
     )  # fmt: skip
+
+    def ready() -> None:
+        hub.open()
+        announce(hub.port)
+
     overview.hub, overview.name = hub, run_name
     register(metrics.ServerFigures(overview))
     try:
-        announce(hub.port)
+        if state is None:
+            ready()
         hub.wait_for_clients(JOIN_SECONDS)
         assert admission.network is not None
         with setup.open_store(config, admission.network, old=kept is not None) as store:
@@ -828,7 +837,8 @@ def serve(
                     where = {"bind": f"{bind.rpartition(':')[0]}:{hub.port}", "above": above, "insecure": insecure}
                     write_json(out / SERVED, where)
                 kept_in = folder if keeps else None
-                overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state)
+                later = None if state is None else ready
+                overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later)
                 return _run(config, folder, run)
     except (Left, Interrupted):
         raise Left from None  # clients wait for it
@@ -844,7 +854,8 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
         rows = run_epochs(config, run, folder)
         wires = run.finish()
     except (Left, Interrupted):
-        raise Left from None  # the server above waits for it
+        run.above.leave()
+        raise Left from None
     except BaseException as error:
         run.above.fail(*for_peer("edge", error))
         raise
@@ -852,6 +863,8 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
         if run.has_trained:
             folder.save_server(run.server, config)
     outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
+    if config.clients.partition == "own" and not IS_CHILD:
+        outcome["dataset"] = None  # the clients' own, which they need not name
     folder.finish(outcome | ({} if config.clients.quorum is None else {"absent": run.absent}))
     for k in range(len(run.steps)):
         run.hub.peer(k).outbox.clear()

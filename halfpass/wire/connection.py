@@ -218,10 +218,17 @@ class Connection:
 
     def fail(self, reason: str, exit_status: int = 1) -> None:
         """Tells the server why this client stops, as far as it still listens."""
+        self._leave(pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
+
+    def leave(self) -> None:
+        """Ends the stream in good order: the server waits for another."""
+        self._leave()
+
+    def _leave(self, *last: pb.ClientMessage) -> None:
         with self._changed:
             self._closed = True  # no other stream is made
             self._link.control.clear()
-            self._link.control.append(pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=exit_status)))
+            self._link.control.extend(last)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._link.over or self._ended, timeout=STOP_SECONDS)
         self.close()
@@ -514,7 +521,9 @@ class Connection:
             elif kind == "failed":
                 self._failure = PassedOnError(message.failed.reason, message.failed.exit_status)
             elif kind == "rejected":
-                self._failure = PassedOnError(f"{self._who} rejected a message: {message.rejected.reason}")
+                self._failure = PassedOnError(
+                    f"{self._who} could not use a message, and this client ends: {message.rejected.reason}"
+                )  # fmt: skip
             elif kind != "alive" and (message.place == 0 or message.place > self._received):
                 if message.place not in (0, self._received + 1):
                     expected = f"its message {self._received + 1}"

@@ -51,6 +51,7 @@ SIGNS_AT_ONCE, SIGNS_A_SECOND = 100, 4.0  # of life, of one client; more where w
 MOST_JOIN_BYTES = 2**22  # the plan of a cut names all weights
 EACH_BYTES = 512  # that a message takes beside its content
 SAME_ANSWER_SECONDS = 0.2  # to whoever asks how far the run is
+GONE_SECONDS = 0.3  # within which gRPC says so, where a connection broke
 MOST_REJECTED = 100  # messages of a client, then it is dropped; ours stops at the first
 MOST_DROPPED = 3  # times that a client is, then it is refused
 NUMBERED = ("begin", "take", "gradients", "finish")  # what has a place in the server's sequence to a client
@@ -210,12 +211,14 @@ class Hub:
         leaving: Callable[[], bool] = lambda: False,
         status: Callable[[], pb.StatusReply] = pb.StatusReply,
         watched: bool = False,
+        opened: bool = True,
     ) -> None:
         """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
         is an edge. `reconnect`: seconds for which a lost client is waited for. `run` names the run for those that come
         again; without a name nobody can. `outbox` makes what is kept for a client. `peers`: of a run that is gone on
         with. `leaving`: whether waits are to be given up, with Interrupted. `status` says how far the run is, on a
-        thread of gRPC's. `watched`: a client that fails or misbehaves ends the run, as somebody watches them all."""
+        thread of gRPC's. `watched`: a client that fails or misbehaves ends the run, as somebody watches them all.
+        Without `opened`, nobody may join before `open`."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
@@ -237,8 +240,11 @@ class Hub:
         check_address(bind, "server address", encrypted=trust is not None, insecure=insecure)
         self._front: Front | None = None
         self._status, self._told = status, (0.0, b"")  # when it was last said, and what
-        self._health = HealthServicer()
-        self._health.set(SERVICE, HealthCheckResponse.SERVING)
+        self._health, self._opened = HealthServicer(), False
+        for service in ("", SERVICE):
+            self._health.set(service, HealthCheckResponse.NOT_SERVING)
+        if opened:
+            self.open()
         inner = bind if trust is None else "127.0.0.1:0"
         self._grpc, self.port = self._listen(inner, window_bytes + OVERHEAD_BYTES)
         if trust is not None:
@@ -275,6 +281,12 @@ class Hub:
         return server, port
 
     # -- what the training loop calls
+
+    def open(self) -> None:
+        """From now on clients may join, and the question of health is answered by SERVING."""
+        self._opened = True
+        for service in ("", SERVICE):
+            self._health.set(service, HealthCheckResponse.SERVING)
 
     def wait_for_clients(self, seconds: float) -> None:
         """Until every client has joined, and has not left; raises RunError naming those that have not."""
@@ -659,6 +671,8 @@ class Hub:
                 with self._changed:
                     if call in self._calls:
                         self._calls[call] = True
+                if not self._opened:  # one that was there before comes again
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "the server takes up its kept state")
                 peer, stream = yield from self._joined(first, context)
         except HalfpassError as error:
             self.refused += 1
@@ -839,17 +853,19 @@ class Hub:
             f"client {peer.client}", "its end message", "a stream that ended without it",
             "look at what that client printed",
         )  # fmt: skip
+        left = False
         try:
             for data in requests:
                 self._accept(peer, stream, data)
                 if stream.over:
                     return
+            left = not peer.finished and _is_there(stream)
         except grpc.RpcError:
             pass  # the connection is gone
         except Exception as error:  # a defect of ours must not look like a silent client
             expected = "a message that can be read"
             self._drop_from(peer, stream, Misbehaved(peer.client, expected, repr(error), "report this"))
-        self._lose(peer, stream, lost)
+        self._lose(peer, stream, lost, left=left)
 
     def _drop_from(self, peer: Peer, stream: _Stream, why: HalfpassError) -> None:
         """Drops the client, unless it has another stream by now."""
@@ -857,8 +873,8 @@ class Hub:
             if not stream.over:
                 self._drop(peer, why)
 
-    def _lose(self, peer: Peer, stream: _Stream, reason: RunError) -> None:
-        """A stream has ended, before its client has finished or behind that."""
+    def _lose(self, peer: Peer, stream: _Stream, reason: RunError, *, left: bool = False) -> None:
+        """A stream has ended, before its client has finished or behind that; `left`: in good order."""
         with self._changed:
             if stream.over:
                 return
@@ -867,6 +883,9 @@ class Hub:
                 return
             if self._reconnect == 0:
                 peer.failure = reason
+            elif left:
+                known = {"event": "left", "client": peer.client}
+                LOG.info("client %d left; waiting for it for %g s", peer.client, self._reconnect, extra=known)
             else:
                 known = {"event": "lost", "client": peer.client}
                 LOG.warning("lost %s; waiting for it for %g s", reason, self._reconnect, extra=known)
@@ -976,6 +995,13 @@ def _same_process(join: pb.Join, peer: Peer) -> bool:
 
 def _behind(peer: Peer, stream: _Stream) -> bool:
     return max(stream.sent, peer.outbox.durable) < peer.outbox.last
+
+
+def _is_there(stream: _Stream) -> bool:
+    """Whether the client whose messages have ended still listens: one that leaves does, while a connection that broke
+    may end in the same way, and is told to be gone within the moment."""
+    gone = threading.Event()
+    return stream.context.add_callback(gone.set) and not gone.wait(GONE_SECONDS)
 
 
 def _parse(data: bytes) -> pb.ClientMessage | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from halfpass.errors import InputError, RunError
+from halfpass.errors import InputError, RunError, room_remedy
 from halfpass.wire.disk import sync, write_at
 
 FORMAT = b"halfpass spool 1\n"
@@ -250,7 +250,7 @@ class Outbox:
         return self._segments[-1]
 
     def _no_room(self, error: OSError) -> RunError:
-        expected, remedy = "room for what the other side may need again", "make room there"
+        expected, remedy = "room for what the other side may need again", room_remedy(error, "look at it")
         return RunError(f"spool {self.folder}", expected, str(error.strerror), remedy)
 
     def _scanned(self, file: Path) -> _Segment:
@@ -258,7 +258,10 @@ class Outbox:
         head = FORMAT + self.run.encode() + b"\n"
         segment = _Segment(file, len(head))
         with file.open("rb") as opened:
-            if (found := opened.read(len(head))) != head:
+            found = opened.read(len(head))
+            if len(found) < len(head) and head.startswith(found):  # empty, or cut short: `load` says what is missing
+                return segment
+            if found != head:
                 what = "one of another run" if found.startswith(FORMAT) else "none, or of another version"
                 raise InputError(f"spool {file}", f"one of run {self.run}", what, _REMEDY)
             for expected, (number, offset, data) in enumerate(_records(opened), int(file.stem)):

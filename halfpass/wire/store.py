@@ -10,7 +10,6 @@ the newest segment of a kind may end within an upload; numbers go on from segmen
 closed in good order has said in `closed.json` which ones it holds.
 """
 
-import errno
 import fcntl
 import itertools
 import json
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple, Self
 from google.protobuf.message import DecodeError
 
 from halfpass.bounded import parse_json, read_text
-from halfpass.errors import HalfpassError, InputError, RunError
+from halfpass.errors import FULL, HalfpassError, InputError, RunError, room_remedy
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.disk import append, sync
 from halfpass.wire.messages import few_parts
@@ -44,7 +43,6 @@ _HEADER = struct.Struct("<?QIIIQI")  # test, number, client, epoch, step, length
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of the header, which follows it
 _HEAD_BYTES = _HEADER.size + _CHECKSUM.size
 _NAME = re.compile(r"(uploads|test)-([0-9]{12})\.segment")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Key(NamedTuple):
@@ -425,7 +423,7 @@ class UploadStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(self._place, "an undamaged store of uploads", str(error), remedy) from None
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 reason = "free space, or lower server.store_limit"
                 raise RunError(self._place, "room on the disk", str(error.strerror), reason) from None
             raise RunError(self._place, "a disk that can be read and written", str(error), remedy) from None
@@ -443,4 +441,5 @@ def _make_folder(folder: Path) -> None:
         if not (folder / "store.json").exists() and any(folder.iterdir()):
             raise InputError(f"store {folder}", "a store of uploads or an empty folder", "other files", remedy)
     except OSError as error:
-        raise InputError(f"store {folder}", "a folder that can be written", str(error.strerror), remedy) from None
+        expected, remedy = "a folder that can be written", room_remedy(error, remedy)
+        raise InputError(f"store {folder}", expected, str(error.strerror), remedy) from None
