@@ -259,6 +259,8 @@ class Hub:
                 missing = sorted(set(range(self._clients)) - set(self._peers))
                 if there >= least and time.monotonic() - since > self._timeout:
                     for k in missing:
+                        known = {"event": "given up", "client": k}
+                        LOG.warning("beginning without client %d: it has not joined", k, extra=known)
                         self._peers[k] = Peer(k, self._outbox(k), given_up=True, anew=0, away=since)
                 elif there < least and time.monotonic() > deadline:
                     raise RunError(
