@@ -254,9 +254,9 @@ class ClientsConfig:
     what one would learn, for the bytes of a client half and head, up and down, each time. A client with
     fewer batches than there are rounds takes no part in some."""
     quorum: int | None = None
-    """Between processes: how many clients are enough. A lost one, or one that misbehaves, is then given up after
-    wire.timeout seconds, and the run goes on with the others; it may come back with the next turn. Default: all are
-    needed, and waited for."""
+    """Between processes: how many clients are enough. One that is away for wire.timeout seconds, or misbehaves, is then
+    given up, and the run goes on with the others, or begins with them; it may come, or come back, with its next turn.
+    Default: all are needed, and waited for."""
     lr_scale: float = 1.0
     """A client's learning rate is train.lr times this. N clients that are averaged every few batches learn like one
     with batches N times as large, which takes a larger rate: N times (arXiv 1706.02677), or less if they are many."""
@@ -506,8 +506,9 @@ class Config:
             raise InputError("data.path", expected, str(self.data.path), "change one of them")
         if self.model.edge_cut is not None and self.train.feedback_every is not None:
             raise InputError("model.edge_cut", "no gradient back", "train.feedback_every", "leave one of them out")
-        if self.clients.quorum is not None:
-            _refuse_others({"server.merge": self.server.merge}, "with clients.quorum", "leave clients.quorum out")
+        if self.clients.quorum is not None and self.model.edge_cut is not None:
+            why = "with clients.quorum and model.edge_cut, whose server above waits for all micro-batches of a batch"
+            _refuse_others({"train.micro_batch": self.train.micro_batch}, why, "leave clients.quorum out")
         for name, value in (("model.edge_cut", self.model.edge_cut), ("train.micro_batch", self.train.micro_batch)):
             if value is not None:  # a batch goes on from the edge, or is learned from, in the parts in which it comes
                 _refuse_others({"server.merge": self.server.merge}, f"with {name}", f"leave {name} out")

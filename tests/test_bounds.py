@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,7 +135,8 @@ def server_run(settings=CONFIG):
     admission = Admission(settings)
     for k in range(2):
         admission.admit(join(client=k, settings=json.dumps(setup.agreed_settings(settings))))
-    return ServerRun(settings, None, admission, None, None), admission
+    hub = SimpleNamespace(enough_without=lambda client: False)
+    return ServerRun(settings, hub, admission, None, None), admission
 
 
 @pytest.mark.parametrize("change", [

@@ -22,7 +22,7 @@ from halfpass.errors import InputError
 from halfpass.run import replay, setup
 from halfpass.run.local import LocalRun
 from halfpass.run.network import build_network
-from halfpass.run.rounds import place_in_epoch, turns
+from halfpass.run.rounds import Course, place_in_epoch, turns
 
 # ------------------------------------------------------------------------------------------- 1. split equals whole
 
@@ -344,15 +344,20 @@ def test_rounds_average_within_the_epoch(data, method, lr_scale, rounds):
 
 def test_places_in_an_epoch_count_it_off_in_the_order_of_its_rounds():
     for steps, count in itertools.product([(5,), (7, 7), (9, 4, 6), (20, 3)], (1, 2, 3, 5)):
-        places = []
+        places, slots = [], []
         done = [0] * len(steps)
+        course = Course()
         for turn in turns("splitfed", steps, count):
-            while any(done[k] < until for k, until in turn.items()):
-                for k, until in turn.items():
-                    if done[k] < until:
+            course.begin(turn, 0, 0)
+            while any(done[k] < part.stop for k, part in turn.items()):
+                for k, part in turn.items():
+                    if done[k] < part.stop:
+                        assert done[k] in part
                         places.append(place_in_epoch("splitfed", steps, count, k, done[k]))
+                        slots.append(course.slot(k, done[k]))
                         done[k] += 1
-        assert places == list(range(sum(steps)))
+            course.end()
+        assert places == slots == list(range(sum(steps)))
         assert done == list(steps)
 
 

@@ -52,13 +52,13 @@ def show(reply: pb.StatusReply, console: Console | None = None) -> None:
     for name in ("client", "state", "step", "received", "applied", "lag", "queued", "queued bytes", "reconnections"):
         table.add_column(name, justify="left" if name == "state" else "right")
     for client in reply.clients:
-        state = printable(client.state) + (f" for {_ago(client.away_seconds)}" if client.state == "away" else "")
+        since = f" for {_ago(client.away_seconds)}" if client.state in ("away", "absent") else ""
         lag = client.received - client.applied
         numbers = (
             f"{client.step}/{client.steps}", client.received, client.applied, lag, client.queued,
             f"{client.queued_bytes:,}", client.reconnections,
         )  # fmt: skip
-        table.add_row(str(client.client), Text(state), *map(str, numbers))
+        table.add_row(str(client.client), Text(printable(client.state) + since), *map(str, numbers))
     console.print(table)
     if reply.clients_count > len(reply.clients):
         console.print(f"and {reply.clients_count - len(reply.clients)} more", highlight=False)

@@ -96,7 +96,7 @@ class ClientRun:
             except Anew:
                 needed = self.config.clients.quorum is None
                 self._hold_to(not needed, "a run that waits for this client", "one that went on without it")
-                LOG.warning("the run went on without this client; it takes part again with the next turn")
+                LOG.warning("the run goes on without this client, which takes part from its next turn on")
                 self.connection.go_on_anew()
                 self._order, self._epoch, self._anew = None, None, True
 
@@ -275,15 +275,17 @@ class ClientRun:
             done = self._epoch.tally.steps
         if self._anew and self._epochs <= begin.epoch < epochs and begin.since <= self._steps:
             self._epochs, done = begin.epoch, begin.since
-        place = begin.epoch, begin.first_step, begin.total_steps
-        usual = (self._epochs, self._epochs * self._steps, epochs * self._steps)
-        if self.config.clients.topology == "relay":  # one client half takes all clients' steps
-            sound = begin.epoch == usual[0] and usual[1] <= begin.first_step < begin.total_steps
-            sound = sound and begin.total_steps >= usual[2]
-        else:
-            sound = place == usual
-        sound = sound and begin.epoch < epochs and done == begin.since <= begin.until <= self._steps
-        self._hold_to(sound, "an epoch", f"epoch {begin.epoch} up to step {begin.until}, from {place[1]} of {place[2]}")
+        topology, needed = self.config.clients.topology, self.config.clients.quorum is None
+        place, own = (begin.first_step, begin.total_steps), (self._epochs * self._steps, epochs * self._steps)
+        left = begin.total_steps - begin.first_step  # from this epoch on
+        if topology == "splitfed" or (topology == "independent" and needed):
+            sound = place == own
+        elif topology == "relay":  # one client half takes all clients' steps
+            sound = left >= own[1] - own[0] and (begin.first_step >= own[0] or not needed)
+        else:  # those in which it was absent are not counted
+            sound = left == own[1] - own[0] and begin.first_step <= own[0]
+        sound = sound and self._epochs == begin.epoch < epochs and done == begin.since <= begin.until <= self._steps
+        self._hold_to(sound, "an epoch", f"epoch {begin.epoch} up to step {begin.until}, from {place[0]} of {place[1]}")
 
     def _epoch_end(self, begin: pb.Begin, tally: Tally) -> list[pb.ClientMessage]:
         """To be made once all batches are: only then it is known how many went up."""
@@ -296,8 +298,9 @@ class ClientRun:
         return [pb.ClientMessage(epoch_end=end)]
 
     def _test(self, test: pb.Test) -> None:
-        """Perhaps anew, where a stream was lost meanwhile."""
-        sound = test.epoch + 1 == self._epochs and self.config.train.tests(test.epoch)
+        """Perhaps anew, where a stream was lost meanwhile; or by weights that were handed over, where this client was
+        absent and no other can."""
+        sound = (test.epoch + 1 == self._epochs or self._anew) and self.config.train.tests(test.epoch)
         self._hold_to(sound, "a test", f"one after epoch {test.epoch}, {self._epochs} are done")
         batches = test_batches(self.data, self.test_samples, self.config.train.at_once)
         of_head: Test | None = None

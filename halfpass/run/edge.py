@@ -88,7 +88,7 @@ class LocalLink(_Link):
         self.server = setup.build_server(self.config, network)
         self.task = network.task
         self._cut, self._folder, self._wire = network.cut, folder, Loopback(self.config.wire.codec)
-        self._lessons = Lessons(self.config, self.server, [sum(steps)], store, Above())
+        self._lessons = Lessons(self.config, self.server, store, Above())
         self._memory = PeakMemory(self.server.arithmetic.device)
         self._rows: list[Row] = []
 
@@ -106,13 +106,15 @@ class LocalLink(_Link):
 
     def begin(self, epoch: int) -> None:
         super().begin(epoch)
-        steps = sum(self._steps)
+        steps, left = sum(self._steps), self.config.train.epochs - epoch - 1
+        self._lessons.course.begin({0: range(steps)}, left * steps, steps)
         first, total = schedule_position(self.config.clients.topology, [steps], 0, epoch, self.config.train.epochs)
         begin = pb.Begin(epoch=epoch, first_step=first, total_steps=total, until=steps)
         self._wire.down(pb.ServerMessage(begin=begin))
         self._served, self._began = Tally(self.server.arithmetic.device), time.perf_counter()
 
     def end(self, epoch: int, tally: Tally) -> None:
+        self._lessons.course.end()
         self._lessons.end_epoch(epoch, self._served)
         self._wire.up(pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch)))
         self._served.peak_memory_bytes = max(self._memory.peak_bytes(), peak_so_far(self._rows, "server"))

@@ -22,7 +22,7 @@ from halfpass.run.epochs import run_epochs
 from halfpass.run.network import Network, above_edge, network_of
 from halfpass.run.records import RunFolder, Wires, result
 from halfpass.run.replay import Lessons
-from halfpass.run.rounds import Handover, in_turn, schedule_position, testers, turns
+from halfpass.run.rounds import Handover, in_turn, schedule_position, steps_left, testers, turns
 from halfpass.run.uplink import Uplink
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
@@ -51,7 +51,7 @@ class LocalRun:
         self.steps = setup.steps_per_epoch(config, shards)
         self.uplinks = [Uplink(config, steps) for steps in self.steps]
         self.above = Above() if link is None else link(self.server, self.steps)
-        self.lessons = Lessons(config, self.server, self.steps, store, self.above)
+        self.lessons = Lessons(config, self.server, store, self.above)
         self.has_trained, self.seconds_before = False, 0.0
         self.handover = Handover(config.clients.topology, config.clients.count)
 
@@ -61,13 +61,18 @@ class LocalRun:
         self.above.begin(epoch)
         server = Tally(self.server.arithmetic.device)
         epochs: dict[int, ClientEpoch] = {}
-        for turn in turns(self.config.clients.topology, self.steps, self.config.clients.rounds):
-            for k, until in turn.items():
-                epochs[k] = self._begin(k, epoch, until, epochs.get(k))
+        schedule = turns(self.config.clients.topology, self.steps, self.config.clients.rounds)
+        left = self.config.train.epochs - epoch - 1
+        for number, turn in enumerate(schedule):
+            for k, part in turn.items():
+                epochs[k] = self._begin(k, epoch, part.stop, epochs.get(k))
+            behind = steps_left(schedule, range(len(self.clients)), number + 1, left)
+            self.lessons.course.begin(turn, behind, sum(self.steps))
             active = set(turn)
             for k in in_turn(turn, active):
-                if not self._upload(k, epochs[k], turn[k], server):
+                if not self._upload(k, epochs[k], turn[k].stop, server):
                     active.remove(k)
+            self.lessons.course.end()
             self.handover.take({k: self._end(k, epoch) for k in turn})
         self.lessons.end_epoch(epoch, server)
         return {k: client.tally for k, client in epochs.items()}, server

@@ -98,6 +98,7 @@ class ServerFigures:
         by_client: list[tuple[str, str, str, Callable[[Any], float]]] = [
             ("gauge", "client_connected", "1 where it is there.", lambda look: look.away is None),
             ("gauge", "client_away_seconds", "For how long it has not been there.", lambda look: look.away or 0.0),
+            ("gauge", "client_absent", "1 where the run goes on without it.", lambda look: look.given_up),
             ("gauge", "queue_messages", "Messages that came and wait for the server.", lambda look: look.queued),
             ("gauge", "queue_bytes", "Bytes of those.", lambda look: look.queued_bytes),
             ("gauge", "lag_messages", "Received less applied.", lambda look: look.received - look.applied),

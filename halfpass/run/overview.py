@@ -127,6 +127,7 @@ class Overview:
             said = pb.ClientStatus(client=k, state="not joined")
             if (look := looks.get(k)) is not None:
                 state = "finished" if look.finished else "connected" if look.away is None else "away"
+                state = "absent" if look.given_up else state
                 said = pb.ClientStatus(
                     client=k, state=state, away_seconds=look.away or 0.0, received=look.received, applied=look.applied,
                     queued=look.queued, queued_bytes=look.queued_bytes, reconnections=look.reconnections,

@@ -16,7 +16,7 @@ from halfpass.cut import CutBatch, merge
 from halfpass.errors import InputError
 from halfpass.run.above import Above
 from halfpass.run.epoch import Score, Tally, server_step
-from halfpass.run.rounds import place_in_epoch
+from halfpass.run.rounds import Course
 from halfpass.seed import derive_seed
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import read_batch
@@ -28,18 +28,15 @@ T = TypeVar("T")
 class Lessons:
     """A server's training steps, in order, each at its place in the learning-rate schedule.
 
-    The schedule has a slot for each batch of each epoch, uploaded or not, and for each step of the server's own epochs
-    at the end. A replay takes the slot of the upload that it follows.
+    The schedule has a slot for each batch of each epoch, uploaded or not (`course`, whose turns begin and end as the
+    run's do), and for each step of the server's own epochs at the end. A replay takes the slot of the upload that it
+    follows.
     """
 
-    def __init__(
-        self, config: Config, server: Server, steps: Sequence[int], store: UploadStore | None, above: Above
-    ) -> None:
-        self._above = above
-        self._config, self._server, self._steps, self._store = config, server, steps, store
+    def __init__(self, config: Config, server: Server, store: UploadStore | None, above: Above) -> None:
+        self._above, self.course = above, Course()
+        self._config, self._server, self._store = config, server, store
         self.after_step: Callable[[], None] = lambda: None  # for the progress of the epoch that goes on
-        self._slots = sum(steps)  # of an epoch
-        self._total_slots = (config.train.epochs + config.server.replay - 1) * self._slots
         self._held: list[CutBatch] = []  # until a step's uploads are together
         self._batches: list[pb.Batch] = []  # of the upload that is coming in: its micro-batches
         self._new: list[Key] = []  # this epoch's uploads
@@ -57,8 +54,8 @@ class Lessons:
         return {
             "again": [(use, [tuple(key) for key in keys]) for use, keys in self._again],
             "new": [tuple(key) for key in self._new],
-            "uploads": 0 if self._store is None else self._store.added,
-        }
+            "uploads": 0 if self._store is None else self._store.added, "course": self.course.state(),
+        }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Uploads that have come since are forgotten: they come again. Raises InputError where the store has lost
@@ -71,12 +68,11 @@ class Lessons:
             self._store.forget(state["uploads"])
         self._again = [(use, [Key(*key) for key in keys]) for use, keys in state["again"]]
         self._new = [Key(*key) for key in state["new"]]
+        self.course.load_state(state["course"])
 
     def learn(self, batch: CutBatch, upload: pb.Batch | None, tally: Tally) -> tuple[Tensor, ...] | None:
         """From a batch or micro-batch, decoded and, for the store, as it came; returns gradients when conventional."""
-        clients = self._config.clients
-        place = place_in_epoch(clients.topology, self._steps, clients.rounds, batch.client, batch.step)
-        slot = batch.epoch * self._slots + place
+        slot = self.course.slot(batch.client, batch.step)
         self._held.append(batch)
         gradients, stepped = None, len(self._held) == self._config.server.merge
         if stepped:
@@ -111,12 +107,18 @@ class Lessons:
         """The batch whose micro-batches were coming in is not coming to its end."""
         self._batches = []
 
+    def learn_held(self, tally: Tally) -> None:
+        """Waits no longer for the others of a step's uploads."""
+        if self._held:
+            self._learn_held(self.course.slot(self._held[-1].client, self._held[-1].step), tally)
+
     def end_epoch(self, epoch: int, tally: Tally) -> None:
         """What is left to learn from and to replay, and after the last epoch the server's own epochs."""
+        course = self.course
         if self._held:
-            self._learn_held((epoch + 1) * self._slots - 1, tally)
+            self._learn_held(course.done - 1, tally)
         while self._again:
-            self._replay(*self._again.pop(), (epoch + 1) * self._slots - 1, tally)
+            self._replay(*self._again.pop(), course.done - 1, tally)
         seed, replay = self._server.seed, self._config.server.replay
         passes = [(use, in_steps(self._config, shuffled(self._new, seed, epoch, use))) for use in range(1, replay)]
         if epoch + 1 == self._config.train.epochs:
@@ -124,7 +126,7 @@ class Lessons:
                 done = 0
                 for keys in steps:
                     done += len(keys)
-                    slot = (epoch + use) * self._slots + (done - 1) * self._slots // len(self._new)
+                    slot = course.done + (use - 1) * course.epoch + (done - 1) * course.epoch // len(self._new)
                     self._replay(use, keys, slot, tally)
         else:
             self._again = [(use, keys) for use, steps in passes for keys in steps][::-1]
@@ -132,6 +134,10 @@ class Lessons:
         if self._store is not None:
             self._store.flush()
         self._above.end(epoch, tally)
+
+    @property
+    def _total_slots(self) -> int:
+        return self.course.done + self.course.left + (self._config.server.replay - 1) * self.course.epoch
 
     def _learn_held(self, slot: int, tally: Tally) -> tuple[Tensor, ...] | None:
         with tally.busy():

@@ -7,13 +7,25 @@ from torch import Tensor
 
 from halfpass.algorithm.handover import average_weights
 
+Turn = Mapping[int, range]  # by client, of its steps in the epoch
 
-def turns(topology: str, steps: Sequence[int], rounds: int) -> list[dict[int, int]]:
-    """The turns of an epoch: each one's clients, and up to which of its steps each goes on, given all their numbers of
-    batches. One after the other in a relay, else all of them at once, in `rounds` even parts."""
+
+def turns(topology: str, steps: Sequence[int], rounds: int) -> list[dict[int, range]]:
+    """The turns of an epoch: each one's clients, and the steps that each takes, given all their numbers of batches. One
+    after the other in a relay, else all of them at once, in `rounds` even parts."""
     if topology == "relay":
-        return [{k: count} for k, count in enumerate(steps)]
-    return [{k: _end_of_round(count, r, rounds) for k, count in enumerate(steps)} for r in range(rounds)]
+        return [{k: range(count)} for k, count in enumerate(steps)]
+    return [{k: _of_round(count, r, rounds) for k, count in enumerate(steps)} for r in range(rounds)]
+
+
+def steps_left(schedule: Sequence[Turn], clients: Collection[int], turn: int, epochs: int) -> int:
+    """Steps of those clients from that turn of an epoch to its end, and in so many epochs behind it."""
+    of_turns = [sum(len(part) for k, part in parts.items() if k in clients) for parts in schedule]
+    return sum(of_turns[turn:]) + epochs * sum(of_turns)
+
+
+def _of_round(steps: int, r: int, rounds: int) -> range:
+    return range(_end_of_round(steps, r - 1, rounds), _end_of_round(steps, r, rounds))
 
 
 def _end_of_round(steps: int, r: int, rounds: int) -> int:
@@ -55,6 +67,38 @@ def schedule_position(topology: str, steps: Sequence[int], client: int, epoch: i
     if topology == "relay":
         return epoch * sum(steps) + sum(steps[:client]), epochs * sum(steps)
     return epoch * steps[client], epochs * steps[client]
+
+
+class Course:
+    """Where the server half is in its learning-rate schedule, which has a slot for each step of a client, uploaded or
+    not: those that were trained, and those that the clients that are there have still to take. Where all are there all
+    the time, these are the places in all epochs."""
+
+    def __init__(self) -> None:
+        self.turn: dict[int, range] = {}  # that goes on, or what is left of it since a client was lost
+        self.done = self.left = 0  # slots before it, and from its begin to the end
+        self.epoch = 0  # slots of an epoch of the clients that are there
+
+    def begin(self, turn: Turn, behind: int, epoch: int) -> None:
+        """A turn, with so many slots behind it, and of an epoch."""
+        self.turn, self.left, self.epoch = dict(turn), sum(map(len, turn.values())) + behind, epoch
+
+    def slot(self, client: int, step: int) -> int:
+        """In the order (step of the turn, client)."""
+        own = self.turn[client]
+        inside = max(0, min(step - own.start, len(own) - 1))
+        return self.done + sum(min(len(part), inside + (k < client)) for k, part in self.turn.items())
+
+    def end(self, reached: Mapping[int, int] | None = None) -> None:
+        """Of the turn, or before its end, by the step that each client has reached."""
+        steps = sum((part.stop if reached is None else reached[k]) - part.start for k, part in self.turn.items())
+        self.done, self.left, self.turn = self.done + steps, self.left - steps, {}
+
+    def state(self) -> dict[str, Any]:
+        return {**vars(self), "turn": {k: (part.start, part.stop) for k, part in self.turn.items()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, turn={k: range(*part) for k, part in state["turn"].items()})
 
 
 class Handover:

@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -25,20 +25,21 @@ from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in, write_json
 from halfpass.run import metrics, setup
 from halfpass.run.above import Above
+from halfpass.run.attendance import Attendance
 from halfpass.run.children import IS_CHILD, Left, for_peer, leaving
 from halfpass.run.credentials import EDGE, SERVER, trust_of
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import HandedOver, Score, Tally, Values, tally_of
 from halfpass.run.epochs import run_epochs
-from halfpass.run.logs import Seldom
+from halfpass.run.keeping import Keeper, as_bytes, as_tensor, peer_of, peer_state
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, read_plans, read_spec
-from halfpass.run.overview import Kept, Overview, Pace, Position
+from halfpass.run.overview import Overview, Pace, Position
 from halfpass.run.records import SERVED, RunFolder, Wires, read_result, refuse_run, result
 from halfpass.run.replay import Lessons
-from halfpass.run.rounds import Handover, schedule_position, testers, turns
+from halfpass.run.rounds import Handover, Turn, testers
 from halfpass.tasks.task import CLASS_NUMBERS, Spec
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import ClientLost, Hub, Misbehaved, Peer, Received, StreamLost
+from halfpass.wire.hub import ClientLost, Hub, Misbehaved, Received, StreamLost
 from halfpass.wire.messages import (
     DTYPES,
     PROTOCOL,
@@ -78,6 +79,12 @@ class Admission:
         for key in sorted(ours.keys() | theirs.keys()):
             _agree(place, key, ours.get(key), theirs.get(key))
         _check_sizes(place, join, self.config.train.batch_size, self.of_edge)
+        if (before := self.joins.get(join.client)) is not None:
+            remedy = "give it the data with which it began"
+            for what, expected, found in (
+                ("samples", before.samples, join.samples), ("steps per epoch", before.steps, join.steps)
+            ):  # fmt: skip
+                _agree(place, what, expected, found, remedy)
         first = next(iter(self.joins.values()), join)
         inputs = read_inputs(place, join)
         _agree(place, "inputs", read_inputs(place, first), inputs)
@@ -210,11 +217,12 @@ class _Place:
     begun: int = 0  # turns that clients have been told to begin
     active: list[int] | None = None  # clients of the turn that have not ended it; None before its first message
     last: int | None = None  # the client whose message was taken last
-    without: dict[int, list[int]] = field(default_factory=dict)  # by turn, clients that took no part, or not to its end
+    there: dict[int, set[int]] = field(default_factory=dict)  # by turn, clients that take part in it
 
     def state(self) -> dict[str, Any]:
         tallies = {k: tally.state() for k, tally in self.clients.items()}
-        return {**vars(self), "tally": self.tally.state(), "clients": tallies}
+        there = {turn: sorted(clients) for turn, clients in self.there.items()}
+        return {**vars(self), "tally": self.tally.state(), "clients": tallies, "there": there}
 
     @classmethod
     def of(cls, state: Mapping[str, Any], device: torch.device) -> "_Place":
@@ -222,6 +230,7 @@ class _Place:
         return cls(**{
             **state, "tally": tally_of(state["tally"], device),
             "clients": {k: tally_of(values, device) for k, values in state["clients"].items()},
+            "there": {turn: set(clients) for turn, clients in state["there"].items()},
         })  # fmt: skip
 
     def next(self, turn: Collection[int]) -> int:
@@ -245,164 +254,173 @@ class ServerRun:
         assert admission.network is not None
         self.config, self.hub, self.network, self.task = config, hub, admission.network, admission.network.task
         self.server = setup.build_server(config, self.network)
-        self._joins = [admission.joins[k] for k in range(config.clients.count)]
-        above = None if state is None else state["above"]
-        self.above = Above() if link is None else link(config, self.server, self._joins, self.task, state=above)
+        self._joins, self._of_edge = admission.joins, admission.of_edge
+        above, joins = None if state is None else state["above"], [join for _, join in sorted(self._joins.items())]
+        self.above = Above() if link is None else link(config, self.server, joins, self.task, state=above)
         self.above.test_again = self.test
-        self.steps = [join.steps for join in self._joins]
+        self.attendance = Attendance(config, hub, self._joins)
+        self.steps = self.attendance.steps  # per epoch, by client; it becomes known when they join
         setup.check_rounds(config, self.steps)
         self.handover = Handover(config.clients.topology, config.clients.count)
         self.has_trained = False
         self.seconds_before = 0.0
-        self.lessons = Lessons(config, self.server, self.steps, store, self.above)
+        self.lessons = Lessons(config, self.server, store, self.above)
         self._folder, self._run, self._ready = folder, run, ready
+        self._keeper = Keeper(config, hub, folder, run)
         self._at: _Place | None = None  # in the epoch that goes on
         self._began = 0.0  # it, or its part in this process
-        self._since = 0  # steps since the last checkpoint
-        self._kept: dict[int, int] = {}  # places of clients' messages that are in it
         self.finished = False
         self.pace = Pace(range(len(self.steps)))
         self._phase, self._epoch, self._tally = "training", 0, Tally(self.server.arithmetic.device)
-        self._newest: Kept | None = None  # checkpoint
-        self._seldom = Seldom()
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
         template = setup.build_client(config, self.network, 0) if self.handover.needed else None
         self._handed_over = HandedOver(config, template)
-        # An edge learns from its uploads as often as its own replay says.
-        self._most_samples = [2**48 if admission.of_edge else join.samples for join in self._joins]
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
-        self._last = dict.fromkeys(range(len(self._joins)), (-1, -1, 0, 0))
-        self._evaluation_sockets = [(0, 0)] * len(self._joins)  # (up, down) so far, to be left out
-        self.absent: list[dict[str, Any]] = []  # who was not there when, where there is a quorum
+        self._last = dict.fromkeys(range(len(self.steps)), (-1, -1, 0, 0))
+        self._evaluation_sockets = [(0, 0)] * len(self.steps)  # (up, down) so far, to be left out
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         self.lessons.after_step, self._began = after_step, time.perf_counter()
-        topology, rounds = self.config.clients.topology, self.config.clients.rounds
-        schedule = turns(topology, self.steps, rounds)
         if self._at is None:
             self.above.begin(epoch)
             self._at = _Place(epoch, Tally(self.server.arithmetic.device))
-            self._begin(self._at, schedule)
+            self._begin(self._at)
         at = self._at
         self._phase, self._epoch, self._tally = "training", epoch, at.tally
         self.has_trained = True  # a client has, at the least
         try:
-            self._train(at, schedule)
+            self._train(at)
         except Interrupted:
             self._leave()
         self.lessons.end_epoch(epoch, at.tally)
         return at.clients, at.tally
 
-    def _train(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
+    def _train(self, at: _Place) -> None:
         """To the end of the epoch's last turn."""
-        while at.turn < len(schedule):
-            self._advance(at, schedule)  # where a turn has no client that is there
-            for k, received in self._until_ended(at, schedule[at.turn]):
+        while at.turn < len(self.attendance.turns):
+            self._advance(at)  # where a turn has no client that is there
+            for k, received in self._until_ended(at):
                 if received.batch is not None:
                     self._step(k, at, received)
                 else:
                     self.hub.done(k, received)
-                self._advance(at, schedule)
+                self._advance(at)
                 if received.batch is None or received.batch.last:
                     self._keep_if_due()
-            self._advance(at, schedule)
+            self._advance(at)
+            self.lessons.course.end()
             at.turn, at.active, at.last = at.turn + 1, None, None
 
-    def _advance(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
+    def _advance(self, at: _Place) -> None:
         """The clients' next turn waits for no batch that the server has to learn from."""
-        while at.begun <= len(schedule) and (ends := self.hub.take_ends(_current(at, schedule))) is not None:
+        while at.begun <= len(self.attendance.turns):
+            told = self.attendance.turns[at.begun - 1].keys() & at.there[at.begun - 1]
+            if (ends := self.hub.take_ends(told)) is None:
+                return
             try:
                 at.clients |= self._hand_over(at, ends)
             except Misbehaved as fault:
                 self.hub.untake_ends(ends)
-                if self._misbehaved(fault, at.turn):
-                    self._drop(at, fault.client)
+                self._misbehaved(fault, at)
                 continue  # where it is waited for, its end has not come
-            self._begin(at, schedule)
+            self._begin(at)
 
-    # -- clients that are lost, where there is a quorum
-
-    def _take(self, at: _Place, candidates: Sequence[int], *kinds: str) -> tuple[int, Received]:
-        """The next message of one of them that is as it should be. Raises ClientLost once one of them has been given
-        up."""
-        while True:
-            k, received = self._next(at, candidates, *kinds)
-            try:
-                if received.batch is not None:
-                    self._check_order(k, received.batch, received.test, at.epoch)
-                elif received.message is not None and self.hub.peer(k).ended < 0:  # else it has been looked at
-                    self._read_end(k, at.epoch, received.message.epoch_end)
-            except Misbehaved as fault:
-                if self._misbehaved(fault, at.turn):
-                    raise ClientLost(k, str(fault)) from None
-                continue
-            return k, received
-
-    def _next(self, at: _Place, candidates: Sequence[int], *kinds: str) -> tuple[int, Received]:
-        if self.config.clients.quorum is None:
-            return self.hub.take(candidates, *kinds)
-        for k in set(candidates).intersection(at.without.get(at.turn, [])):
-            raise ClientLost(k, "it was given up")
-        try:
-            return self.hub.take(candidates, *kinds, give_up=self.config.wire.timeout)
-        except ClientLost as lost:
-            if not self._give_up(lost, at.turn):
-                return self.hub.take(candidates, *kinds)  # it must be waited for
-            raise
-
-    def _give_up(self, lost: ClientLost, turn: int) -> bool:
-        """Goes on without a client, where the others are enough."""
-        k, quorum = lost.client, self.config.clients.quorum
-        if quorum is None or sum(self.hub.present(other) for other in range(len(self.steps)) if other != k) < quorum:
-            return False
-        LOG.warning("going on without client %d: %s", k, lost.why, extra={"event": "given up", "client": k})
-        self.absent.append({"client": k, "epoch": self._epoch + 1, "turn": turn + 1, "why": lost.why})
-        self.hub.give_up(k)
-        self.handover.drop(k)
-        epoch, step, *_ = self._last[k]
-        self._last[k] = (epoch, step, 0, 0)
-        self.lessons.drop_parts()
-        return True
-
-    def _misbehaved(self, fault: Misbehaved, turn: int) -> bool:
-        """Ends its stream; whether the run goes on without it, or waits for it as for one that is lost."""
-        self.hub.drop(fault.client, fault)
-        return self._give_up(ClientLost(fault.client, str(fault)), turn)
-
-    def _leave(self) -> NoReturn:
-        """Keeps the state where that can be: not amid the micro-batches of a batch, or the uploads of a step."""
-        if self._at is not None and not self.lessons.holds and not any(missing for *_, missing in self._last.values()):
-            self._save(self._at.epoch)
-        raise Left
-
-    def _until_ended(self, at: _Place, turn: Collection[int]) -> Iterator[tuple[int, Received]]:
+    def _until_ended(self, at: _Place) -> Iterator[tuple[int, Received]]:
         """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch
         or round. The micro-batches of one batch come one behind the other."""
+        turn, there = self.attendance.turns[at.turn], at.there[at.turn]
         if at.active is None:
-            at.active = list(turn)
-        at.active = [k for k in at.active if k not in at.without.get(at.turn, [])]
+            at.active = [k for k in turn if k in there]
+            self._begin_course(at, {k: turn[k] for k in at.active})
         while at.active:
             candidates = [at.next(turn)] if self.config.wire.order == "round-robin" else at.active
             try:
                 k, received = self._take(at, candidates, "batch", "epoch_end")
                 while received.batch is not None and not received.batch.last:
                     yield k, received
+                    if k not in there:
+                        raise ClientLost(k, "it was given up")
                     _, received = self._take(at, [k], "batch")
             except ClientLost as lost:
-                self._drop(at, lost.client)
-                self._save(at.epoch)  # before anybody is told what comes of it
+                if lost.client in there:
+                    self._give_up(lost, at)
+                self._save()  # before anybody is told what comes of it
                 continue
             if received.batch is None:
                 at.active.remove(k)
             at.last = k
             yield k, received
 
-    def _drop(self, at: _Place, k: int) -> None:
-        """The client takes no part in the turns that it was to."""
+    def _begin_course(self, at: _Place, turn: Turn) -> None:
+        there, epoch = at.there[at.turn], at.epoch
+        last = self.config.train.epochs - 1
+        self.lessons.course.begin(
+            turn, self.attendance.left(there, epoch, at.turn + 1), self.attendance.left(there, last, 0)
+        )  # fmt: skip
+
+    def _take(self, at: _Place, candidates: Collection[int], *kinds: str) -> tuple[int, Received]:
+        """The next message of one of them that is as it should be."""
+        while True:
+            k, received = self.hub.take(candidates, *kinds)
+            try:
+                if received.batch is not None:
+                    self._check_order(k, received.batch, received.test, at.epoch)
+                elif received.message is not None and self.hub.peer(k).ended < 0:  # else it has been looked at
+                    self._read_end(k, at.epoch, received.message.epoch_end)
+            except Misbehaved as fault:
+                self.hub.drop(k, fault)
+                if self.hub.enough_without(k):
+                    raise ClientLost(k, str(fault)) from None
+                continue
+            return k, received
+
+    # -- clients that are lost, where there is a quorum
+
+    def _give_up(self, lost: ClientLost, at: _Place | None = None) -> None:
+        """Goes on without a client, which takes no part in the turns that it was to."""
+        k, why = lost.client, lost.why
+        LOG.warning("going on without client %d: %s", k, why, extra={"event": "given up", "client": k})
+        self.attendance.lose(k, why, self._epoch, len(self.attendance.turns) if at is None else at.turn)
+        self.handover.drop(k)
+        epoch, step, _, missing = self._last[k]
+        self._last[k] = (epoch, step - (missing > 0), 0, 0)
+        self.lessons.drop_parts()
+        if at is None:
+            return
         for turn in range(at.turn, at.begun):
-            at.without[turn] = sorted({*at.without.get(turn, []), k})
-        at.active = at.active and [other for other in at.active if other != k]
-        self._since = self.config.checkpoint.every or 0  # a checkpoint is due
+            at.there[turn].discard(k)
+        if at.active is None:
+            return
+        self.lessons.learn_held(at.tally)
+        course = self.lessons.course
+        reached = {j: self._reached(at, j, part) for j, part in course.turn.items()}
+        if k in at.active and self.config.clients.topology == "independent" and k not in at.clients:
+            self.attendance.trained[k] += reached[k] - course.turn[k].start
+        rest = {j: range(reached[j], part.stop) for j, part in course.turn.items() if j in at.there[at.turn]}
+        course.end(reached)
+        self._begin_course(at, rest)
+        at.active = [j for j in at.active if j != k]
+
+    def _misbehaved(self, fault: Misbehaved, at: _Place | None = None) -> bool:
+        """Ends its stream. Whether the run goes on without it; else it is waited for as one that is lost."""
+        self.hub.drop(fault.client, fault)
+        if not self.hub.enough_without(fault.client):
+            return False
+        self._give_up(ClientLost(fault.client, str(fault)), at)
+        return True
+
+    def _reached(self, at: _Place, k: int, part: range) -> int:
+        """The client's step, of those of the turn, up to which the server has learned from it."""
+        epoch, step, *_ = self._last[k]
+        if at.active is None or k not in at.active:
+            return part.stop
+        return min(max(part.start, step + 1), part.stop) if epoch == at.epoch else part.start
+
+    def _leave(self) -> NoReturn:
+        """Keeps the state where that can be: not amid the micro-batches of a batch, or the uploads of a step."""
+        if self._at is not None and not self.lessons.holds and not any(missing for *_, missing in self._last.values()):
+            self._save()
+        raise Left
 
     def _step(self, k: int, at: _Place, received: Received) -> None:
         batch, served = received.batch, at.tally
@@ -422,23 +440,19 @@ class ServerRun:
                 self.hub.give_back(owner, done)
             self._taken = []
 
-    def _begin(self, at: _Place, schedule: Sequence[dict[int, int]]) -> None:
+    def _begin(self, at: _Place) -> None:
         """The clients of the next turn may go on, where there is one more."""
-        turn = schedule[at.begun] if at.begun < len(schedule) else {}
-        at.without[at.begun] = [k for k in turn if not self.hub.present(k)]
-        before = schedule[at.begun - 1] if at.begun and self.config.clients.topology == "splitfed" else {}
-        for k in at.without[at.begun]:
-            self.absent.append({"client": k, "epoch": at.epoch + 1, "turn": at.begun + 1, "why": "it is not back"})
+        number, attendance = at.begun, self.attendance
+        there = at.there[number] = attendance.call(at.epoch, number)
+        turn = attendance.turns[number] if number < len(attendance.turns) else {}
         at.begun += 1
-        for k, until in turn.items():
-            if not self.hub.present(k):
+        for k, part in turn.items():
+            if k not in there:
                 continue
-            first, total = schedule_position(
-                self.config.clients.topology, self.steps, k, at.epoch, self.config.train.epochs
-            )
+            first, total = attendance.place(k, there, at.epoch, number)
             begin = pb.Begin(
-                epoch=at.epoch, first_step=first, total_steps=total, until=until, return_weights=self.handover.needed,
-                weights=write_weights(self.handover.give(k)), since=before.get(k, 0),
+                epoch=at.epoch, first_step=first, total_steps=total, until=part.stop, since=part.start,
+                return_weights=self.handover.needed, weights=write_weights(self.handover.give(k)),
             )  # fmt: skip
             self.hub.send(k, pb.ServerMessage(begin=begin))
 
@@ -461,14 +475,19 @@ class ServerRun:
     def _hand_over(self, at: _Place, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
         """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far. Raises
         Misbehaved where one of them gave something else."""
+        turn = self.attendance.turns[at.begun - 1]
         self.handover.take({k: self._read_end(k, at.epoch, end) for k, end in ends.items()})
-        return {k: self._client_tally(k, end) for k, end in ends.items()}
+        for k in ends:
+            self.attendance.trained[k] += len(turn[k])
+        return {k: self._client_tally(end, at.clients.get(k), turn[k]) for k, end in ends.items()}
 
     def _read_end(self, k: int, epoch: int, end: pb.EpochEnd) -> dict[str, Tensor]:
         """The weights that came with it. Raises Misbehaved where it is none that could be."""
+        # An edge learns from its uploads as often as its own replay says.
+        most = 2**48 if self._of_edge else self._joins[k].samples
         sound = (
             end.epoch == epoch and 0 <= end.busy_seconds < LONGEST_EPOCH and math.isfinite(end.learning_rate)
-            and end.samples <= self._most_samples[k] and end.uploads + end.withheld <= self.steps[k]
+            and end.samples <= most and end.uploads + end.withheld <= self.steps[k]
         )  # fmt: skip
         if not sound:
             raise Misbehaved(k, f"a sound end of epoch {epoch}", f"one of epoch {end.epoch}", "see there")
@@ -477,10 +496,11 @@ class ServerRun:
         except RunError as error:
             raise Misbehaved(k, error.expected, error.found, error.remedy, place=error.place) from None
 
-    def _client_tally(self, k: int, end: pb.EpochEnd) -> Tally:
-        """What the client says of its epoch."""
+    def _client_tally(self, end: pb.EpochEnd, before: Tally | None, part: range) -> Tally:
+        """What a client says of its epoch."""
+        steps = len(part) + (0 if before is None else before.steps)
         return Tally(
-            self.server.arithmetic.device, loss_sum=end.loss * end.samples, samples=end.samples, steps=self.steps[k],
+            self.server.arithmetic.device, loss_sum=end.loss * end.samples, samples=end.samples, steps=steps,
             busy_seconds=end.busy_seconds, learning_rate=end.learning_rate, peak_memory_bytes=end.peak_memory_bytes,
             uploads=end.uploads, withheld=end.withheld,
         )  # fmt: skip
@@ -503,19 +523,20 @@ class ServerRun:
             except StreamLost:
                 pass
             except Misbehaved as fault:
-                if self._misbehaved(fault, -1):
+                if self._misbehaved(fault):
                     return self.test(epoch)
             except ClientLost as lost:
-                if self._give_up(lost, -1):
-                    return self.test(epoch)
+                self._give_up(lost)
+                return self.test(epoch)
             line, known = "the test after epoch %d begins anew: its stream was lost", {"event": "test"}
             LOG.warning(line, epoch + 1, extra=known | {"epoch": epoch + 1})
 
     def _testers_there(self, clients: list[int]) -> list[int]:
-        """Of the clients that are to test those that have trained to the end, or the first that has."""
+        """Of the clients that are to test those that have trained to the epoch's end, or the first that has."""
         there = [k for k in range(len(self.steps)) if self.hub.present(k)]
-        if self._at is not None:
-            there = [k for k in there if not any(k in absent for absent in self._at.without.values())] or there
+        if (at := self._at) is not None:
+            last = {k: number for number, turn in enumerate(self.attendance.turns) for k in turn}
+            there = [k for k in there if k in at.there[last[k]]] or there
         return [k for k in clients if k in there] or there[:1]
 
     def _test_all(self, epoch: int, clients: Sequence[int]) -> tuple[Score, dict[int, Values]]:
@@ -551,8 +572,7 @@ class ServerRun:
         """Adds the client's test to the score; (its samples, what it says at the end)."""
         samples, step = 0, 0
         while True:
-            give_up = None if self.config.clients.quorum is None else self.config.wire.timeout
-            _, received = self.hub.take([k], "batch", "test_end", of=stream, give_up=give_up)
+            _, received = self.hub.take([k], "batch", "test_end", of=stream)
             if received.message is not None:
                 if samples == 0:
                     raise Misbehaved(k, "a test set", "none", "see there")
@@ -583,20 +603,16 @@ class ServerRun:
 
     def _keep_if_due(self) -> None:
         """A checkpoint, every so many steps; not while uploads are held for a step."""
-        every = self.config.checkpoint.every
-        self._since += 1
+        due = self._keeper.count()
         if leaving():
             self._leave()
-        if self._folder is None or every is None or self._since < every or self.lessons.holds:
-            return
-        assert self._at is not None
-        self._save(self._at.epoch)
-        self._since = 0
+        if due and not self.lessons.holds:
+            self._save()
 
     def ready(self, folder: RunFolder) -> None:
         """With a first checkpoint, so that a server that is killed before the next knows its clients, and they it."""
         if not folder.has_checkpoint:
-            self._write(0)
+            self._keeper.write(0, self.state, (1, 0))
         if self._ready is not None:
             self._ready()
 
@@ -604,36 +620,24 @@ class ServerRun:
         """Keeps the state behind so many epochs. Twice, as no client will repeat the test that was before it, and the
         checkpoint before the newest must do."""
         self._at, self.seconds_before = None, 0.0
-        self._save(epochs)
-        self._save(epochs)
+        self._keep_behind(epochs)
 
-    def _save(self, epochs: int) -> None:
-        """A checkpoint; where there is no room for it, the one before it stays, and the training goes on."""
-        try:
-            self._write(epochs)
-        except RunError as error:
-            LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
+    def _keep_behind(self, epochs: int) -> None:
+        for _ in range(2):
+            self._keeper.save(epochs, self.state, (epochs, sum(self.steps)))
 
-    def _write(self, epochs: int) -> None:
-        if self._folder is None:
-            return
-        began, state = time.perf_counter(), self.state()  # which is where the clients' spools are written too
-        self._folder.save_checkpoint(self.config, epochs, state, self._run)
-        before, self._kept = self._kept, {k: peer["applied"] for k, peer in state["peers"].items()}
-        self.hub.kept(before)  # what the older of the two checkpoints has
-        seconds, whole = time.perf_counter() - began, self._at is None
-        steps = self.steps if whole and epochs > 0 else self._steps_done(epochs).values()
-        self._newest = Kept(epochs if whole else epochs + 1, sum(steps))
-        known = {"event": "checkpoint", "epoch": self._newest.epoch, "step": self._newest.step, "seconds": seconds}
-        line = "checkpoint in epoch %d, behind step %d, %.2f s"
-        LOG.log(self._seldom.level(), line, self._newest.epoch, self._newest.step, seconds, extra=known)
+    def _save(self) -> None:
+        """A checkpoint amid an epoch."""
+        assert self._at is not None
+        steps = sum(self._steps_done(self._at.epoch).values())
+        self._keeper.save(self._at.epoch, self.state, (self._at.epoch + 1, steps))
 
     # -- for who watches, from another thread
 
     def position(self) -> Position:
         training = self._phase == "training"
         steps = self._steps_done(self._epoch) if training else dict(enumerate(self.steps))
-        return Position(self._phase, self._epoch + 1, steps, self._tally.mean_loss, self._newest)
+        return Position(self._phase, self._epoch + 1, steps, self._tally.mean_loss, self._keeper.newest)
 
     def _steps_done(self, epoch: int) -> dict[int, int]:
         """By client, of its steps in that epoch; those that it has not uploaded and passed by are done too."""
@@ -646,9 +650,9 @@ class ServerRun:
             "server": training_state(self.server.optimizer, self.server.half), "handover": self.handover.state(),
             "lessons": self.lessons.state(), "above": self.above.state(), "at": self._at and self._at.state(),
             "seconds": seconds, "last": self._last, "evaluation_sockets": self._evaluation_sockets,
-            "absent": self.absent,
-            "run": self._run, "finished": self.finished, "ledger": self._folder and self._folder.ledger_bytes(),
-            "joins": [as_tensor(join.SerializeToString()) for join in self._joins],
+            "attendance": self.attendance.state(), "run": self._run, "finished": self.finished,
+            "ledger": self._folder and self._folder.ledger_bytes(),
+            "joins": [as_tensor(join.SerializeToString()) for join in list(self._joins.values())],
             "peers": {k: peer_state(self.hub.peer(k)) for k in range(len(self.steps))},
         }  # fmt: skip
 
@@ -659,10 +663,10 @@ class ServerRun:
         self.lessons.load_state(state["lessons"])
         self._at = state["at"] and _Place.of(state["at"], self.server.arithmetic.device)
         self.seconds_before, self.finished = state["seconds"], state["finished"]
-        self.absent = list(state["absent"])
+        self.attendance.load_state(state["attendance"])
         self._last = {k: tuple(last) for k, last in state["last"].items()}
         self._evaluation_sockets = [tuple(pair) for pair in state["evaluation_sockets"]]
-        self._kept = {k: peer["applied"] for k, peer in state["peers"].items()}
+        self._keeper.load(state["peers"])
         self.has_trained = True
         if self._folder is not None:
             self._folder.cut_ledger(state["ledger"])
@@ -681,75 +685,27 @@ class ServerRun:
     def finish(self) -> Wires:
         """Gives every client the final client half, where it is shared, and lets it go; returns all bytes."""
         self._phase, clients = "finishing", range(len(self.steps))
+        self.hub.end_without()
         if not self.finished:
-            for k in clients:
+            there = self.attendance.call(self.config.train.epochs - 1, len(self.attendance.turns))
+            for k in there:
                 finish = pb.Finish(weights=write_weights(self.handover.give(k)))
                 self.hub.send(k, pb.ServerMessage(finish=finish))
-            for k in clients:
-                with suppress(ClientLost):
-                    self._finished(k)
+            for k in there:
+                try:
+                    self.hub.done(k, self.hub.take([k], "finished")[1])
+                except ClientLost as lost:
+                    self._give_up(lost)
             self.above.finish()
         meters = list(self.meters().values())
         known = [traffic for traffic in self.sockets().values() if traffic is not None]
         self.finished = True
-        self.keep_finished()
+        self._keep_behind(self.config.train.epochs)  # so that a client that has said Finished may go
         for k in clients:
             self.hub.release(k)
         if len(known) < len(self.steps):
             return Wires(meters, None)
         return Wires(meters, (sum(up for up, _ in known), sum(down for _, down in known)))
-
-    def _finished(self, k: int) -> None:
-        """Takes its last message; raises ClientLost where it is not there, and not needed."""
-        give_up = None if self.config.clients.quorum is None else self.config.wire.timeout
-        try:
-            self.hub.done(k, self.hub.take([k], "finished", give_up=give_up)[1])
-        except ClientLost as lost:
-            if self.hub.present(k) and not self._give_up(lost, -1):
-                self.hub.done(k, self.hub.take([k], "finished")[1])
-
-    def keep_finished(self) -> None:
-        """So that a client that has said Finished may go."""
-        self._save(self.config.train.epochs)
-        self._save(self.config.train.epochs)
-
-
-def _current(at: _Place, schedule: Sequence[dict[int, int]]) -> dict[int, int]:
-    """The turn that clients are at, as far as they have been told; empty where there is no more."""
-    turn = schedule[at.begun - 1] if at.begun <= len(schedule) else {}
-    return {k: until for k, until in turn.items() if k not in at.without.get(at.begun - 1, [])}
-
-
-def as_tensor(data: bytes) -> Tensor:
-    """For a checkpoint, in which PyTorch would write each byte as a character."""
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-
-def peer_state(peer: Peer) -> dict[str, Any]:
-    """What is kept of a client: how far its messages have been worked off, and what of the server's it may need."""
-    peer.outbox.save()
-    peer.outbox.sync()
-    taken_before = max(0, -peer.ended)  # ends that were worked off, and not yet taken
-    return {
-        "applied": peer.applied, "ended": peer.ended, "meter": peer.meter.state(), "sockets": peer.sockets,
-        "ends": [as_tensor(end.SerializeToString()) for end in list(peer.ends)[:taken_before]],
-        "finished": peer.finished and peer.applied >= peer.received,
-        "last": peer.outbox.last, "durable": peer.outbox.durable, "given_up": peer.given_up,
-    }  # fmt: skip
-
-
-def peer_of(client: int, outbox: Outbox, state: Mapping[str, Any]) -> Peer:
-    """The inverse of `peer_state`; `outbox` is empty. Raises InputError where its spool has not what it should."""
-    outbox.load(state["last"], state["durable"])
-    peer = Peer(
-        client, outbox, received=state["applied"], taken=state["applied"], applied=state["applied"],
-        ended=state["ended"],
-        known_ends=max(0, state["ended"]), sockets=state["sockets"] and tuple(state["sockets"]),
-        finished=state["finished"], given_up=state["given_up"],
-    )  # fmt: skip
-    peer.meter.load_state(state["meter"])
-    peer.ends.extend(pb.EpochEnd.FromString(end.numpy().tobytes()) for end in state["ends"])
-    return peer
 
 
 def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int, int, bool]) -> None:
@@ -803,15 +759,15 @@ def serve(
     peers = []
     if state is not None:
         for join in state["joins"]:
-            admission.admit(pb.Join.FromString(join.numpy().tobytes()))
+            admission.admit(pb.Join.FromString(as_bytes(join)))
         peers = [peer_of(k, outbox(k), values) for k, values in state["peers"].items()]
     overview = Overview(config)
     hub = Hub(
         bind, clients=config.clients.count, window_bytes=config.wire.window, timeout=config.wire.timeout,
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
-        of_edge=of_edge, reconnect=config.wire.reconnect, run=run_name, outbox=outbox, peers=peers, leaving=leaving,
-        status=overview.status, watched=IS_CHILD, opened=False,
+        of_edge=of_edge, reconnect=config.wire.reconnect, quorum=config.clients.quorum, run=run_name, outbox=outbox,
+        peers=peers, leaving=leaving, status=overview.status, watched=IS_CHILD, opened=False,
     )  # fmt: skip
 
     def ready() -> None:
@@ -823,7 +779,7 @@ def serve(
     try:
         if state is None:
             ready()
-        hub.wait_for_clients(JOIN_SECONDS)
+        hub.wait_for_clients(JOIN_SECONDS, config.clients.quorum if above is None else None)
         assert admission.network is not None
         with setup.open_store(config, admission.network, old=kept is not None) as store:
             link = None
@@ -865,7 +821,7 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
     if config.clients.partition == "own" and not IS_CHILD:
         outcome["dataset"] = None  # the clients' own, which they need not name
-    folder.finish(outcome | ({} if config.clients.quorum is None else {"absent": run.absent}))
+    folder.finish(outcome | ({} if config.clients.quorum is None else {"absent": run.attendance.absent}))
     for k in range(len(run.steps)):
         run.hub.peer(k).outbox.clear()
     (folder.path / SERVED).unlink(missing_ok=True)

@@ -36,6 +36,8 @@ class Uplink:
         # The bytes that may have been spent once this batch has gone up.
         done = batch.epoch * self._steps + min(batch.step + self._every, self._steps)
         share = self._budget * done / self._all_steps
+        if batch.before == 0:
+            self._waiting = []  # what is left of a batch that was broken off
         if self.spent_bytes < share:
             self._waiting.append(write_batch(batch, self._codec))
         return self._decide(share, tally) if batch.last else []

@@ -72,7 +72,7 @@ class Received:
 
 
 class ClientLost(Exception):
-    """A client that is waited for has been away for long, or misbehaves."""
+    """A client that is waited for has been away for long, or misbehaves, and the others are enough."""
 
     def __init__(self, client: int, why: str) -> None:
         super().__init__(client, why)
@@ -147,7 +147,8 @@ class Peer:
     faults: int = 0  # how often it was
     barred: int = 0  # the process that was dropped last
     finished: bool = False
-    given_up: bool = False  # the run goes on without it; with its next stream it begins anew
+    given_up: bool = False  # the run goes on without it
+    anew: int | None = None  # it begins anew behind that place of the server's, and has not heard of it yet
     rejected: int = 0  # messages that could not be used
     unusable: int = 0  # of those, since it was dropped last
 
@@ -178,6 +179,7 @@ class Look:
     reconnections: int
     away: float | None  # seconds for which it has had no stream
     finished: bool
+    given_up: bool
     rejected: int
     dropped: int  # times
 
@@ -205,6 +207,7 @@ class Hub:
         insecure: bool = False,
         of_edge: bool = False,
         reconnect: float = 0.0,
+        quorum: int | None = None,
         run: str = "",
         outbox: Callable[[int], Outbox] = lambda client: Outbox(),
         peers: Sequence[Peer] = (),
@@ -214,16 +217,18 @@ class Hub:
         opened: bool = True,
     ) -> None:
         """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
-        is an edge. `reconnect`: seconds for which a lost client is waited for. `run` names the run for those that come
-        again; without a name nobody can. `outbox` makes what is kept for a client. `peers`: of a run that is gone on
-        with. `leaving`: whether waits are to be given up, with Interrupted. `status` says how far the run is, on a
-        thread of gRPC's. `watched`: a client that fails or misbehaves ends the run, as somebody watches them all.
-        Without `opened`, nobody may join before `open`."""
+        is an edge. `reconnect`: seconds for which a lost client is waited for; or `timeout`, where as many others as
+        `quorum` says are there. `run` names the run for those that come again; without a name nobody can. `outbox`
+        makes what is kept for a client. `peers`: of a run that is gone on with. `leaving`: whether waits are to be
+        given up, with Interrupted. `status` says how far the run is, on a thread of gRPC's. `watched`: a client that
+        fails or misbehaves ends the run, as somebody watches them all. Without `opened`, nobody may join before
+        `open`."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
         self._reconnect, self._run, self._outbox, self._leaving = reconnect if run else 0.0, run, outbox, leaving
         self._forgives = self._reconnect > 0 and not watched
+        self._quorum, self._closing = quorum, False
         self._peers = {peer.client: peer for peer in peers}
         self._gone_on_with = bool(peers)  # then clients may have more of its messages than this process has sent
         for peer in peers:
@@ -288,39 +293,56 @@ class Hub:
         for service in ("", SERVICE):
             self._health.set(service, HealthCheckResponse.SERVING)
 
-    def wait_for_clients(self, seconds: float) -> None:
-        """Until every client has joined, and has not left; raises RunError naming those that have not."""
-        deadline = time.monotonic() + seconds
+    def wait_for_clients(self, seconds: float, enough: int | None = None) -> None:
+        """Until every client has joined, and has not left; or `enough` have, and none for the timeout: then the others
+        are given up. Raises RunError naming those that have not."""
+        least, deadline = enough or self._clients, time.monotonic() + seconds
+        there, since = 0, time.monotonic()
         with self._changed:
             while missing := [k for k in range(self._clients) if k not in self._peers or self._peers[k].dropped]:
-                self._raise_failures(missing)
-                if time.monotonic() > deadline:
+                if enough is None:
+                    self._raise_failures(missing)
+                elif self._leaving():
+                    raise Interrupted
+                before, there = there, self._clients - len(missing)
+                since = time.monotonic() if there > before else since
+                if there >= least and time.monotonic() - since > self._timeout:
+                    for k in missing:
+                        known = {"event": "given up", "client": k}
+                        if k in self._peers:
+                            line = "beginning without client %d: %s"
+                            LOG.warning(line, k, self._peers[k].dropped, extra=known)
+                            self.give_up(k)
+                            continue
+                        LOG.warning("beginning without client %d: it has not joined", k, extra=known)
+                        self._peers[k] = Peer(k, self._outbox(k), given_up=True, anew=0, away=since)
+                elif there < least and time.monotonic() > deadline:
                     left = [f"{k} left: {self._peers[k].dropped}" for k in missing if k in self._peers]
                     raise RunError(
-                        f"server on port {self.port}", f"{self._clients} clients within {seconds:g} s",
+                        f"server on port {self.port}", f"{least} clients within {seconds:g} s",
                         "; ".join([f"none with number {', '.join(map(str, missing))}", *left]),
                         "start them with halfpass join",
                     )  # fmt: skip
-                self._changed.wait(0.2)
+                self._changed.wait(min(0.2, self._timeout))
 
     def take(
-        self, clients: Collection[int], *kinds: str, of: int | None = None, give_up: float | None = None
+        self, clients: Collection[int], *kinds: str, of: int | None = None
     ) -> tuple[int, Received]:
         """The next message of any of `clients`, which must be of one of `kinds`; taken in turn where several wait.
 
         Raises RunError when a client of the run is lost for longer than `reconnect`. A wait for one that says that it
         lives, and nothing else, is logged from time to time. `of`: the number of the stream on which the message is to
-        come, as `streams` gives it; raises StreamLost where another has taken its place. `give_up`: seconds after which
-        ClientLost is raised for one of them that is away, and at once for one that was dropped, instead of RunError.
+        come, as `streams` gives it; raises StreamLost where another has taken its place. With a quorum, ClientLost is
+        raised for one of them that is away for longer than the timeout, or was dropped, where the others are enough.
         """
         patience = Patience()
         with self._changed:
             while True:
                 # First, or one that misbehaves goes on as long as others have messages waiting.
-                if give_up is None:
+                if self._quorum is None:
                     self._raise_failures()
                 else:
-                    self._raise_lost(clients, give_up)
+                    self._raise_lost(clients)
                 for client in sorted(clients, key=lambda c: (c - self._turn) % self._clients):
                     peer = self._peers[client]
                     if of is not None and peer.streams != of:
@@ -341,20 +363,31 @@ class Hub:
                     patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
 
-    def _raise_lost(self, clients: Collection[int], give_up: float) -> None:
+    def _raise_lost(self, clients: Collection[int]) -> None:
         if self._leaving():
             raise Interrupted
         for peer in (self._peers[client] for client in clients):
-            if (why := peer.failure or peer.dropped) is not None:
-                raise ClientLost(peer.client, str(why))
-            if peer.away is not None and not peer.incoming and time.monotonic() - peer.away > give_up:
-                raise ClientLost(peer.client, f"it was away for {give_up:g} s")
+            if peer.given_up:
+                raise ClientLost(peer.client, "it was given up")
+            why = peer.failure or peer.dropped
+            silent = 0.0 if peer.away is None or peer.incoming else time.monotonic() - peer.away
+            if why is None and silent <= self._timeout:
+                continue
+            if self.enough_without(peer.client):
+                raise ClientLost(peer.client, str(why or f"it was away for {self._timeout:g} s"))
+            self._raise_failure(peer)
+
+    def enough_without(self, client: int) -> bool:
+        """Whether the run may go on without the client."""
+        others = sum(not peer.given_up for peer in self._peers.values() if peer.client != client)
+        return self._quorum is not None and others >= self._quorum
 
     def give_up(self, client: int) -> None:
         """The run goes on without the client, and what it has sent that was not worked off is nothing."""
         with self._changed:
             peer = self._peers[client]
             peer.given_up, peer.finished, peer.failure, peer.dropped = True, False, None, None
+            peer.anew = peer.outbox.last
             if (stream := peer.stream) is not None:
                 self._end(peer, stream)
                 stream.context.cancel()
@@ -401,6 +434,11 @@ class Hub:
         for _ in range(len(peer.ends) - max(0, -peer.ended)):  # but those that were worked off and not yet taken
             peer.ends.pop()
         self._changed.notify_all()
+
+    def end_without(self) -> None:
+        """From now on nobody is let in that was given up."""
+        with self._changed:
+            self._closing = True
 
     def present(self, client: int) -> bool:
         """Whether the run counts on the client."""
@@ -520,18 +558,18 @@ class Hub:
         if self._leaving():
             raise Interrupted
         for peer in self._peers.values():
-            if peer.given_up:
-                continue
-            if peer.failure is not None:
-                raise peer.failure
-            if peer.client in still_to_join or peer.away is None or peer.finished:
-                continue
-            if time.monotonic() - peer.away > self._reconnect:
-                remedy = "see what it printed, and go on with halfpass resume on both sides"
-                found = f"none for {self._reconnect:g} s"
-                if peer.dropped is not None:
-                    found += f", after: {peer.dropped}"
-                raise RunError(f"client {peer.client}", "a connection, or another one", found, remedy)
+            if peer.client not in still_to_join:
+                self._raise_failure(peer)
+
+    def _raise_failure(self, peer: Peer) -> None:
+        if peer.failure is not None:
+            raise peer.failure
+        if peer.away is not None and not peer.finished and time.monotonic() - peer.away > self._reconnect:
+            remedy = "see what it printed, and go on with halfpass resume on both sides"
+            found = f"none for {self._reconnect:g} s"
+            if peer.dropped is not None:
+                found += f", after: {peer.dropped}"
+            raise RunError(f"client {peer.client}", "a connection, or another one", found, remedy)
 
     def _watch(self) -> None:
         """On a thread of its own: ends streams on which nothing comes, and calls."""
@@ -570,7 +608,7 @@ class Hub:
                     dict(peer.meter.up) | {"evaluation": peer.meter.evaluation_up},
                     dict(peer.meter.down) | {"evaluation": peer.meter.evaluation_down},
                     peer.outbox.kept_bytes, max(0, peer.streams - 1), None if peer.away is None else now - peer.away,
-                    peer.finished, peer.rejected, peer.faults,
+                    peer.finished, peer.given_up, peer.rejected, peer.faults,
                 ) for k, peer in sorted(self._peers.items())
             ]  # fmt: skip
 
@@ -756,8 +794,8 @@ class Hub:
         peer.stream, peer.away, peer.dropped = stream, None, None
         peer.streams, peer.process = peer.streams + 1, join.process
         joined = pb.Joined(run=self._run, received=peer.received)
-        if peer.given_up:
-            joined.anew, joined.sent, stream.sent, peer.given_up = True, peer.outbox.last, peer.outbox.last, False
+        if peer.anew is not None:
+            joined.anew, joined.sent, stream.sent, peer.given_up = True, peer.anew, peer.anew, False
         peer.control(pb.ServerMessage(joined=joined))
         return stream
 
@@ -811,7 +849,10 @@ class Hub:
         if peer.stream is not None and peer.stream is not dead and not _same_process(join, peer):
             found = "one that has joined already, and is connected"
             raise InputError(place, "a number that is free", found, "choose another with --client, or stop that one")
-        if peer.given_up:
+        if peer.given_up and self._closing:
+            expected, found = "a run that goes on", "one that ends, and has gone on without it"
+            raise InputError(place, expected, found, "nothing is left to do; take the server's half without this one's")
+        if peer.anew is not None:
             return  # it begins anew
         if join.received < peer.outbox.durable:
             expected, found = f"one that has this server's messages up to {peer.outbox.durable}", f"{join.received}"
@@ -888,7 +929,8 @@ class Hub:
                 LOG.info("client %d left; waiting for it for %g s", peer.client, self._reconnect, extra=known)
             else:
                 known = {"event": "lost", "client": peer.client}
-                LOG.warning("lost %s; waiting for it for %g s", reason, self._reconnect, extra=known)
+                seconds = self._timeout if self.enough_without(peer.client) else self._reconnect
+                LOG.warning("lost %s; waiting for it for %g s", reason, seconds, extra=known)
 
     def _accept(self, peer: Peer, stream: _Stream, data: bytes) -> None:
         """Takes in one message; what cannot be used is rejected with the reason, and the stream goes on."""
@@ -962,6 +1004,8 @@ class Hub:
         with self._changed:
             peer.meter.count_up(message, len(data))
             peer.outbox.let_go(min(message.durable, peer.outbox.last))
+            if peer.anew is not None and (message.place or message.durable >= peer.anew):
+                peer.anew = None  # it has heard of it
             if max(stream.again, peer.durable) < message.place <= peer.received:
                 stream.again = message.place
                 return None
