@@ -400,12 +400,10 @@ def again(stream: Stream, *, another: bool) -> Stream:
     """Its next stream, of the same process or of another one."""
     join = pb.Join()
     join.CopyFrom(stream.join)
-    join.run, join.received, join.first = stream.run, 1, stream.place + 1
+    join.run, join.received, join.first = stream.run, 1, 1
     if another:
         join.process = random.getrandbits(48)
-    made = Stream(stream.server, join)
-    made.place = made.step = stream.place
-    return made
+    return Stream(stream.server, join)
 
 
 def idle(stream: Stream) -> Iterator[str]:
@@ -578,7 +576,7 @@ def pretender(stream: Stream) -> Iterator[str]:
     for name, value in JOINS.items():
         join = pb.Join()
         join.CopyFrom(stream.join)
-        join.run, join.first, join.received = stream.run, stream.place + 1, 1
+        join.run, join.first, join.received = stream.run, 1, 1
         setattr(join, name, value)
         made.append(pb.ClientMessage(join=join).SerializeToString())
     yield from first_messages(stream.server, lambda number: made[number % len(made)], stream.server.trust)
