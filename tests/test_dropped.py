@@ -137,12 +137,12 @@ def test_a_dropped_client_that_does_not_come_back_ends_the_run_with_the_reason()
 
 
 def test_with_a_quorum_it_is_given_up_at_once():
-    with served() as hub:
+    with served(quorum=1) as hub:
         for k in range(2):
             Raw(hub, k).joined()
         hub.drop(0, Misbehaved(0, "this", "that", "mend it"))
         with pytest.raises(ClientLost, match="expected this, found that"):
-            hub.take([0, 1], "batch", give_up=10.0)
+            hub.take([0, 1], "batch")
         hub.give_up(0)
         assert Raw(hub, 0, run="it", process=3).hear("joined").anew
 
