@@ -162,7 +162,7 @@ def test_messages_of_a_segment_are_those_that_its_name_says(tmp_path):
     again.load(4, 0)
     assert contents(again) == {place: message(place) for place in range(1, 5)}
     file.rename(file.with_stem(f"{3:012}"))
-    with pytest.raises(InputError, match="expected messages 3 to 4, .* found none with number 3"):
+    with pytest.raises(InputError, match=r"expected messages 3 to 4, .* found none with number 3"):
         Outbox(tmp_path / "spool", run="abc").load(4, 0)
 
 
