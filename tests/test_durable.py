@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from halfpass.commands.cli import main
+from halfpass.config import Config
 from halfpass.errors import InputError, RunError
 from halfpass.run import checkpoint
 from halfpass.run.records import RunFolder
@@ -183,6 +184,32 @@ def test_a_full_disk_is_said_at_a_checkpoint_and_kept_in_memory_meanwhile(tmp_pa
     assert contents(box) == {place: message(place) for place in range(1, 20)}
     assert not Outbox(disk_bytes=100).kept_bytes
     assert not box.has_room(2**32)
+
+
+def test_rows_of_epochs_wait_for_room_and_no_checkpoint_is_made_before_them(tmp_path, monkeypatch, caplog):
+    folder, write, room = RunFolder(tmp_path), outbox_module.os.pwrite, [7]
+
+    def full(descriptor, data, at):
+        if room[0] == 0:
+            raise OSError(28, "No space left on device")
+        data, room[0] = data[: room[0]], room[0] - min(room[0], len(data))
+        return write(descriptor, data, at)
+
+    folder.add_rows([{"epoch": 1}])
+    monkeypatch.setattr(outbox_module.os, "pwrite", full)
+    folder.add_rows([{"epoch": 2}])
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'  # no part of a row
+    assert "not written yet" in caplog.text
+    assert "No space left on device" in caplog.text
+    for keep in (lambda: folder.save_checkpoint(Config(), 2, {}), lambda: folder.finish({})):
+        with pytest.raises(RunError, match=r"metrics.jsonl: expected a file that can be written, found .*No space"):
+            keep()
+    assert not folder.has_checkpoint
+    assert not (tmp_path / "result.json").exists()
+    monkeypatch.undo()
+    folder.add_rows([{"epoch": 3}])
+    assert [row["epoch"] for row in folder.rows(3)] == [1, 2, 3]
+    folder.save_checkpoint(Config(), 3, {})
 
 
 # -------------------------------------------------------------------------------------------------- checkpoints

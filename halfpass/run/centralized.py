@@ -10,7 +10,9 @@ from halfpass.arithmetic.optimizers import learning_rate, set_learning_rate
 from halfpass.config import Config
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset
+from halfpass.errors import RunError
 from halfpass.run import setup
+from halfpass.run.checkpoint import not_kept
 from halfpass.run.epoch import Tally, Test, Values
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
@@ -49,7 +51,10 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
             values = test_whole(config, whole, data, task, epoch) if recipe.tests(epoch) else None
             new = row(epoch, "whole", tally, seconds, **scores(task, test=values))
             rows += folder.add_rows([new])
-            folder.save_checkpoint(config, epoch + 1, training_state(whole.optimizer, whole.model))
+            try:
+                folder.save_checkpoint(config, epoch + 1, training_state(whole.optimizer, whole.model))
+            except RunError as error:
+                not_kept(error)
             progress.epoch(new)
     folder.save_whole(whole, config)
     return folder.finish(result(config, task, None, rows, Wires([], None), folder.environment))

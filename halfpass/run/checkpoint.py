@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from halfpass.bounded import parse_json
-from halfpass.errors import InputError
+from halfpass.errors import InputError, RunError
 from halfpass.files import replacing
 from halfpass.wire.disk import sync
 
@@ -59,6 +59,11 @@ def put(file: Path, parts: Sequence[bytes | memoryview]) -> None:
             file.replace(before(file))  # a process that is killed here has that one
     with suppress(OSError):  # some file systems have no such thing
         sync(file.parent)
+
+
+def not_kept(error: RunError) -> None:
+    """A checkpoint could not be written, and the training goes on."""
+    LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
 
 
 def read(file: Path, run: str | None = None) -> dict[str, Any]:

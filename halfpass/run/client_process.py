@@ -217,7 +217,7 @@ class ClientRun:
             state = self.state()
             parts = checkpoint.pack(state["connection"]["run"], state)
         except RunError as error:
-            self._not_kept(error)
+            checkpoint.not_kept(error)
             return
         epoch, step, *_ = self.progress()
         known = {"event": "checkpoint", "client": self.client.index, "epoch": epoch, "step": step}
@@ -230,16 +230,13 @@ class ClientRun:
             self.connection.outbox.sync()
             checkpoint.put(self._file, parts)
         except RunError as error:
-            self._not_kept(error)
+            checkpoint.not_kept(error)
             return
         LOG.log(
             self._seldom.level(), "checkpoint in epoch %d, behind step %d", known["epoch"], known["step"], extra=known
         )
         self.connection.keep(self._kept)  # what the older of the two has
         self._kept = taken
-
-    def _not_kept(self, error: RunError) -> None:
-        LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
 
     def written(self) -> None:
         """Until the last checkpoint is on the disk."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfpass.config import Config
 from halfpass.errors import RunError
+from halfpass.run.checkpoint import not_kept
 from halfpass.run.logs import Seldom
 from halfpass.run.overview import Kept
 from halfpass.run.records import RunFolder
@@ -47,7 +48,7 @@ class Keeper:
         try:
             self.write(epochs, state, at)
         except RunError as error:
-            LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
+            not_kept(error)
 
     def write(self, epochs: int, state: Callable[[], Mapping[str, Any]], at: tuple[int, int]) -> None:
         """As `save`; raises RunError where there is no room."""

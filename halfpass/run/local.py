@@ -14,8 +14,10 @@ from halfpass.algorithm.server import Server
 from halfpass.config import Config
 from halfpass.data.batches import test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
+from halfpass.errors import RunError
 from halfpass.run import setup
 from halfpass.run.above import Above
+from halfpass.run.checkpoint import not_kept
 from halfpass.run.edge import LocalLink
 from halfpass.run.epoch import ClientEpoch, Score, Tally, Test, Values, handed_over, take_over, test_epoch
 from halfpass.run.epochs import run_epochs
@@ -159,7 +161,10 @@ class LocalRun:
         """Nothing: before its first epoch there is nothing that it would not begin with."""
 
     def keep(self, folder: RunFolder, epochs: int) -> None:
-        folder.save_checkpoint(self.config, epochs, self.state())
+        try:
+            folder.save_checkpoint(self.config, epochs, self.state())
+        except RunError as error:
+            not_kept(error)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""

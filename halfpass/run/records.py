@@ -32,6 +32,7 @@ from halfpass.files import explained, make_folder, read_mapping, refuse_place, r
 from halfpass.run import checkpoint
 from halfpass.run.epoch import Score, Tally, Values
 from halfpass.tasks.task import Task
+from halfpass.wire.disk import append, sync
 from halfpass.wire.meter import Meter
 
 Row = dict[str, Any]
@@ -271,6 +272,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path, self._checkpoint = path, path / CHECKPOINT
         self._noted, self._ledger_size = list[bytes](), 0  # lines that are not in the ledger yet; its bytes
+        self._rows = list[str]()  # that are not in metrics.jsonl yet
         self.environment = environment()  # as it is when the run begins: the tree may change meanwhile
 
     @classmethod
@@ -324,7 +326,9 @@ class RunFolder:
 
     def save_checkpoint(self, config: Config, epochs: int, state: Mapping[str, Any], run: str = "") -> None:
         """Writes all that the run needs to go on behind so many epochs, or in the midst of the next. What was kept
-        before stays as the one before it. `run` names the run, where it is one between processes."""
+        before stays as the one before it. `run` names the run, where it is one between processes. Raises RunError where
+        there is no room."""
+        self._write_rows()  # before the state behind them is
         whole = {"epochs": epochs, "environment": self.environment, "settings": as_dict(config), "state": state}
         checkpoint.write(self._checkpoint, run, whole)
 
@@ -399,12 +403,22 @@ class RunFolder:
         self._ledger_size = size
 
     def add_rows(self, rows: list[Row]) -> list[Row]:
-        path = self.path / "metrics.jsonl"
-        with explained(path), path.open("a") as file:
-            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in rows)
-            file.flush()
-            os.fsync(file.fileno())  # before the state behind them is
+        """To `metrics.jsonl`; where there is no room, with those that come later, or at the end."""
+        self._rows += [json.dumps(entry, allow_nan=False) + "\n" for entry in rows]
+        try:
+            self._write_rows()
+        except RunError as error:
+            LOG.warning("not written yet: %s", error)
         return rows
+
+    def _write_rows(self) -> None:
+        """Raises RunError where there is no room, and then nothing of them is there."""
+        if self._rows:
+            path = self.path / "metrics.jsonl"
+            with explained(path):
+                append(path, path.stat().st_size if path.is_file() else 0, "".join(self._rows).encode())
+                sync(path)
+            self._rows = []
 
     def save_client(self, client: Client, config: Config) -> None:
         head = {} if client.head is None else client.head.state_dict()
@@ -429,6 +443,7 @@ class RunFolder:
             save_file(tensors, partial, metadata={"config": json.dumps(as_dict(config))})
 
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        self._write_rows()
         write_json(self.path / "result.json", outcome)
         if self._checkpoint.parent == self.path:
             checkpoint.remove(self._checkpoint)
