@@ -16,4 +16,4 @@ def test_a_run_goes_on_beside_a_stranger_whose_messages_are_none(tmp_path):
     assert not row["ended_the_run"]
     assert row["rate_over_undisturbed"] > 0.2  # other tests run beside this one
     assert row["memory_mb_over_undisturbed"] < 100
-    assert row["status_failures"] == 0
+    assert any("reset by peer" in got or "closed" in got for got in row["got"])  # it is kept out, after some

@@ -48,6 +48,9 @@ def test_limits():
         "connections of one client that has joined, with TLS": "1",  # tests/test_bounds.py
         "time for a TLS handshake": f"{front.HANDSHAKE_SECONDS:g} s",
         "connections of whom it is not known who they are, with TLS": each,
+        "what such a connection may send, and call": f"{of(front.WAITING_BYTES)}, and {front.WAITING_CALLS} times",
+        "connections that show neither certificate nor token, with TLS": f"{front.STRANGERS_AT_ONCE} at first and "
+        f"{front.STRANGERS_A_SECOND:g} a second, and {front.EACH_AT_ONCE} and {front.EACH_A_SECOND:g} from one address",
         "time to say Join in a stream, or to ask in a call": f"{hub.JOIN_SECONDS:g} s",
         "Join": f"{of(hub.MOST_JOIN_BYTES)}; each JSON text in it {of(server_process.MOST_SETTINGS_BYTES)}",
         "time until all clients have joined, or a quorum": f"{server_process.JOIN_SECONDS:g} s",

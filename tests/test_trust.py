@@ -103,6 +103,7 @@ def test_a_client_of_the_authority_joins_with_its_own_number(folders):
 def test_nothing_of_a_stranger_is_read(folders, monkeypatch):
     """Who it is comes with the call: neither parsing nor memory, nor a thread that waits, is spent on what it says."""
     monkeypatch.setattr(hub_side, "JOIN_SECONDS", 60)
+    monkeypatch.setattr(front, "WAITING_CALLS", 100)
     monkeypatch.setattr(hub_side, "_parse", lambda data: pytest.fail("a stranger's message was parsed"))
     with served(of(folders / "tokens", "server")) as hub:
         stranger = Trust(authority=folders / "tokens" / "authority.pem", token="x" * 43)
@@ -350,7 +351,8 @@ def echo():
     listener.close()
 
 
-def test_all_bytes_pass_the_door_both_ways_at_once(folders, echo):
+def test_all_bytes_pass_the_door_both_ways_at_once(folders, echo, monkeypatch):
+    monkeypatch.setattr(front, "WAITING_BYTES", 2**30)
     door = Front("127.0.0.1:0", of(folders / "ours", "server"), echo)
     sent = bytes(range(251)) * 80_000  # 20 MB, more than all buffers on the way hold
     context, came = of(folders / "ours", "client-0").client_context(), bytearray()
@@ -412,6 +414,67 @@ def test_whoever_never_says_who_it_is_is_sent_away(folders, echo, monkeypatch, c
         assert outer.recv(1) == b""
     assert "it has not said who it is" in caplog.text
     door.close()
+
+
+def test_connections_that_show_nobody_are_few_in_a_while_and_those_that_do_are_not_counted(folders, echo, monkeypatch, caplog):
+    monkeypatch.setattr(front, "EACH_AT_ONCE", 4)
+    monkeypatch.setattr(front, "EACH_A_SECOND", 0.0)
+    door = Front("127.0.0.1:0", of(folders / "ours", "server"), echo)
+    context = of(folders / "ours", "client-0").client_context()
+
+    def enters():
+        with socket.create_connection(("127.0.0.1", door.port), 5) as connection, context.wrap_socket(connection, server_hostname="localhost") as outer:
+            outer.sendall(b"hello")
+            return outer.recv(5) == b"hello"
+
+    def hears():
+        with socket.create_connection(("127.0.0.1", door.port), 5) as connection, contextlib.suppress(OSError):
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            connection.recv(1)
+
+    assert all(enters() for _ in range(10))
+    for _ in range(4):
+        hears()
+    with pytest.raises(OSError):  # noqa: PT011
+        enters()
+    assert caplog.text.count("it does not speak TLS") == 4
+    assert caplog.text.count("too many have not said who they are") == 1
+    door.close()
+
+
+def test_whoever_is_not_known_may_send_and_call_little(folders, echo, monkeypatch):
+    monkeypatch.setattr(front, "WAITING_BYTES", 10_000)
+    door = Front("127.0.0.1:0", of(folders / "ours", "server"), echo)
+    context = of(folders / "ours", "client-0").client_context()
+
+    def connected():
+        return context.wrap_socket(socket.create_connection(("127.0.0.1", door.port), 5), server_hostname="localhost")
+
+    with connected() as outer:
+        outer.sendall(bytes(9_000))
+        assert len(read(outer, 9_000)) == 9_000
+        with contextlib.suppress(OSError):
+            outer.sendall(bytes(9_000))
+            assert len(read(outer, 9_000)) < 9_000
+    with connected() as outer:
+        outer.sendall(b"hello")
+        assert read(outer, 5) == b"hello"
+        (port,) = [port for port, peer in door._peers.items() if peer.outer.getpeername() == outer.getsockname()]
+        for _ in range(front.WAITING_CALLS):
+            door.count_call(port)
+        outer.sendall(b"hello")
+        assert read(outer, 5) == b"hello"
+        door.count_call(port)
+        assert read(outer, 5) == b""
+    door.close()
+
+
+def read(outer, size):
+    came = b""
+    with contextlib.suppress(OSError):
+        while len(came) < size and (piece := outer.recv(size)):
+            came += piece
+    return came
 
 
 def test_the_port_behind_the_door_admits_nobody(folders):

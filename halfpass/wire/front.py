@@ -17,13 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfpass.errors import HalfpassError, InputError
-from halfpass.wire.service import LOG
+from halfpass.wire.service import LOG, Allowance
 from halfpass.wire.sockets import traffic_of
 from halfpass.wire.trust import Trust
 
 HANDSHAKE_SECONDS = 10.0
 WAITING, WAITING_EACH = 64, 16  # connections of whom it is not known who they are: in all, and of one address
 WAITING_SECONDS = 30.0  # that one may be so
+WAITING_BYTES = 5 * 2**20  # that it may send: a Join, and a little
+WAITING_CALLS = 8  # that it may make
+STRANGERS_AT_ONCE, STRANGERS_A_SECOND = 128, 16.0  # connections that show nobody, in all
+EACH_AT_ONCE, EACH_A_SECOND = 32, 2.0  # and of one address
+MOST_ADDRESSES = 4096  # that are remembered
+REFUSAL_SECONDS = 0.005  # that a refusal takes at least: a flood waits in the system, where it costs little
 PIECE = 2**18  # bytes that are passed on at once
 
 
@@ -36,6 +42,8 @@ class Peer:
     outer: ssl.SSLSocket
     certified: bool  # it has shown a certificate of the authority
     known: bool = False  # who it is
+    shown: bool = False  # somebody that may ask
+    calls: int = 0  # that it made before
 
 
 class Front:
@@ -48,6 +56,7 @@ class Front:
         self._peers: dict[int, Peer] = {}  # by the port of the connection to gRPC
         self._joined: dict[int, Peer] = {}  # by client
         self._waiting: Counter[str] = Counter()
+        self._strangers, self._strangers_of = Allowance(), dict[str, Allowance]()  # in all, and by address
         self._lock = threading.Lock()
         self._closed = False
         self.refused = 0  # connections, for a count that is not exact where two are at once
@@ -81,9 +90,44 @@ class Front:
             if not peer.known:
                 peer.known = True
                 self._leave(peer.host)
+        self.vouch(port)
         if before is not None and before is not peer:
             with contextlib.suppress(OSError):  # it is closed already
                 socket.socket.shutdown(before.outer, socket.SHUT_RDWR)  # SSLSocket's own would go on in plain text
+
+    def vouch(self, port: int) -> None:
+        """It has shown that it is no stranger's, and so the one before it was none by which a client looks."""
+        with self._lock:
+            if (peer := self._peers.get(port)) is not None and not peer.shown:
+                peer.shown = True
+                for allowance in (self._strangers, self._strangers_of.get(peer.host)):
+                    if allowance is not None:
+                        allowance.give_back(2)
+
+    def count_call(self, port: int, *, too_many: bool = False) -> None:
+        """A call of somebody of whom nothing is known, or one of `too_many`: who makes many is sent away, and has shown
+        nobody."""
+        with self._lock:
+            if (peer := self._peers.get(port)) is None or (peer.known and not too_many):
+                return
+            peer.calls += 1
+            if peer.calls <= WAITING_CALLS:
+                return
+            for allowance in (self._strangers, self._strangers_of.get(peer.host)):
+                if allowance is not None and peer.shown:
+                    allowance.give_back(-2)
+            peer.shown = False
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(peer.outer, socket.SHUT_RDWR)
+
+    def _admits(self, host: str) -> bool:
+        """Whether another connection of it may come in, of which nothing is known yet."""
+        if self._waiting.total() >= WAITING or self._waiting[host] >= WAITING_EACH:
+            return False
+        if host not in self._strangers_of and len(self._strangers_of) >= MOST_ADDRESSES:
+            self._strangers_of.clear()
+        own = self._strangers_of.setdefault(host, Allowance())
+        return own.take(EACH_AT_ONCE, EACH_A_SECOND) and self._strangers.take(STRANGERS_AT_ONCE, STRANGERS_A_SECOND)
 
     def _leave(self, host: str) -> None:
         self._waiting[host] -= 1
@@ -113,11 +157,12 @@ class Front:
                 continue
             host = address[0]
             with self._lock:
-                few = self._waiting.total() < WAITING and self._waiting[host] < WAITING_EACH
+                few = self._admits(host)
                 self._waiting[host] += few
             if not few:
                 self._refuse(host, "too many have not said who they are")
                 connection.close()
+                time.sleep(REFUSAL_SECONDS)
                 continue
             threading.Thread(target=self._serve, args=(connection, host), daemon=True).start()
 
@@ -138,6 +183,8 @@ class Front:
                 own, port = Peer(host, names, outer, bool(certificate)), inner.getsockname()[1]
                 peer = own
                 self._peers[port] = peer
+                if certificate:
+                    self.vouch(port)
                 try:
                     if not pass_on(outer, inner, lambda: own.known):
                         known = {"event": "refused", "host": host}
@@ -188,7 +235,7 @@ def why(error: BaseException) -> str:
 
 def pass_on(outer: ssl.SSLSocket, inner: socket.socket, known: Callable[[], bool]) -> bool:
     """Bytes both ways until either side ends; a side that reads slowly holds the other one back. False where it is not
-    `known` soon enough who it is."""
+    `known` soon enough, or before many bytes, who it is."""
     deadline = time.monotonic() + WAITING_SECONDS
     for one in (outer, inner):
         one.setblocking(False)
@@ -198,6 +245,8 @@ def pass_on(outer: ssl.SSLSocket, inner: socket.socket, known: Callable[[], bool
             ready.register(one, selectors.EVENT_READ)
         while not (up.done or down.done):
             moved = up.move() | down.move()
+            if up.carried > WAITING_BYTES and not known():
+                return False
             if moved:
                 continue
             events = {outer: up.waits_for(outer) | down.waits_for(outer),
@@ -220,7 +269,7 @@ class _Pump:
     """One direction."""
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
-        self._source, self._sink, self.done = source, sink, False
+        self._source, self._sink, self.done, self.carried = source, sink, False, 0
         self._buffer, self._view = bytearray(PIECE), memoryview(b"")
         self._source_waits, self._sink_waits = selectors.EVENT_READ, 0
 
@@ -240,7 +289,7 @@ class _Pump:
                     self.done = count == 0 and filled == 0
                     break
                 filled += count
-            self._view = memoryview(self._buffer)[:filled]
+            self._view, self.carried = memoryview(self._buffer)[:filled], self.carried + filled
             moved = filled > 0
         while self._view:
             try:

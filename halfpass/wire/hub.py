@@ -325,9 +325,7 @@ class Hub:
                     )  # fmt: skip
                 self._changed.wait(min(0.2, self._timeout))
 
-    def take(
-        self, clients: Collection[int], *kinds: str, of: int | None = None
-    ) -> tuple[int, Received]:
+    def take(self, clients: Collection[int], *kinds: str, of: int | None = None) -> tuple[int, Received]:
         """The next message of any of `clients`, which must be of one of `kinds`; taken in turn where several wait.
 
         Raises RunError when a client of the run is lost for longer than `reconnect`. A wait for one that says that it
@@ -634,6 +632,8 @@ class Hub:
 
     def _check_health(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """grpc.health.v1: whoever reaches the server may ask."""
+        if self._front is not None:
+            self._front.count_call(int(context.peer().rpartition(":")[2]))
         with self._few(self._host(context) if self._front is not None else context.peer(), context):
             data = next(requests, b"")
         try:
@@ -647,13 +647,19 @@ class Hub:
         TLS, a connection. Raises InputError for a stranger."""
         if self._front is None or self._trust is None:
             return context.peer()
-        peer = self._front.peer(int(context.peer().rpartition(":")[2]))
+        port = int(context.peer().rpartition(":")[2])
+        peer = self._front.peer(port)
         said = {str(key): str(value) for key, value in context.invocation_metadata()}
         if peer is None:
             expected, found = "a connection with TLS", "one to the port behind it"
             raise InputError(place, expected, found, "use the server's address")
         digests = self._trust.digests()
-        check_trusted(place, peer.certified, said, digests)
+        try:
+            check_trusted(place, peer.certified, said, digests)
+        except InputError:
+            self._front.count_call(port)
+            raise
+        self._front.vouch(port)
         number = number_shown(place, peer.names, said, digests)
         return f"client {number}" if number is not None else ", ".join(peer.names)[:80]
 
@@ -684,6 +690,8 @@ class Hub:
     def _send_away(self, context: grpc.ServicerContext, who: str, expected: str) -> None:
         """Ends a call of one too many, which may come again later."""
         self.refused += 1
+        if self._front is not None:
+            self._front.count_call(int(context.peer().rpartition(":")[2]), too_many=True)
         said = f"{who}: expected {expected}, found more; try again later"
         LOG.warning("refused a call from %s", said, extra={"event": "refused", "host": self._host(context)})
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said)

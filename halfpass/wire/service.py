@@ -103,6 +103,10 @@ class Allowance:
         self._spent += 1
         return True
 
+    def give_back(self, count: float) -> None:
+        """So many that were taken cost nothing."""
+        self._spent = max(0.0, self._spent - count)
+
 
 class Patience:
     """One wait for a peer that lives: after a minute, two, four and so on it is logged for whom."""
