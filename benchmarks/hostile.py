@@ -1,6 +1,6 @@
 """What a hostile peer costs a run: strangers at the door, and a member that does not keep to the rules.
 
-    python benchmarks/hostile.py --out results/hostile.json     nine minutes on two cores, with nothing beside it
+    python benchmarks/hostile.py --out results/hostile.json     fifteen minutes on two cores, quiet
     python benchmarks/hostile.py --quick --only garbage         seconds: does it run?
 
 Each row has a run of its own: `halfpass serve` over TLS with tokens, an honest client that trains (decoupled; where the
@@ -17,8 +17,8 @@ does for the peer has the server's priority, and is in the ratio. So a peer gets
 `memory_mb_over_undisturbed` is the server's peak resident set (MB = 10⁶ bytes) in the whole row beyond that of its
 first undisturbed stretch; `nobody` shows how much that grows by itself. `wire.window` is 8 MiB. `got` is what the peer
 heard, most often first; `log_lines_per_second` what the server wrote of it. `status_seconds` is how long a member
-waited for an answer to `halfpass status` meanwhile, `status_failures` how often in vain: also where
-it comes from the address of a stranger that floods, as what goes by gRPC here does, and is kept out with it. A member that was dropped
+waited for an answer to `halfpass status` meanwhile, `status_failures` how often in vain: also where it comes from the
+address of a stranger that floods, as what goes by gRPC here does, and is kept out with it. A member that was dropped
 comes back, as another process, until it is refused (`dropped` says how often it was): the run goes on without it, and
 waits for it at the end of the epoch. Where the run was over, `ended_the_run`, there may be no turn to compare, and the
 honest client's last line is there. Exit status: 1 where a run was ended, or a rate is below its bar.

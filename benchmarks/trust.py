@@ -1,7 +1,7 @@
 """What TLS, acknowledged durability and checkpoints cost a decoupled training between two processes, over loopback and
 over links of two bandwidths.
 
-    python benchmarks/trust.py --out results/trust.json      ten minutes on two cores, with nothing beside it
+    python benchmarks/trust.py --out results/trust.json      an hour on two cores, quiet
     python benchmarks/trust.py --quick                       few steps, printed only: does it run?
 
 ResNet-20 where its halves take equally long, so that both cores have work; made-up pictures. A training has two epochs,

@@ -29,7 +29,7 @@ WAITING_CALLS = 8  # that it may make
 STRANGERS_AT_ONCE, STRANGERS_A_SECOND = 128, 16.0  # connections that show nobody, in all
 EACH_AT_ONCE, EACH_A_SECOND = 32, 2.0  # and of one address
 MOST_ADDRESSES = 4096  # that are remembered
-REFUSAL_SECONDS = 0.005  # that a refusal takes at least: a flood waits in the system, where it costs little
+REFUSAL_SECONDS = 0.02  # that a refusal takes at least: a flood waits in the system, where it costs little
 PIECE = 2**18  # bytes that are passed on at once
 
 
