@@ -18,7 +18,7 @@ from halfpass.commands.cli import main
 from halfpass.config import Config
 from halfpass.errors import InputError, RunError
 from halfpass.run import checkpoint
-from halfpass.run.records import RunFolder
+from halfpass.run.records import RunFolder, refuse_run
 from halfpass.wire import outbox as outbox_module
 from halfpass.wire.outbox import Outbox
 
@@ -150,6 +150,23 @@ def test_a_spool_of_another_run_or_a_damaged_one_is_refused_by_name(tmp_path):
     file.write_bytes(whole[:300] + b"x" + whole[301:])  # while it is in use
     with pytest.raises(InputError, match=r"message \d+: expected the bytes that were written, found others"):
         contents(box)
+
+
+def test_a_spool_that_cannot_be_written_is_said_when_it_is_loaded(tmp_path, monkeypatch):
+    filled(tmp_path / "spool", count=4, memory_bytes=0).save()
+
+    def read_only(*arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(outbox_module.os, "truncate", read_only)
+    with pytest.raises(InputError, match=r"spool .*: expected a folder that can be read and written, found Read-only file system"):
+        Outbox(tmp_path / "spool", run="abc").load(4, 0)
+
+
+def test_a_run_that_was_broken_off_in_its_first_epoch_is_not_begun_over(tmp_path):
+    checkpoint.write(tmp_path / "unfinished.pt", "run", {})
+    with pytest.raises(InputError, match=r"expected a folder without a run, found unfinished.pt in .*, or go on with it: halfpass resume"):
+        refuse_run(tmp_path)
 
 
 def test_messages_of_a_segment_are_those_that_its_name_says(tmp_path):

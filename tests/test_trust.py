@@ -455,7 +455,7 @@ def test_whoever_is_not_known_may_send_and_call_little(folders, echo, monkeypatc
         assert len(read(outer, 9_000)) == 9_000
         with contextlib.suppress(OSError):
             outer.sendall(bytes(9_000))
-            assert len(read(outer, 9_000)) < 9_000
+        assert len(read(outer, 10**6)) <= 9_000  # and then it has ended
     with connected() as outer:
         outer.sendall(b"hello")
         assert read(outer, 5) == b"hello"

@@ -45,6 +45,8 @@ def outlive() -> None:
 
 def lost_output() -> OSError | None:
     """Why standard output is not whole, where its reader would want it."""
+    if sys.stdout is None:  # it was closed before the command began
+        return None
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)

@@ -464,7 +464,7 @@ def now() -> str:
 def refuse_run(path: Path) -> None:
     """Raises InputError when the folder cannot take a run: it holds one, or is no folder."""
     weights = ["server.safetensors", "whole.safetensors"]  # which a run has left that ended in its first epoch
-    _refuse_folder(path, ["metrics.jsonl", "result.json", "compare.json", *weights])
+    _refuse_folder(path, ["metrics.jsonl", "result.json", "compare.json", CHECKPOINT, *weights])
 
 
 def _refuse_folder(path: Path, files: Sequence[str]) -> None:

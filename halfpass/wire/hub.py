@@ -930,14 +930,14 @@ class Hub:
             self._end(peer, stream)
             if peer.finished or peer.failure is not None or self._stopped:
                 return
+            seconds = self._timeout if self.enough_without(peer.client) else self._reconnect
             if self._reconnect == 0:
                 peer.failure = reason
             elif left:
                 known = {"event": "left", "client": peer.client}
-                LOG.info("client %d left; waiting for it for %g s", peer.client, self._reconnect, extra=known)
+                LOG.info("client %d left; waiting for it for %g s", peer.client, seconds, extra=known)
             else:
                 known = {"event": "lost", "client": peer.client}
-                seconds = self._timeout if self.enough_without(peer.client) else self._reconnect
                 LOG.warning("lost %s; waiting for it for %g s", reason, seconds, extra=known)
 
     def _accept(self, peer: Peer, stream: _Stream, data: bytes) -> None:

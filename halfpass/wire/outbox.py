@@ -168,7 +168,15 @@ class Outbox:
     def load(self, last: int, durable: int) -> None:
         """Takes up what an earlier process has saved at a checkpoint, when `last` was its newest message and the other
         side had those up to `durable`, and perhaps more since; what is behind it is made again. Raises InputError where
-        some are missing or damaged, or of another run."""
+        some are missing or damaged, or of another run, or the folder cannot be written."""
+        assert self.folder is not None
+        try:
+            self._load(last, durable)
+        except OSError as error:
+            expected, remedy = "a folder that can be read and written", "mend that, and go on again"
+            raise InputError(f"spool {self.folder}", expected, str(error.strerror), remedy) from error
+
+    def _load(self, last: int, durable: int) -> None:
         assert self.folder is not None
         with self._lock:
             self.last, self.durable = last, durable
