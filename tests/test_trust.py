@@ -378,26 +378,27 @@ def test_all_bytes_pass_the_door_both_ways_at_once(folders, echo, monkeypatch):
     assert bytes(came) == sent
 
 
+def enters(folders, door):
+    """Whether a client gets through the door, and hears what it says."""
+    context = of(folders / "ours", "client-0").client_context()
+    with socket.create_connection(("127.0.0.1", door.port), 5) as connection, context.wrap_socket(connection, server_hostname="localhost") as outer:
+        outer.sendall(b"hello")
+        return outer.recv(5) == b"hello"
+
+
 def test_strangers_that_say_nothing_keep_nobody_out_for_long(folders, echo, monkeypatch, caplog):
     monkeypatch.setattr(front, "HANDSHAKE_SECONDS", 1.0)
     door = Front("127.0.0.1:0", of(folders / "ours", "server"), echo)
-    context = of(folders / "ours", "client-0").client_context()
-
-    def enters():
-        with socket.create_connection(("127.0.0.1", door.port), 5) as connection, context.wrap_socket(connection, server_hostname="localhost") as outer:
-            outer.sendall(b"hello")
-            return outer.recv(5) == b"hello"
-
     silent = [socket.create_connection(("127.0.0.1", door.port), 5) for _ in range(front.WAITING_EACH)]
     time.sleep(0.2)
     with pytest.raises(OSError):  # noqa: PT011
-        enters()
+        enters(folders, door)
     assert "refused a connection from 127.0.0.1: too many have not said who they are" in caplog.text
     deadline = time.monotonic() + 10
     entered = False
     while not entered and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            entered = enters()
+            entered = enters(folders, door)
         time.sleep(0.1)
     assert entered
     assert "no handshake within 1 s" in caplog.text
@@ -420,23 +421,16 @@ def test_connections_that_show_nobody_are_few_in_a_while_and_those_that_do_are_n
     monkeypatch.setattr(front, "EACH_AT_ONCE", 4)
     monkeypatch.setattr(front, "EACH_A_SECOND", 0.0)
     door = Front("127.0.0.1:0", of(folders / "ours", "server"), echo)
-    context = of(folders / "ours", "client-0").client_context()
-
-    def enters():
-        with socket.create_connection(("127.0.0.1", door.port), 5) as connection, context.wrap_socket(connection, server_hostname="localhost") as outer:
-            outer.sendall(b"hello")
-            return outer.recv(5) == b"hello"
-
     def hears():
         with socket.create_connection(("127.0.0.1", door.port), 5) as connection, contextlib.suppress(OSError):
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
             connection.recv(1)
 
-    assert all(enters() for _ in range(10))
+    assert all(enters(folders, door) for _ in range(10))
     for _ in range(4):
         hears()
     with pytest.raises(OSError):  # noqa: PT011
-        enters()
+        enters(folders, door)
     assert caplog.text.count("it does not speak TLS") == 4
     assert caplog.text.count("too many have not said who they are") == 1
     door.close()
