@@ -92,17 +92,14 @@ class Front:
                 self._leave(peer.host)
         self.vouch(port)
         if before is not None and before is not peer:
-            with contextlib.suppress(OSError):  # it is closed already
-                socket.socket.shutdown(before.outer, socket.SHUT_RDWR)  # SSLSocket's own would go on in plain text
+            _cut(before)
 
     def vouch(self, port: int) -> None:
         """It has shown that it is no stranger's, and so the one before it was none by which a client looks."""
         with self._lock:
             if (peer := self._peers.get(port)) is not None and not peer.shown:
                 peer.shown = True
-                for allowance in (self._strangers, self._strangers_of.get(peer.host)):
-                    if allowance is not None:
-                        allowance.give_back(2)
+                self._give_back(peer.host, 2)
 
     def count_call(self, port: int, *, too_many: bool = False) -> None:
         """A call of somebody of whom nothing is known, or one of `too_many`: who makes many is sent away, and has shown
@@ -113,12 +110,15 @@ class Front:
             peer.calls += 1
             if peer.calls <= WAITING_CALLS:
                 return
-            for allowance in (self._strangers, self._strangers_of.get(peer.host)):
-                if allowance is not None and peer.shown:
-                    allowance.give_back(-2)
-            peer.shown = False
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(peer.outer, socket.SHUT_RDWR)
+            if peer.shown:
+                peer.shown = False
+                self._give_back(peer.host, -2)
+        _cut(peer)
+
+    def _give_back(self, host: str, connections: int) -> None:
+        for allowance in (self._strangers, self._strangers_of.get(host)):
+            if allowance is not None:
+                allowance.give_back(connections)
 
     def _admits(self, host: str) -> bool:
         """Whether another connection of it may come in, of which nothing is known yet."""
@@ -215,6 +215,11 @@ class Front:
                 except HalfpassError as error:
                     LOG.warning("kept the old certificate: %s", error, extra={"event": "certificate"})
         return self._context
+
+
+def _cut(peer: Peer) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        socket.socket.shutdown(peer.outer, socket.SHUT_RDWR)  # SSLSocket's own would go on in plain text
 
 
 def why(error: BaseException) -> str:
