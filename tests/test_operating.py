@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import signal
 import socket
@@ -292,6 +293,7 @@ def test_tokens_may_ask_and_others_not(folders, monkeypatch, caplog):
 
 
 def test_a_loss_is_told_and_counted(caplog):
+    drawn = random.getstate()
     with caplog.at_level(logging.INFO, "halfpass"), served(None, reconnect=20.0, run="one") as hub:
         address = f"127.0.0.1:{hub.port}"
         connection = Connection(address, window_bytes=2**20, timeout=5, reconnect=20.0)
@@ -302,6 +304,7 @@ def test_a_loss_is_told_and_counted(caplog):
         assert ask_status(address).clients[0].state == "connected"
         assert (hub.look()[0].reconnections, connection.look().reconnections) == (1, 1)
         until(lambda: connection.look().away is None)
+        assert random.getstate() == drawn  # a network that draws from Python's generator trains the same
         connection.leave()
         until(lambda: ask_status(address).clients[0].state == "away")
         assert ask_status(address).connected == 0

@@ -40,6 +40,7 @@ MOST_INCOMING = 64  # messages that wait to be taken: a server says one thing at
 AHEAD_BATCHES = 2  # not encoded yet, beyond the window: one at work and one behind it
 LONGEST_PAUSE = 5.0  # seconds between two attempts to reach a server again
 KEPT_SECONDS = 0.5  # between two words of what is kept: checkpoints may be many
+_JITTER = random.SystemRandom()  # training's own numbers are left alone, and forked clients do not wait alike
 NUMBERED = ("epoch_end", "finished")  # with the batches that are no test's: what has a place in the client's sequence
 
 
@@ -337,7 +338,7 @@ class Connection:
                 if pause == 0.1:
                     line = "the %s cannot be reached (%s); trying again for %g s"
                     LOG.warning(line, self._who, error, self._reconnect, extra={"event": "lost"})
-                time.sleep(random.uniform(pause / 2, pause))
+                time.sleep(_JITTER.uniform(pause / 2, pause))
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _open(self, number: int) -> _Link:
@@ -398,7 +399,7 @@ class Connection:
         assert self._away is not None
         while time.monotonic() - self._away < self._reconnect:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed, random.uniform(self._pause / 2, self._pause))
+                self._changed.wait_for(lambda: self._closed, _JITTER.uniform(self._pause / 2, self._pause))
                 if self._closed:
                     self._ended = True
                     self._changed.notify_all()
