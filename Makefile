@@ -11,8 +11,8 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check
-	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal
+	@# types beside the tests, which wait for each other's processes half of the time
+	$(BIN)/mypy & types=$$!; $(BIN)/pytest -n 3 --dist worksteal; tests=$$?; wait $$types && exit $$tests
 
 proto: .venv/installed
 	cd halfpass/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. halfpass.proto

@@ -63,8 +63,9 @@ def near_miss(value: str, choices: Iterable[str], otherwise: str) -> str:
     ends = [choice for choice in choices if choice.rpartition(".")[1:] == (".", last)]
     if 1 <= len(ends) <= 3:
         return f"did you mean {' or '.join(map(repr, ends))}?"
-    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    bare = {choice.lstrip("-"): choice for choice in choices}  # what all have in common likens nothing
+    near = difflib.get_close_matches(value.lstrip("-"), bare, n=1, cutoff=0.5)
+    return f"did you mean {bare[near[0]]!r}?" if near else otherwise
 
 
 def choice_error(place: str, choices: Iterable[str], found: object, otherwise: str = "use one of those") -> InputError:

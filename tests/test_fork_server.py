@@ -40,6 +40,9 @@ def said(folder, count=1):
 
 def test_a_forked_child_is_as_a_started_one(tmp_path, monkeypatch):
     (tmp_path / "saying.py").write_text(SAYING)
+    (tmp_path / "halfpass.py").write_text("raise SystemExit(3)")  # children are of the same halfpass as this process
+    monkeypatch.setattr(fork_server, "_link", None)
+    monkeypatch.setattr(fork_server, "_server", None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SAID", "here")  # after the fork server may have been started
     forked = said(tmp_path, 3)

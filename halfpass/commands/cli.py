@@ -51,6 +51,7 @@ from halfpass.run.train import between_processes, compare, read_methods, read_se
 from halfpass.wire.asking import ask_status
 
 LOG = logging.getLogger("halfpass")
+EVERYWHERE = ("0.0.0.0", "[::]")  # all addresses of a machine, none of which a client can call by that
 DEFAULT_BIND = "127.0.0.1:7465"
 
 # What is imported stays: Python's collector need not look through all of it again and again, nor at the end, where that
@@ -145,7 +146,8 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
 
     def announce(port: int) -> None:
         address = f"{host}:{port}"
-        print(f"listening on {address} for {config.clients.count} client(s): halfpass join {address}", flush=True)
+        reached = f"HOST:{port}" if host in EVERYWHERE else address
+        print(f"listening on {address} for {config.clients.count} client(s): halfpass join {reached}", flush=True)
         if not IS_CHILD:
             LOG.info("listening on %s", address, extra={"event": "listening", "address": address})
 

@@ -27,6 +27,8 @@ FORMAT = 1
 _MAGIC = b"halfpass checkpoint\n"
 _MOST_HEADER_BYTES = 2**20
 _REMEDY = "restore it, or train anew"
+SELDOM_SECONDS = 60.0  # until the same is said again
+_said: dict[str, float] = {}  # what could not be kept, and until when that was said
 
 
 def write(file: Path, run: str, state: Mapping[str, Any]) -> None:
@@ -62,8 +64,13 @@ def put(file: Path, parts: Sequence[bytes | memoryview]) -> None:
 
 
 def not_kept(error: RunError) -> None:
-    """A checkpoint could not be written, and the training goes on."""
-    LOG.warning("no checkpoint: %s; the one before it stays", error, extra={"event": "checkpoint"})
+    """A checkpoint could not be written, and the training goes on. The same is said once a minute."""
+    text, now = str(error), time.monotonic()
+    level = logging.WARNING if now >= _said.get(text, now) else logging.DEBUG
+    if level == logging.WARNING:
+        _said.clear()
+        _said[text] = now + SELDOM_SECONDS
+    LOG.log(level, "no checkpoint: %s; the one before it stays", text, extra={"event": "checkpoint"})
 
 
 def read(file: Path, run: str | None = None) -> dict[str, Any]:

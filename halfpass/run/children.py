@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO
 
 from halfpass.errors import HalfpassError, PassedOnError
-from halfpass.run.fork_server import CHILD, Forked, fork
+from halfpass.run.fork_server import CHILD, Forked, command, fork
 
 IS_CHILD = os.environ.pop(CHILD, None) is not None  # taken away, so that what this process starts is not one
 STOP_SECONDS = 2.0
@@ -39,7 +39,7 @@ class Child:
         stdout, errors = subprocess.PIPE if pipe else None, None if self._errors is None else self._errors.fileno()
         forked = fork(arguments, stdout=stdout, stderr=errors)
         self.process: Forked | subprocess.Popen[str] = forked or subprocess.Popen(
-            [sys.executable, "-m", "halfpass", *arguments], stdin=subprocess.PIPE, text=True, stdout=stdout,
+            [*command(sys.path), *arguments], stdin=subprocess.PIPE, text=True, stdout=stdout,
             stderr=errors, start_new_session=True, env=os.environ | {CHILD: "1"},
         )  # fmt: skip
         self._first: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -123,7 +123,12 @@ def be_interruptible() -> None:
 
 
 class Left(BaseException):
-    """This process was told to leave: what it has kept is what it can be gone on with, and its peers wait for it."""
+    """This process was told to leave: what it has kept is what it can be gone on with, and its peers wait for it.
+    `kept`: whether that is so, once the run has begun."""
+
+    def __init__(self, kept: bool = True) -> None:
+        super().__init__()
+        self.kept = kept
 
 
 def leave_when_told() -> None:
@@ -187,7 +192,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, Left):
-        return "left, as it was told to; go on with halfpass resume"
+        return "left, as it was told to; go on with halfpass resume" if error.kept else "left, as it was told to"
     if isinstance(error, HalfpassError):
         return str(error)
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"

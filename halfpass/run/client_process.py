@@ -377,7 +377,7 @@ def join(
         connection.finish()
     except (Left, Interrupted):
         connection.leave()
-        raise Left from None
+        raise Left((own / JOINED).is_file()) from None
     except BaseException as error:
         connection.fail(*for_peer(f"client {index}", error))
         raise

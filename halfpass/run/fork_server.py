@@ -88,7 +88,9 @@ def fork(arguments: Sequence[str], *, stdout: int | None, stderr: int | None) ->
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe() if stdout == subprocess.PIPE else (None, 1 if stdout is None else stdout)
     files = [theirs.fileno(), stdin_read, stdout_write, 2 if stderr is None else stderr]
-    request = {"arguments": list(arguments), "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    request = {
+        "arguments": list(arguments), "folder": str(Path.cwd()), "path": sys.path, "environment": dict(os.environ),
+    }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):  # it may be closed, or another thing
             stream.flush()
@@ -126,10 +128,20 @@ def start() -> None:
         _link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             _server = subprocess.Popen(
-                [sys.executable, "-c", f"from halfpass.run.fork_server import main; main({theirs.fileno()})"],
+                python(sys.path, f"from halfpass.run.fork_server import main; main({theirs.fileno()})"),
                 env=os.environ | {CHILD: "1"}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+
+
+def command(path: Sequence[str]) -> list[str]:
+    """What starts the `halfpass` command, arguments to follow, where `sys.path` is `path`."""
+    return python(path, "from halfpass.commands.cli import main; sys.exit(main())")
+
+
+def python(path: Sequence[str], code: str) -> list[str]:
+    """What runs Python code of this very halfpass; `python -m` would take the current folder's where it has one."""
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {list(path)!r}; {code}"]
 
 
 def _all_open() -> bool:
@@ -216,8 +228,8 @@ def _become(request: dict[str, Any], files: Sequence[int], link: socket.socket) 
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     if torch.cuda._is_in_bad_fork():  # something that was imported has looked for GPUs
-        os.execve(sys.executable, [sys.executable, "-m", "halfpass", *request["arguments"]], os.environ | {CHILD: "1"})
-    sys.path[0], sys.argv = request["folder"], ["halfpass", *request["arguments"]]
+        os.execve(sys.executable, [*command(request["path"]), *request["arguments"]], os.environ | {CHILD: "1"})
+    sys.path[:], sys.argv = request["path"], ["halfpass", *request["arguments"]]
     random.seed()
     np.random.seed()
     setproctitle.setproctitle(" ".join(sys.argv))

@@ -797,7 +797,7 @@ def serve(
                 overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later)
                 return _run(config, folder, run)
     except (Left, Interrupted):
-        raise Left from None  # clients wait for it
+        raise Left(keeps and (out / SERVED).is_file()) from None  # clients wait for it
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise

@@ -372,7 +372,7 @@ class Hub:
             if why is None and silent <= self._timeout:
                 continue
             if self.enough_without(peer.client):
-                raise ClientLost(peer.client, str(why or f"it was away for {self._timeout:g} s"))
+                raise ClientLost(peer.client, str(why or f"it was away for more than {self._timeout:g} s"))
             self._raise_failure(peer)
 
     def enough_without(self, client: int) -> bool:
