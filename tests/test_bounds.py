@@ -135,7 +135,7 @@ def server_run(settings=CONFIG):
     admission = Admission(settings)
     for k in range(2):
         admission.admit(join(client=k, settings=json.dumps(setup.agreed_settings(settings))))
-    hub = SimpleNamespace(enough_without=lambda client: False)
+    hub = SimpleNamespace(enough_without=lambda client: False, ahead=False)
     return ServerRun(settings, hub, admission, None, None), admission
 
 
@@ -181,9 +181,9 @@ def test_a_message_of_very_many_parts_is_not_even_read():
     assert few_parts(few)
     assert not few_parts(many)
     assert not few_parts(b"\x32\x00" * (MOST_PARTS + 1))  # signs of life, one behind the other
-    assert hub_side._parse(few) is not None
+    assert hub_side.parsed(few) is not None
     tracemalloc.start()
-    assert hub_side._parse(many) is None
+    assert hub_side.parsed(many) is None
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
     for broken in (b"", b"\x12", b"\x12\xff", b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x0b", b"\x12\x05a"):

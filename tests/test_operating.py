@@ -158,7 +158,7 @@ def check_figures(said, own):
     assert said["halfpass_connected_clients"] == said["halfpass_clients"] == said['halfpass_client_connected{client="0"}'] == 1
     assert said['halfpass_lag_messages{client="0"}'] == said['halfpass_queue_messages{client="0"}'] == 0
     assert said['halfpass_reconnections_total{client="0"}'] == said['halfpass_refused_total{what="newcomer"}'] == 0
-    assert 0 < said["halfpass_training_loss"] < 5
+    assert 0 < said["halfpass_training_loss"] < 5 or said["halfpass_epoch_step"] == 0  # of an epoch that has just begun
     assert said["halfpass_epochs"] == 20
     assert said["halfpass_last_checkpoint_timestamp_seconds"] == pytest.approx(time.time(), abs=60)
     sent = said['halfpass_bytes_total{client="0",direction="up",kind="activations"}']

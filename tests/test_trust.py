@@ -104,7 +104,7 @@ def test_nothing_of_a_stranger_is_read(folders, monkeypatch):
     """Who it is comes with the call: neither parsing nor memory, nor a thread that waits, is spent on what it says."""
     monkeypatch.setattr(hub_side, "JOIN_SECONDS", 60)
     monkeypatch.setattr(front, "WAITING_CALLS", 100)
-    monkeypatch.setattr(hub_side, "_parse", lambda data: pytest.fail("a stranger's message was parsed"))
+    monkeypatch.setattr(hub_side, "parsed", lambda data: pytest.fail("a stranger's message was parsed"))
     with served(of(folders / "tokens", "server")) as hub:
         stranger = Trust(authority=folders / "tokens" / "authority.pem", token="x" * 43)
         with channel_to(f"127.0.0.1:{hub.port}", stranger, 2**20) as channel:

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from halfpass.config import Config
+from halfpass.run.roles import Clients
 from halfpass.run.rounds import steps_left, turns
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import Hub
 
 Where = dict[str, int | None]  # epoch and round, from 1; behind an epoch's rounds None: in its test, or at the end
 
@@ -19,7 +19,7 @@ Where = dict[str, int | None]  # epoch and round, from 1; behind an epoch's roun
 class Attendance:
     """Who is there, what an epoch has of each, and who was absent when."""
 
-    def __init__(self, config: Config, hub: Hub, joins: Mapping[int, pb.Join]) -> None:
+    def __init__(self, config: Config, hub: Clients, joins: Mapping[int, pb.Join]) -> None:
         """`joins`: of all that have joined, which may become more."""
         self._hub, self._joins, self._recipe, self._clients = hub, joins, config.train, config.clients
         self.steps = [0] * config.clients.count  # per epoch, by client; 0 of one that has never joined

@@ -40,6 +40,7 @@ from halfpass.run.logs import Seldom
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, network_of, write_plans, written_spec
 from halfpass.run.records import CHECKPOINT, JOINED, RunFolder, refuse_changes
+from halfpass.run.roles import ToServer
 from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
@@ -59,7 +60,7 @@ class ClientRun:
     """The client's side of a run; the same steps as `local.LocalRun` takes for one of its clients."""
 
     def __init__(
-        self, config: Config, connection: Connection, client: Client, data: Dataset, shard: Samples, task: Task,
+        self, config: Config, connection: ToServer, client: Client, data: Dataset, shard: Samples, task: Task,
         file: Path | None = None,
     ) -> None:  # fmt: skip
         """`file` keeps what the run can be gone on with."""
@@ -354,7 +355,7 @@ def join(
     data, shard, network = _own_part(config, index)
     client = setup.build_client(config, network, index)
     connection = connect(
-        config, _join_of_client(config, data, shard, network, index), address, f"client {index}", trust, insecure,
+        config, join_of_client(config, data, shard, network, index), address, f"client {index}", trust, insecure,
         folder=own / "spool" if keeps else None, state=None if state is None else state["connection"],
     )  # fmt: skip
     try:
@@ -392,7 +393,7 @@ def agreement(config: Config, index: int) -> dict[str, Any]:
     setup.check_index(config, index)
     setup.check_between_processes(config)
     data, shard, network = _own_part(config, index)
-    said = _join_of_client(config, data, shard, network, index)
+    said = join_of_client(config, data, shard, network, index)
     return {field.name: getattr(said, field.name) for field in said.DESCRIPTOR.fields if field.name not in _LATER}
 
 
@@ -403,7 +404,8 @@ def _own_part(config: Config, index: int) -> tuple[Dataset, Samples, Network]:
     return data, shard, network_of(config, data, setup.task_of(config, data))
 
 
-def _join_of_client(config: Config, data: Dataset, shard: Samples, network: Network, index: int) -> pb.Join:
+def join_of_client(config: Config, data: Dataset, shard: Samples, network: Network, index: int) -> pb.Join:
+    """What client `index` says at joining."""
     steps = batch_count(len(shard), config.train.batch_size)
     return join_of(config, network, index, len(shard), steps, setup.agreement(config, data))
 

@@ -14,8 +14,9 @@ from halfpass.run.checkpoint import not_kept
 from halfpass.run.logs import Seldom
 from halfpass.run.overview import Kept
 from halfpass.run.records import RunFolder
+from halfpass.run.roles import Clients
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.hub import Hub, Peer
+from halfpass.wire.hub import Peer
 from halfpass.wire.outbox import Outbox
 
 LOG = logging.getLogger("halfpass")
@@ -24,7 +25,7 @@ LOG = logging.getLogger("halfpass")
 class Keeper:
     """Writes checkpoints, every so many steps and when it is told to."""
 
-    def __init__(self, config: Config, hub: Hub, folder: RunFolder | None, run: str) -> None:
+    def __init__(self, config: Config, hub: Clients, folder: RunFolder | None, run: str) -> None:
         """`folder` is None where nothing is kept. `run` names the run."""
         self._config, self._hub, self._folder, self._run = config, hub, folder, run
         self._since = 0  # steps since the last one

@@ -36,6 +36,7 @@ from halfpass.run.network import Network, above_edge, agreed_task, build_network
 from halfpass.run.overview import Overview, Pace, Position
 from halfpass.run.records import SERVED, RunFolder, Wires, read_result, refuse_run, result
 from halfpass.run.replay import Lessons
+from halfpass.run.roles import Clients
 from halfpass.run.rounds import Handover, Turn, testers
 from halfpass.tasks.task import CLASS_NUMBERS, Spec
 from halfpass.wire import halfpass_pb2 as pb
@@ -245,7 +246,7 @@ class ServerRun:
     """The server's side of a run; the same steps as `local.LocalRun`, with the clients at the end of a wire."""
 
     def __init__(
-        self, config: Config, hub: Hub, admission: Admission, store: UploadStore | None,
+        self, config: Config, hub: Clients, admission: Admission, store: UploadStore | None,
         link: Callable[..., RemoteLink] | None, folder: RunFolder | None = None, run: str = "",
         state: Mapping[str, Any] | None = None, ready: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
@@ -268,6 +269,9 @@ class ServerRun:
         self._folder, self._run, self._ready = folder, run, ready
         self._keeper = Keeper(config, hub, folder, run)
         self._at: _Place | None = None  # in the epoch that goes on
+        self._ahead = hub.ahead and config.clients.quorum is None  # who may be lost is asked for one thing at a time
+        self._next: _Place | None = None  # in the epoch behind it, where clients have been told to begin that
+        self._asked: list[int] | None = None  # clients that have been told to test
         self._began = 0.0  # it, or its part in this process
         self.finished = False
         self.pace = Pace(range(len(self.steps)))
@@ -278,13 +282,13 @@ class ServerRun:
         # (epoch, step, samples of its batch so far, samples missing) after each client's last message
         self._last = dict.fromkeys(range(len(self.steps)), (-1, -1, 0, 0))
         self._evaluation_sockets = [(0, 0)] * len(self.steps)  # (up, down) so far, to be left out
+        self._before_test: dict[int, tuple[int, int] | None] = {}  # (up, down) at the sockets of those that test
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
         self.lessons.after_step, self._began = after_step, time.perf_counter()
         if self._at is None:
             self.above.begin(epoch)
-            self._at = _Place(epoch, Tally(self.server.arithmetic.device))
-            self._begin(self._at)
+            self._at, self._next = self._next or self._begin_epoch(epoch), None
         at = self._at
         self._phase, self._epoch, self._tally = "training", epoch, at.tally
         self.has_trained = True  # a client has, at the least
@@ -300,6 +304,8 @@ class ServerRun:
         while at.turn < len(self.attendance.turns):
             self._advance(at)  # where a turn has no client that is there
             for k, received in self._until_ended(at):
+                if self._ahead:
+                    self._advance(at)  # what a client is to do next goes out before it is learned from what it did
                 if received.batch is not None:
                     self._step(k, at, received)
                 else:
@@ -324,6 +330,22 @@ class ServerRun:
                 self._misbehaved(fault, at)
                 continue  # where it is waited for, its end has not come
             self._begin(at)
+            if self._ahead and at.begun > len(self.attendance.turns):
+                self._begin_ahead(at.epoch)
+
+    def _begin_ahead(self, epoch: int) -> None:
+        """What clients do behind an epoch waits for no batch that the server has to learn from."""
+        if self.config.train.tests(epoch):
+            self._asked = self._testers()
+            for k in self._asked:
+                self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch)))
+        if epoch + 1 < self.config.train.epochs:
+            self._next = self._begin_epoch(epoch + 1)
+
+    def _begin_epoch(self, epoch: int) -> _Place:
+        at = _Place(epoch, Tally(self.server.arithmetic.device))
+        self._begin(at)
+        return at
 
     def _until_ended(self, at: _Place) -> Iterator[tuple[int, Received]]:
         """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch
@@ -365,7 +387,7 @@ class ServerRun:
             try:
                 if received.batch is not None:
                     self._check_order(k, received.batch, received.test, at.epoch)
-                elif received.message is not None and self.hub.peer(k).ended < 0:  # else it has been looked at
+                elif received.message is not None and self.hub.has_looked_at(k):  # else it has been looked at
                     self._read_end(k, at.epoch, received.message.epoch_end)
             except Misbehaved as fault:
                 self.hub.drop(k, fault)
@@ -508,13 +530,7 @@ class ServerRun:
     def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
         """(the test's score, the auxiliary head's by client), by the same way as training, codec included. Begun anew
         where a client's stream, or an edge's to the server above, is lost meanwhile: weights stay as they are."""
-        self._phase, own_data = "testing", self.config.clients.partition == "own"
-        clients = testers(self.config.clients.topology, len(self.steps), own_data=own_data)
-        if self.config.clients.quorum is not None:
-            clients = self._testers_there(clients)
-        for k in clients:
-            if weights := self.handover.give(k):
-                self.hub.send(k, pb.ServerMessage(take=pb.Take(weights=write_weights(weights))))
+        self._phase, clients = "testing", self._testers() if self._asked is None else self._asked
         while True:
             try:
                 score, auxiliary = self._test_all(epoch, clients)
@@ -531,6 +547,21 @@ class ServerRun:
             line, known = "the test after epoch %d begins anew: its stream was lost", {"event": "test"}
             LOG.warning(line, epoch + 1, extra=known | {"epoch": epoch + 1})
 
+    def _testers(self) -> list[int]:
+        """Who tests, with the newest half."""
+        own_data = self.config.clients.partition == "own"
+        clients = testers(self.config.clients.topology, len(self.steps), own_data=own_data)
+        if self.config.clients.quorum is not None:
+            clients = self._testers_there(clients)
+        for k in clients:
+            self._before_test[k] = before = self.hub.socket_traffic(k)
+            if weights := self.handover.give(k):
+                take = pb.ServerMessage(take=pb.Take(weights=write_weights(weights)))
+                self.hub.send(k, take)
+                if before is not None:  # they are training's, and leave the socket sooner or later
+                    self._before_test[k] = before[0], before[1] + take.ByteSize()
+        return clients
+
     def _testers_there(self, clients: list[int]) -> list[int]:
         """Of the clients that are to test those that have trained to the epoch's end, or the first that has."""
         there = [k for k in range(len(self.steps)) if self.hub.present(k)]
@@ -546,17 +577,19 @@ class ServerRun:
         self.server.half.eval()
         try:
             for k in clients:
-                before, stream = self.hub.socket_traffic(k), self.hub.streams(k)
-                self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch)))
+                stream = self.hub.streams(k)
+                if self._asked is None:
+                    self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch)))
                 count, end = self._test_client(k, epoch, score, stream)
                 if (end.samples, end.epoch) != (count, epoch):
                     expected = f"the end of a test of {count} samples"
                     raise Misbehaved(k, expected, str(end.samples), "see there")
                 if end.has_head:
                     auxiliary[k] = self._auxiliary(k, end, score)
-                self._leave_out(k, before)
+                self._leave_out(k)
         finally:
             self.server.half.train()
+            self._asked = None
         return score, auxiliary
 
     def _auxiliary(self, k: int, end: pb.TestEnd, score: Score) -> Values:
@@ -587,9 +620,10 @@ class ServerRun:
             self.hub.give_back(k, batch)
             samples, step = samples + len(batch), step + 1
 
-    def _leave_out(self, k: int, before: tuple[int, int] | None) -> None:
+    def _leave_out(self, k: int) -> None:
         """Evaluation's bytes at the socket are not training's."""
-        after = self.hub.socket_traffic(k)
+        before, after = self._before_test[k], self.hub.socket_traffic(k)
+        self._before_test[k] = after
         if before is not None and after is not None:
             up, down = self._evaluation_sockets[k]
             self._evaluation_sockets[k] = (up + after[0] - before[0], down + after[1] - before[1])
@@ -795,7 +829,11 @@ def serve(
                 kept_in = folder if keeps else None
                 later = None if state is None else ready
                 overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later)
-                return _run(config, folder, run)
+                outcome = run_to_end(config, folder, run)
+                for k in range(len(run.steps)):
+                    hub.peer(k).outbox.clear()
+                (out / SERVED).unlink(missing_ok=True)
+                return outcome
     except (Left, Interrupted):
         raise Left(keeps and (out / SERVED).is_file()) from None  # clients wait for it
     except BaseException as error:
@@ -805,7 +843,8 @@ def serve(
         hub.stop()
 
 
-def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
+def run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | None = None) -> dict[str, Any]:
+    """All epochs and the end; returns what `result.json` holds. `engine`: what carries it, where that is another's."""
     try:
         rows = run_epochs(config, run, folder)
         wires = run.finish()
@@ -821,8 +860,5 @@ def _run(config: Config, folder: RunFolder, run: ServerRun) -> dict[str, Any]:
     outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
     if config.clients.partition == "own" and not IS_CHILD:
         outcome["dataset"] = None  # the clients' own, which they need not name
-    folder.finish(outcome | ({} if config.clients.quorum is None else {"absent": run.attendance.absent}))
-    for k in range(len(run.steps)):
-        run.hub.peer(k).outbox.clear()
-    (folder.path / SERVED).unlink(missing_ok=True)
-    return outcome
+    outcome |= {} if config.clients.quorum is None else {"absent": run.attendance.absent}
+    return folder.finish(outcome | ({} if engine is None else {"engine": engine}))

@@ -192,6 +192,8 @@ class Hub:
     is decoded, `check_values(client, batch)` afterwards.
     """
 
+    ahead = False  # a test that is cut short begins anew, by the halves as they are
+
     def __init__(
         self,
         bind: str,
@@ -462,6 +464,10 @@ class Hub:
             for client, end in ends.items():
                 self._peers[client].ended -= 1
                 self._peers[client].ends.appendleft(end)
+
+    def has_looked_at(self, client: int) -> bool:
+        """Whether the end of an epoch or round that was taken last is one that `take_ends` gave before."""
+        return self._peers[client].ended < 0
 
     def give_back(self, client: int, batch: CutBatch) -> None:
         """The batch is done with: later ones are decoded into its tensors."""
@@ -748,7 +754,7 @@ class Hub:
         return peer, stream
 
     def _join(self, data: bytes, context: grpc.ServicerContext) -> tuple[Peer, _Stream]:
-        message = _parse(data) if len(data) <= MOST_JOIN_BYTES else None
+        message = parsed(data) if len(data) <= MOST_JOIN_BYTES else None
         if message is None or message.WhichOneof("kind") != "join":
             raise InputError("first message of a client", "Join", "something else", "use halfpass join")
         join, port = message.join, int(context.peer().rpartition(":")[2])
@@ -966,7 +972,7 @@ class Hub:
                 return
             if received.kind == "failed" and received.message is not None:
                 if not peer.finished and not stream.released:  # else it was told to go
-                    why = _failure_of(peer.client, received.message.failed)
+                    why = failure_of(peer.client, received.message.failed)
                     self._let_go(peer, why, f"client {peer.client} left", "lost")
             else:
                 peer.finished = received.kind == "finished"
@@ -1003,7 +1009,7 @@ class Hub:
 
     def _decode(self, peer: Peer, stream: _Stream, data: bytes) -> Received | None:
         """None for what has come before, on another stream."""
-        message = _parse(data)
+        message = parsed(data)
         if message is None:
             raise InputError(
                 f"message of client {peer.client}", "a ClientMessage", f"{len(data)} bytes that are none",
@@ -1056,7 +1062,7 @@ def _is_there(stream: _Stream) -> bool:
     return stream.context.add_callback(gone.set) and not gone.wait(GONE_SECONDS)
 
 
-def _parse(data: bytes) -> pb.ClientMessage | None:
+def parsed(data: bytes) -> pb.ClientMessage | None:
     if not messages.few_parts(data):
         return None
     try:
@@ -1066,7 +1072,7 @@ def _parse(data: bytes) -> pb.ClientMessage | None:
     return message if message.WhichOneof("kind") else None
 
 
-def _failure_of(client: int, failed: pb.Failed) -> PassedOnError:
+def failure_of(client: int, failed: pb.Failed) -> PassedOnError:
     """A client's own words, with its number where they do not begin with it."""
     named = failed.reason.startswith(f"client {client}")
     return PassedOnError(failed.reason if named else f"client {client}: {failed.reason}", failed.exit_status)

@@ -1,0 +1,187 @@
+"""A client of a run in rounds: one message comes, one reply goes (`round_hub.py` is the other end).
+
+In it is `ClientRun`, as in any run. What it was before its newest message and what it is behind that are both on disk,
+so that a message which is sent again, perhaps to another process, is answered alike.
+"""
+
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from halfpass.config import CLIENT, Config, as_dict
+from halfpass.data.datasets import Dataset, Samples
+from halfpass.errors import InputError, PassedOnError, RunError
+from halfpass.files import make_folder
+from halfpass.run import checkpoint, setup
+from halfpass.run.children import for_peer
+from halfpass.run.client_process import ClientRun, client_folder, join_of_client
+from halfpass.run.network import Network, network_of
+from halfpass.run.records import RunFolder, refuse_changes
+from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.frames import NO_RUN, Frames, pack, unpack
+from halfpass.wire.outbox import Outbox
+
+LOG = logging.getLogger("halfpass")
+MOST_ORDERS = 10  # in one message
+
+
+class _RoundOver(Exception):
+    """All that the message asked for is done."""
+
+
+class _Connection:
+    """What `ClientRun` takes for its way to the server: the orders of one message, and the reply to it."""
+
+    def __init__(self, run: str) -> None:
+        self.run, self.outbox = run, Outbox()
+        self.orders: deque[pb.ServerMessage] = deque()
+        self.reply: list[bytes] = []
+
+    def receive(self, *kinds: str) -> pb.ServerMessage:
+        if not self.orders:
+            raise _RoundOver
+        order = self.orders.popleft()
+        if (found := order.WhichOneof("kind")) not in kinds:
+            raise RunError("the server", " or ".join(kinds), str(found), "both sides must run the same halfpass")
+        return order
+
+    def send(self, *messages: pb.ClientMessage) -> None:
+        self.reply += [message.SerializeToString() for message in messages]
+
+    def send_in_turn(self, make: Callable[[], Sequence[pb.ClientMessage]]) -> None:
+        self.send(*make())
+
+    def drain(self) -> None:
+        """Nothing waits."""
+
+    def go_on_anew(self) -> None:
+        """A server in rounds never says so."""
+
+    def keep(self, taken: int) -> None:
+        """What is kept is on disk before the reply goes."""
+
+    def state(self) -> dict[str, Any]:
+        return {"run": self.run, "taken": 0}
+
+
+class RoundClient:
+    """Client `index` of a run with these settings."""
+
+    def __init__(self, config: Config, index: int) -> None:
+        setup.check_index(config, index)
+        check_rounds_only(config)
+        setup.check_between_processes(config)
+        self.config, self.index, self._own = config, index, client_folder(config.folder, index)
+        self._behind: tuple[str, int] | None = None  # run and number of the message that `_run` is behind
+        self._run: ClientRun | None = None
+
+    def answer(self, message: bytes) -> bytes:
+        """The reply: what a client's stream would have said. A failure is said in it, too."""
+        number, run = 0, NO_RUN
+        try:
+            frames = unpack("the server's message", message, MOST_ORDERS)
+            number, run = frames.number, frames.run
+            return pack(number, run, self._join() if number == 0 else self._do(frames))
+        except Exception as error:
+            if not isinstance(error, PassedOnError):
+                LOG.error("client %d: %s", self.index, error, exc_info=not isinstance(error, (InputError, RunError)))
+            self._behind = None
+            reason, status = for_peer(f"client {self.index}", error)
+            failed = pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=status))
+            return pack(number, run, [failed.SerializeToString()])
+
+    def _join(self) -> list[bytes]:
+        RunFolder.for_client(self.config.folder, self.index)
+        data, shard, network = _part(self.config, self.index)
+        join = join_of_client(self.config, data, shard, network, self.index)
+        return [pb.ClientMessage(join=join).SerializeToString()]
+
+    def _do(self, frames: Frames) -> list[bytes]:
+        orders = [pb.ServerMessage.FromString(bytes(frame)) for frame in frames.messages]
+        kinds = [order.WhichOneof("kind") for order in orders]
+        if "failed" in kinds:
+            said = orders[kinds.index("failed")].failed
+            raise PassedOnError(said.reason, said.exit_status)
+        weights = self.config.folder / f"client-{self.index}.safetensors"
+        if kinds[-1:] == ["finish"] and not self._own.exists() and weights.is_file():  # it is sent again
+            return [pb.ClientMessage(finished=pb.Finished()).SerializeToString()]
+        if self._run is None or self._behind != (frames.run, frames.number - 1):
+            self._run = self._taken_up(frames.run, frames.number - 1)
+        self._behind, run = None, self._run
+        connection = run.connection
+        assert isinstance(connection, _Connection)
+        connection.orders, connection.reply = deque(orders), []
+        try:
+            run.follow()
+        except _RoundOver:
+            self._keep(run, frames.run, frames.number)
+            self._behind = frames.run, frames.number
+            return connection.reply
+        RunFolder(self.config.folder).save_client(run.client, self.config)
+        shutil.rmtree(self._own, ignore_errors=True)
+        connection.send(pb.ClientMessage(finished=pb.Finished()))
+        return connection.reply
+
+    def _taken_up(self, run: str, number: int) -> ClientRun:
+        """As it was behind that message of the run."""
+        data, shard, network = _part(self.config, self.index)
+        client = setup.build_client(self.config, network, self.index)
+        made = ClientRun(self.config, _Connection(run), client, data, shard, network.task)
+        if number > 0:
+            state = checkpoint.read(self._file(number), run)
+            refuse_changes(self._file(number), self.config, state["settings"])
+            made.load_state(state)
+        return made
+
+    def _keep(self, run: ClientRun, name: str, number: int) -> None:
+        make_folder("out", self._own)
+        checkpoint.write(self._file(number), name, run.state())
+        for file in self._own.glob("message-*.pt"):
+            if file not in (self._file(number), self._file(number - 1)):
+                file.unlink(missing_ok=True)
+
+    def _file(self, number: int) -> Path:
+        return self._own / f"message-{number}.pt"
+
+
+def check_rounds_only(config: Config) -> None:
+    """Raises InputError for what needs an answer within a round."""
+    if config.method != "decoupled":
+        remedy = "give method decoupled, or use halfpass serve and join"
+        raise InputError("method", "decoupled in rounds, where nothing comes back for a batch", config.method, remedy)
+    if config.model.edge_cut is not None:
+        remedy = "leave it out, or use halfpass serve and join"
+        raise InputError("model.edge_cut", "none in rounds", repr(config.model.edge_cut), remedy)
+
+
+def _part(config: Config, index: int) -> tuple[Dataset, Samples, Network]:
+    """The client's data, of them its training samples, and the network: read once for all clients of one process."""
+    own = CLIENT in (config.data.path or "")
+    data, shards, network = _shared(_Same(config), index if own else 0)
+    return data, shards[index], network
+
+
+class _Same:
+    """Settings, to be compared by what they say."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self._said = config, repr(as_dict(config))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._said == self._said
+
+    def __hash__(self) -> int:
+        return hash(self._said)
+
+
+@lru_cache(maxsize=1)
+def _shared(same: _Same, site: int) -> tuple[Dataset, list[Samples], Network]:
+    config = same.config
+    setup.settle_process(config)
+    data = setup.load_data(config.data, site)
+    shards = setup.make_shards(config, data)
+    return data, shards, network_of(config, data, setup.task_of(config, data))
