@@ -78,7 +78,7 @@ def test_what_is_no_client_half_is_not_handed_on(change, text):
     admission = Admission(CONFIG)
     for k in range(2):
         admission.admit(join(client=k))
-    run = ServerRun(CONFIG, SimpleNamespace(enough_without=lambda client: False), admission, None, None)
+    run = ServerRun(CONFIG, SimpleNamespace(enough_without=lambda client: False, ahead=False), admission, None, None)
     good = [client_weights(setup.build_client(CONFIG, admission.network, k)) for k in range(2)]
     bad = {name: value.clone() for name, value in good[1].items()}
     change(bad)

@@ -3,15 +3,14 @@
 import contextlib
 import csv
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import commands
 import pytest
 
 from halfpass.wire.messages import PROTOCOL
@@ -20,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "node-client"
 PROTO = ROOT / "halfpass" / "wire" / "halfpass.proto"
 NPM = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0"]
-HALFPASS = [sys.executable, "-m", "halfpass"]
 STEPS, EPOCHS = 7, 3  # 200 samples in batches of 32
 
 
@@ -39,25 +37,20 @@ def example(tmp_path_factory):
         if done.returncode != 0:
             pytest.skip(f"npm install failed: {done.stderr.strip()[-300:]}")
     for made in (["keys"], ["tokens", "--tokens"]):
-        subprocess.run([*HALFPASS, "certs", *made, "--clients", "1"], cwd=folder, env=environment(), check=True, timeout=120)
+        assert commands.start(["certs", *made, "--clients", "1"], folder, subprocess.PIPE, 2).wait(120) == 0
     return folder
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @contextlib.contextmanager
 def served(folder, out, keys="keys"):
     """(the server's process, its port), once it listens."""
-    command = [*HALFPASS, "serve", "--config", "run.yaml", "--bind", "127.0.0.1:0", "--tls.folder", keys, "--out", str(out)]
-    with subprocess.Popen(command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
-        try:
-            said = server.stdout.readline()
-            assert said.startswith("listening on 127.0.0.1:"), said + server.stderr.read()
-            yield server, int(said.split()[2].rpartition(":")[2])
-        finally:
-            server.kill()
+    server = commands.Command(["serve", "--config", "run.yaml", "--bind", "127.0.0.1:0", "--tls.folder", keys, "--out", out], folder)
+    try:
+        said = server.stdout.readline()
+        assert said.startswith("listening on 127.0.0.1:"), said + server.stderr.read()
+        yield server, int(said.split()[2].rpartition(":")[2])
+    finally:
+        server.kill()
 
 
 def client(folder, port, keys="keys"):
@@ -159,7 +152,8 @@ def test_no_server_and_no_certificates_are_said(example, tmp_path):
 def test_what_the_client_knows_of_the_run_is_what_halfpass_says():
     """Remake it as README.md there says."""
     words = re.search(r"^    halfpass (agreement .*) > join.json$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)[1]
-    made = subprocess.run([*HALFPASS, *words.split()], cwd=EXAMPLE, env=environment(), text=True, capture_output=True, timeout=120)
-    assert (made.returncode, made.stderr) == (0, "")
-    assert made.stdout == (EXAMPLE / "join.json").read_text()
+    made = commands.Command(words.split(), EXAMPLE)
+    out, errors = made.communicate(120)
+    assert (made.returncode, errors) == (0, "")
+    assert out == (EXAMPLE / "join.json").read_text()
     assert f"const PROTOCOL = {PROTOCOL};" in (EXAMPLE / "client.js").read_text()

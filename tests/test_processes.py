@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 import yaml
@@ -161,7 +162,7 @@ def test_accuracy_is_the_last_epoch_s_even_when_an_earlier_one_was_better(tmp_pa
 # --------------------------------------------------------------------------------- by hand, from different terminals
 
 
-STARTED: list[subprocess.Popen] = []
+STARTED = []
 
 
 def start(arguments, folder):
@@ -200,7 +201,8 @@ def write_config(folder, **changes):
 
 def serve(folder, *more, **changes):
     settings = write_config(folder, **changes)
-    server = start(["serve", "--config", settings, "--bind", "127.0.0.1:0", "--out", "server", *more], folder)
+    server = commands.Command(["serve", "--config", settings, "--bind", "127.0.0.1:0", "--out", "server", *more], folder)
+    STARTED.append(server)
     line = server.stdout.readline()
     assert line.startswith("listening on 127.0.0.1:"), (server.stderr.read(), server.wait())
     return server, line.split()[2], settings
