@@ -20,7 +20,7 @@ class Tensor(_message.Message):
     channels_last: bool
     codec: str
     data: bytes
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: _Optional[bool] = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., channels_last: bool = ..., codec: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "client", "settings", "inputs", "outputs", "samples", "steps", "parameters", "fingerprint", "targets", "plan", "run", "received", "first", "process")
@@ -80,7 +80,7 @@ class Batch(_message.Message):
     answers: Tensor
     targets: _containers.RepeatedCompositeFieldContainer[Tensor]
     whole: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, test: _Optional[bool] = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., answers: _Optional[_Union[Tensor, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whole: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    def __init__(self, test: bool = ..., client: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., labels: _Optional[_Iterable[int]] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., answers: _Optional[_Union[Tensor, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whole: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Upload(_message.Message):
     __slots__ = ("batches",)
@@ -120,7 +120,7 @@ class TestEnd(_message.Message):
     samples: int
     has_head: bool
     scores: _containers.RepeatedCompositeFieldContainer[Score]
-    def __init__(self, epoch: _Optional[int] = ..., samples: _Optional[int] = ..., has_head: _Optional[bool] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., samples: _Optional[int] = ..., has_head: bool = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("metric", "value")
@@ -178,7 +178,7 @@ class Joined(_message.Message):
     received: int
     anew: bool
     sent: int
-    def __init__(self, run: _Optional[str] = ..., received: _Optional[int] = ..., anew: _Optional[bool] = ..., sent: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., received: _Optional[int] = ..., anew: bool = ..., sent: _Optional[int] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("epoch", "first_step", "total_steps", "return_weights", "weights", "until", "since")
@@ -196,13 +196,13 @@ class Begin(_message.Message):
     weights: _containers.RepeatedCompositeFieldContainer[Tensor]
     until: int
     since: int
-    def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: _Optional[bool] = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., until: _Optional[int] = ..., since: _Optional[int] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., first_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., return_weights: bool = ..., weights: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., until: _Optional[int] = ..., since: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("test",)
     TEST_FIELD_NUMBER: _ClassVar[int]
     test: bool
-    def __init__(self, test: _Optional[bool] = ...) -> None: ...
+    def __init__(self, test: bool = ...) -> None: ...
 
 class Gradients(_message.Message):
     __slots__ = ("epoch", "step", "tensors")
