@@ -80,7 +80,8 @@ class Hub:
         self.gone.add(client)
         self.runs[client].connection.incoming.clear()
 
-    def send(self, client, message):
+    def send(self, client, *said):
+        (message,) = said
         if message.WhichOneof("kind") == "begin":
             sent = self.runs[client].connection.incoming
             before = len(sent)

@@ -8,12 +8,16 @@ from plain import equal
 from runtimes import rows_of
 from safetensors.torch import load_file
 
-from halfpass.config import ClientsConfig, Config, DataConfig, ServerConfig, TrainConfig, WireConfig
-from halfpass.run import round_hub
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, ServerConfig, TrainConfig, WireConfig
+from halfpass.data.batches import batch_count
+from halfpass.errors import InputError, PassedOnError, RunError
+from halfpass.run import replay, round_hub
+from halfpass.run.epoch import ClientEpoch
 from halfpass.run.round_client import RoundClient
 from halfpass.run.round_hub import Reply
 from halfpass.run.round_server import serve_rounds
 from halfpass.run.train import train
+from halfpass.wire import frames
 
 KILLED, LOST, DEAD = "killed", "lost", "dead"
 
@@ -126,3 +130,86 @@ def test_what_is_lost_and_sent_again_changes_nothing(tmp_path, monkeypatch, faul
     assert sorted(nodes.happened) == sorted(FAULTS[faults].values())
     check_equal(config, tmp_path / "local", tmp_path / "rounds")
     assert not (tmp_path / "rounds" / "client-0").exists()
+
+
+def test_the_next_message_goes_out_before_the_server_learns_from_the_last_reply(tmp_path, monkeypatch):
+    """Across epochs and their tests too, of one client."""
+    events, send, step = [], Nodes.send, replay.server_step
+    monkeypatch.setattr(Nodes, "send", lambda nodes, *what: (events.append("sent"), send(nodes, *what))[1])
+    monkeypatch.setattr(replay, "server_step", lambda *what: (events.append("step"), step(*what))[1])
+    config = settings(tmp_path, clients=1, epochs=3, batch_size=48)
+    in_rounds(config, tmp_path / "rounds")
+    steps = batch_count(300, 48)
+    learns = ["step"] * steps
+    # who it is, epoch 1; test 1 and epoch 2; test 2 and epoch 3; test 3; the end
+    assert events == ["sent", "sent", "sent", *learns, "sent", *learns, "sent", *learns, "sent"]
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"method": "conventional"}, "method: expected decoupled in rounds"),
+    ({"model": ModelConfig("digits-cnn", edge_cut="pool2")}, "model.edge_cut: expected none in rounds"),
+])  # fmt: skip
+def test_what_needs_an_answer_within_a_round_is_refused(tmp_path, changes, expected):
+    config = dataclasses.replace(settings(tmp_path / "out"), runtime="processes", **changes)
+    for refused in (lambda: serve_rounds(config, Nodes(config, 2), "test"), lambda: RoundClient(config, 0)):
+        with pytest.raises(InputError, match=expected):
+            refused()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_other_numbers_of_nodes_are_refused_at_once(tmp_path, count):
+    config = dataclasses.replace(settings(tmp_path / "out"), runtime="processes")
+    with pytest.raises(InputError, match=f"nodes: expected 2, one for each client, found {count}"):
+        serve_rounds(config, Nodes(config, count), "test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_node_with_another_model_is_refused_and_named(tmp_path):
+    config = dataclasses.replace(settings(tmp_path / "out"), runtime="processes")
+    nodes = Nodes(config, 2)
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=0.3))
+    nodes.clients[1] = RoundClient(other, 1)
+    with pytest.raises(InputError, match=r"client 1 at joining: expected train.lr 0.2 \(the server's\), found 0.3"):
+        serve_rounds(config, nodes, "test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_client_that_never_answers_ends_the_run_by_name(tmp_path):
+    config = dataclasses.replace(settings(tmp_path / "out", wire=WireConfig(reconnect=0.3)), runtime="processes")
+    nodes = Nodes(config, 2, {(1, n): KILLED for n in range(3, 20)})
+    with pytest.raises(RunError, match=r"client 1: expected a reply to message 3, which was sent 4 times, found it was killed"):
+        serve_rounds(config, nodes, "test")
+    assert (tmp_path / "out" / "server.safetensors").is_file()
+
+
+def test_with_a_quorum_a_run_goes_on_without_a_client(tmp_path):
+    base = settings(tmp_path / "out", clients=3, rounds=2)
+    config = dataclasses.replace(base, runtime="processes", clients=dataclasses.replace(base.clients, quorum=2))
+    nodes = Nodes(config, 3, {(1, n): KILLED for n in range(2, 20)})
+    result = serve_rounds(config, nodes, "test")
+    (absent,) = result["absent"]
+    assert (absent["client"], absent["from"], absent["to"]) == (1, {"epoch": 1, "round": 2}, None)
+    assert "which was sent 4 times" in absent["why"]
+
+
+def test_a_client_s_own_failure_is_told_by_its_words(tmp_path, monkeypatch):
+    config = dataclasses.replace(settings(tmp_path / "out"), runtime="processes")
+    nodes = Nodes(config, 2)
+    monkeypatch.setattr(ClientEpoch, "forward", lambda *_: (_ for _ in ()).throw(RunError("client 0", "finite weights", "NaN", "lower train.lr")))
+    with pytest.raises(PassedOnError, match=r"client 0: expected finite weights, found NaN; lower train.lr"):
+        serve_rounds(config, nodes, "test")
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_messages_of_a_round_are_packed_and_anything_else_is_refused():
+    packed = frames.pack(3, "0123456789abcdef", [b"one", b"", b"three"])
+    found = frames.unpack("it", packed, 3)
+    assert (found.number, found.run, [bytes(one) for one in found.messages]) == (3, "0123456789abcdef", [b"one", b"", b"three"])
+    for wrong, said in (
+        (packed[:20], "found 20 bytes"), (b"x" + packed[1:], "found other bytes"), (packed[:-1], "found one that is cut short"),
+        (packed[:8] + b"\x00" + packed[9:], "expected protocol"), (packed + b"\x01", "found more"),
+        (packed + b"\xff" * 8, "found more"), (packed[:36] + b"\xff" * 8 + packed[44:], "found one that is cut short"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            frames.unpack("it", wrong, 3)

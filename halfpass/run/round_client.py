@@ -14,7 +14,7 @@ from typing import Any
 
 from halfpass.config import CLIENT, Config, as_dict
 from halfpass.data.datasets import Dataset, Samples
-from halfpass.errors import InputError, PassedOnError, RunError
+from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
 from halfpass.files import make_folder
 from halfpass.run import checkpoint, setup
 from halfpass.run.children import for_peer
@@ -75,24 +75,21 @@ class RoundClient:
         setup.check_index(config, index)
         check_rounds_only(config)
         setup.check_between_processes(config)
+        setup.settle_process(config)
         self.config, self.index, self._own = config, index, client_folder(config.folder, index)
         self._behind: tuple[str, int] | None = None  # run and number of the message that `_run` is behind
         self._run: ClientRun | None = None
 
     def answer(self, message: bytes) -> bytes:
         """The reply: what a client's stream would have said. A failure is said in it, too."""
-        number, run = 0, NO_RUN
         try:
             frames = unpack("the server's message", message, MOST_ORDERS)
-            number, run = frames.number, frames.run
-            return pack(number, run, self._join() if number == 0 else self._do(frames))
+            return pack(frames.number, frames.run, self._join() if frames.number == 0 else self._do(frames))
         except Exception as error:
             if not isinstance(error, PassedOnError):
-                LOG.error("client %d: %s", self.index, error, exc_info=not isinstance(error, (InputError, RunError)))
+                LOG.error("client %d: %s", self.index, error, exc_info=not isinstance(error, HalfpassError))
             self._behind = None
-            reason, status = for_peer(f"client {self.index}", error)
-            failed = pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=status))
-            return pack(number, run, [failed.SerializeToString()])
+            return refusal(message, f"client {self.index}", error)
 
     def _join(self) -> list[bytes]:
         RunFolder.for_client(self.config.folder, self.index)
@@ -148,6 +145,18 @@ class RoundClient:
         return self._own / f"message-{number}.pt"
 
 
+def refusal(message: bytes, who: str, error: Exception) -> bytes:
+    """The reply to a message that cannot be answered."""
+    try:
+        frames = unpack("the server's message", message, MOST_ORDERS)
+        number, run = frames.number, frames.run
+    except InputError:
+        number, run = 0, NO_RUN
+    reason, status = for_peer(who, error)
+    failed = pb.ClientMessage(failed=pb.Failed(reason=reason, exit_status=status))
+    return pack(number, run, [failed.SerializeToString()])
+
+
 def check_rounds_only(config: Config) -> None:
     """Raises InputError for what needs an answer within a round."""
     if config.method != "decoupled":
@@ -181,7 +190,6 @@ class _Same:
 @lru_cache(maxsize=1)
 def _shared(same: _Same, site: int) -> tuple[Dataset, list[Samples], Network]:
     config = same.config
-    setup.settle_process(config)
     data = setup.load_data(config.data, site)
     shards = setup.make_shards(config, data)
     return data, shards, network_of(config, data, setup.task_of(config, data))

@@ -154,8 +154,9 @@ class RoundHub:
             self._come_in(0.0)
             for client in sorted(clients, key=lambda c: (c - self._turn) % self._config.clients.count):
                 each = self._clients[client]
-                self._raise_lost(each)
-                if each.incoming:
+                if not each.incoming:
+                    self._raise_lost(each)
+                else:
                     self._turn = client + 1
                     try:
                         return client, self._next(each, kinds)
@@ -202,12 +203,11 @@ class RoundHub:
     def has_looked_at(self, client: int) -> bool:
         return self._clients[client].ended < 0
 
-    def send(self, client: int, message: pb.ServerMessage) -> None:
-        """With what it is to do next; acknowledgements have nothing to say here."""
-        if message.WhichOneof("kind") == "ack" or self._clients[client].given_up:
-            return
-        self._clients[client].orders.append(message)
-        self._ask(self._clients[client])
+    def send(self, client: int, *said: pb.ServerMessage) -> None:
+        """What it is to do next, as one message where that is possible."""
+        if not self._clients[client].given_up:
+            self._clients[client].orders += said
+            self._ask(self._clients[client])
 
     def done(self, client: int, received: Received) -> None:
         """Nothing: a round is acknowledged by the next one."""

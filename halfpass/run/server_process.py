@@ -288,7 +288,7 @@ class ServerRun:
         self.lessons.after_step, self._began = after_step, time.perf_counter()
         if self._at is None:
             self.above.begin(epoch)
-            self._at, self._next = self._next or self._begin_epoch(epoch), None
+            self._at, self._next = self._next or self._begin_epoch(epoch, {}), None
         at = self._at
         self._phase, self._epoch, self._tally = "training", epoch, at.tally
         self.has_trained = True  # a client has, at the least
@@ -335,16 +335,19 @@ class ServerRun:
 
     def _begin_ahead(self, epoch: int) -> None:
         """What clients do behind an epoch waits for no batch that the server has to learn from."""
+        tests = dict[int, pb.ServerMessage]()
         if self.config.train.tests(epoch):
             self._asked = self._testers()
-            for k in self._asked:
-                self.hub.send(k, pb.ServerMessage(test=pb.Test(epoch=epoch)))
+            tests = {k: pb.ServerMessage(test=pb.Test(epoch=epoch)) for k in self._asked}
         if epoch + 1 < self.config.train.epochs:
-            self._next = self._begin_epoch(epoch + 1)
+            self._next = self._begin_epoch(epoch + 1, tests)
+        for k, test in tests.items():
+            self.hub.send(k, test)
 
-    def _begin_epoch(self, epoch: int) -> _Place:
+    def _begin_epoch(self, epoch: int, tests: dict[int, pb.ServerMessage]) -> _Place:
+        """`tests` are sent to those that are told to begin, before that."""
         at = _Place(epoch, Tally(self.server.arithmetic.device))
-        self._begin(at)
+        self._begin(at, tests)
         return at
 
     def _until_ended(self, at: _Place) -> Iterator[tuple[int, Received]]:
@@ -462,7 +465,7 @@ class ServerRun:
                 self.hub.give_back(owner, done)
             self._taken = []
 
-    def _begin(self, at: _Place) -> None:
+    def _begin(self, at: _Place, tests: dict[int, pb.ServerMessage] | None = None) -> None:
         """The clients of the next turn may go on, where there is one more."""
         number, attendance = at.begun, self.attendance
         there = at.there[number] = attendance.call(at.epoch, number)
@@ -476,7 +479,8 @@ class ServerRun:
                 epoch=at.epoch, first_step=first, total_steps=total, until=part.stop, since=part.start,
                 return_weights=self.handover.needed, weights=write_weights(self.handover.give(k)),
             )  # fmt: skip
-            self.hub.send(k, pb.ServerMessage(begin=begin))
+            before = [tests.pop(k)] if tests and k in tests else []
+            self.hub.send(k, *before, pb.ServerMessage(begin=begin))
 
     def _check_order(self, k: int, batch: CutBatch, test: bool, epoch: int) -> None:
         """Batches come in their order; which of them come is the client's choice, but each comes whole."""

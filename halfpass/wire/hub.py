@@ -474,19 +474,20 @@ class Hub:
         for tensor in batch.tensors:
             self._peers[client].buffers.give_back(tensor)
 
-    def send(self, client: int, message: pb.ServerMessage) -> None:
+    def send(self, client: int, *said: pb.ServerMessage) -> None:
         """What has a place in the server's sequence is kept until the client has it durably; other messages are for a
         client that is there."""
         with self._changed:
             peer = self._peers[client]
-            if message.WhichOneof("kind") in NUMBERED:
-                message.place = peer.outbox.last + 1
-                message.applied, message.durable = peer.applied, peer.durable
-                data = message.SerializeToString()
-                peer.outbox.add(data)
-                peer.meter.count_down(message, len(data))
-            else:
-                peer.control(message)
+            for message in said:
+                if message.WhichOneof("kind") in NUMBERED:
+                    message.place = peer.outbox.last + 1
+                    message.applied, message.durable = peer.applied, peer.durable
+                    data = message.SerializeToString()
+                    peer.outbox.add(data)
+                    peer.meter.count_down(message, len(data))
+                else:
+                    peer.control(message)
             self._changed.notify_all()
 
     def done(self, client: int, received: Received) -> None:
