@@ -50,12 +50,15 @@ from halfpass.report.runs import REQUIRED, read_run, summary
 from halfpass.run import checkpoint
 from halfpass.run.network import build_network, read_plans, write_plans, written_spec
 from halfpass.run.records import DATA, JOINED, SERVED, RunFolder, read_config, read_where
+from halfpass.run.round_client import read_orders
+from halfpass.run.round_hub import Reply, RoundHub
 from halfpass.run.server_process import Admission
 from halfpass.run.setup import agreed_settings
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import outbox, store
 from halfpass.wire.asking import check_reply
 from halfpass.wire.codec import CODECS, Codec
+from halfpass.wire.frames import pack
 from halfpass.wire.front import why
 from halfpass.wire.messages import (
     CLASS_NUMBERS,
@@ -90,6 +93,7 @@ MEMORY = {"optimizer.0.momentum_buffer": ((3, 2), torch.float32)}
 CROSSING = (((4, 3, 3), "float32"), ((5,), "int64"))
 TREE: Targets = {"boxes/#0": ("float32", (4,)), "boxes/#1": ("int64", ()), "mask": ("bool", (2, 2))}
 BATCH_SIZE, OUTPUTS = 8, 10
+RUN = "0123456789abcdef"
 
 
 def draws(*shape: int) -> Tensor:
@@ -182,6 +186,53 @@ def newcomers(_: Path) -> Decoder:
         return plans
 
     return Decoder((join.SerializeToString(), with_plan.SerializeToString()), read)
+
+
+def replies_of_rounds(folder: Path) -> Decoder:
+    """What a client says of its round, to a server that has asked it."""
+    config = Config(runtime="processes")
+    admission = Admission(config)
+    admission.network = build_network(config, (1, 8, 8), 10)
+    batches = [CutBatch(0, 0, step, (draws(3, 32, 8, 8),), torch.arange(3)) for step in range(2)]
+    said = [write_batch(batch, "none") for batch in batches]
+    said += [pb.ClientMessage(epoch_end=pb.EpochEnd(loss=0.5, samples=6)), pb.ClientMessage(finished=pb.Finished())]
+    seeds = [pack(1, RUN, [message.SerializeToString() for message in part]) for part in (said[:3], said[1:])]
+    join = pack(0, RUN, [pb.ClientMessage(join=pb.Join()).SerializeToString()])
+
+    class Answers:
+        """An engine with one node, which says these."""
+
+        def __init__(self, *replies: bytes) -> None:
+            self.replies = list(replies)
+
+        def nodes(self) -> list[int]:
+            return [0]
+
+        def send(self, node: int, message: bytes) -> None:
+            pass
+
+        def receive(self, seconds: float) -> Reply | None:
+            return Reply(0, self.replies.pop(0)) if self.replies else None
+
+    def read(data: bytes) -> object:
+        exchange = Answers(join)
+        hub = RoundHub(exchange, config, run=RUN, admit=lambda join: None, check=admission.check,
+                       check_values=admission.check_values)  # fmt: skip
+        hub.wait_for_clients(1)
+        exchange.replies.append(data)
+        hub.send(0, pb.ServerMessage(begin=pb.Begin()))
+        ends, taken = hub.take_ends([0]), list[object]()
+        while hub.has_come(0):
+            taken.append(hub.take([0], "batch", "epoch_end", "finished"))
+        return ends, taken
+
+    return Decoder(tuple(seeds), read)
+
+
+def orders_of_rounds(_: Path) -> Decoder:
+    begin = pb.Begin(epoch=1, first_step=3, total_steps=9, until=5, weights=write_weights(some_weights()))
+    asked = [pb.ServerMessage(test=pb.Test(epoch=0)), pb.ServerMessage(begin=begin)]
+    return Decoder((pack(7, RUN, [message.SerializeToString() for message in asked]),), read_orders)
 
 
 def read_server_message(data: bytes) -> object:
@@ -604,6 +655,8 @@ def mapping_files(folder: Path) -> Decoder:
 DECODERS: dict[str, Callable[[Path], Decoder]] = {
     "client messages": client_messages,
     "server messages": server_messages,
+    "replies of rounds": replies_of_rounds,
+    "orders of rounds": orders_of_rounds,
     "newcomers": newcomers,
     "status replies": status_replies,
     "handshakes": handshakes,

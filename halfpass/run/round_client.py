@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from halfpass.config import CLIENT, Config, as_dict
 from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
@@ -23,10 +25,12 @@ from halfpass.run.network import Network, network_of
 from halfpass.run.records import RunFolder, refuse_changes
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.frames import NO_RUN, Frames, pack, unpack
+from halfpass.wire.messages import few_parts
 from halfpass.wire.outbox import Outbox
 
 LOG = logging.getLogger("halfpass")
 MOST_ORDERS = 10  # in one message
+PLACE = "the server's message"
 
 
 class _RoundOver(Exception):
@@ -83,8 +87,9 @@ class RoundClient:
     def answer(self, message: bytes) -> bytes:
         """The reply: what a client's stream would have said. A failure is said in it, too."""
         try:
-            frames = unpack("the server's message", message, MOST_ORDERS)
-            return pack(frames.number, frames.run, self._join() if frames.number == 0 else self._do(frames))
+            frames, orders = read_orders(message)
+            answered = self._join() if frames.number == 0 else self._do(frames.run, frames.number, orders)
+            return pack(frames.number, frames.run, answered)
         except Exception as error:
             if not isinstance(error, PassedOnError):
                 LOG.error("client %d: %s", self.index, error, exc_info=not isinstance(error, HalfpassError))
@@ -97,8 +102,7 @@ class RoundClient:
         join = join_of_client(self.config, data, shard, network, self.index)
         return [pb.ClientMessage(join=join).SerializeToString()]
 
-    def _do(self, frames: Frames) -> list[bytes]:
-        orders = [pb.ServerMessage.FromString(bytes(frame)) for frame in frames.messages]
+    def _do(self, name: str, number: int, orders: Sequence[pb.ServerMessage]) -> list[bytes]:
         kinds = [order.WhichOneof("kind") for order in orders]
         if "failed" in kinds:
             said = orders[kinds.index("failed")].failed
@@ -106,8 +110,8 @@ class RoundClient:
         weights = self.config.folder / f"client-{self.index}.safetensors"
         if kinds[-1:] == ["finish"] and not self._own.exists() and weights.is_file():  # it is sent again
             return [pb.ClientMessage(finished=pb.Finished()).SerializeToString()]
-        if self._run is None or self._behind != (frames.run, frames.number - 1):
-            self._run = self._taken_up(frames.run, frames.number - 1)
+        if self._run is None or self._behind != (name, number - 1):
+            self._run = self._taken_up(name, number - 1)
         self._behind, run = None, self._run
         connection = run.connection
         assert isinstance(connection, _Connection)
@@ -115,8 +119,8 @@ class RoundClient:
         try:
             run.follow()
         except _RoundOver:
-            self._keep(run, frames.run, frames.number)
-            self._behind = frames.run, frames.number
+            self._keep(run, name, number)
+            self._behind = name, number
             return connection.reply
         RunFolder(self.config.folder).save_client(run.client, self.config)
         shutil.rmtree(self._own, ignore_errors=True)
@@ -145,10 +149,23 @@ class RoundClient:
         return self._own / f"message-{number}.pt"
 
 
+def read_orders(message: bytes) -> tuple[Frames, list[pb.ServerMessage]]:
+    """A server's message, and what it asks for. Raises InputError where it is none."""
+    frames, orders = unpack(PLACE, message, MOST_ORDERS), list[pb.ServerMessage]()
+    for frame in frames.messages:
+        data = bytes(frame)
+        try:
+            orders.append(pb.ServerMessage.FromString(data if few_parts(data) else b"?"))
+        except DecodeError:
+            remedy = "both sides must run the same halfpass"
+            raise InputError(PLACE, "orders that can be read", "others", remedy) from None
+    return frames, orders
+
+
 def refusal(message: bytes, who: str, error: Exception) -> bytes:
     """The reply to a message that cannot be answered."""
     try:
-        frames = unpack("the server's message", message, MOST_ORDERS)
+        frames = unpack(PLACE, message, MOST_ORDERS)
         number, run = frames.number, frames.run
     except InputError:
         number, run = 0, NO_RUN

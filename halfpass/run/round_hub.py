@@ -25,7 +25,7 @@ from halfpass.wire.service import Patience
 LOG = logging.getLogger("halfpass")
 MOST_SENT = 4  # times that a message is sent, where no reply comes
 MEET_SECONDS = 5.0  # from one look for new nodes to the next, where a client's is lost
-MOST_OTHERS = 100  # messages of a reply beside the batches that it may have
+MOST_REPLIES = 2**20  # messages in one reply
 _ASKING = ("begin", "test", "finish")  # what has a client do something; the others go with it
 _BATCH = 0x12  # the first byte of a ClientMessage that holds a batch, as protobuf writes it
 
@@ -79,13 +79,13 @@ class RoundHub:
 
     def __init__(
         self, exchange: Exchange, config: Config, *, run: str, admit: Callable[[pb.Join], None],
-        check: Callable[[int, pb.Batch], None], check_values: Callable[[int, CutBatch], None], keep_uploads: bool,
-        steps: Callable[[int], int],
+        check: Callable[[int, pb.Batch], None], check_values: Callable[[int, CutBatch], None],
+        keep_uploads: bool = False,
     ) -> None:  # fmt: skip
-        """`run` has 16 characters. `steps(client)` of its epoch, once it was admitted; the others as in `Hub`."""
+        """`run` has 16 characters; the others as in `Hub`."""
         self._exchange, self._run, self._config = exchange, run, config
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
-        self._steps, self._quorum, self._patience_seconds = steps, config.clients.quorum, config.wire.reconnect
+        self._quorum, self._patience_seconds = config.clients.quorum, config.wire.reconnect
         self._clients: dict[int, _Client] = {}
         self._joining: dict[int, float] = {}  # nodes that were asked who they are, and when
         self._of_node: dict[int, _Client] = {}
@@ -154,9 +154,7 @@ class RoundHub:
             self._come_in(0.0)
             for client in sorted(clients, key=lambda c: (c - self._turn) % self._config.clients.count):
                 each = self._clients[client]
-                if not each.incoming:
-                    self._raise_lost(each)
-                else:
+                if self.has_come(client):
                     self._turn = client + 1
                     try:
                         return client, self._next(each, kinds)
@@ -186,6 +184,13 @@ class RoundHub:
         self._check_values(k, batch)
         upload = message.batch if self._keep_uploads else None
         return Received(kind, size, batch=batch, test=message.batch.test, upload=upload)
+
+    def has_come(self, client: int) -> bool:
+        """Whether something of the client waits to be taken. Raises what it failed by."""
+        each = self._clients[client]
+        if not each.incoming:
+            self._raise_lost(each)
+        return bool(each.incoming)
 
     def take_ends(self, clients: Collection[int]) -> dict[int, pb.EpochEnd] | None:
         self._come_in(0.0)
@@ -343,9 +348,7 @@ class RoundHub:
         """What a client says of its newest message. Batches stay as they came."""
         each.message, k = None, each.client
         try:
-            size = self._config.train.batch_size
-            most = 2 * self._steps(k) * size + MOST_OTHERS  # a test has its steps too, and is not larger by much
-            frames = unpack(f"client {k}", data, max(most, 2**20))
+            frames = unpack(f"client {k}", data, MOST_REPLIES)
             if (frames.number, frames.run) != (each.number, self._run):
                 expected, found = f"a reply to message {each.number}", f"one to {frames.number}"
                 raise InputError(f"client {k}", expected, found, "both sides must run the same halfpass")

@@ -29,7 +29,6 @@ def serve_rounds(config: Config, exchange: Exchange, engine: str) -> dict[str, A
     hub = RoundHub(
         exchange, config, run=secrets.token_hex(8), admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config),
-        steps=lambda client: admission.joins[client].steps,
     )  # fmt: skip
     try:
         hub.wait_for_clients(JOIN_SECONDS)
