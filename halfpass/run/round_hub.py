@@ -250,6 +250,8 @@ class RoundHub:
     def drop(self, client: int, why: HalfpassError) -> None:
         """What it has sent cannot be used, and it is not asked again."""
         each = self._clients[client]
+        if isinstance(why, Misbehaved):  # which a run waits for to be mended: nobody comes again here
+            why = RunError(why.place, why.expected, why.found, why.remedy)
         each.failure = each.failure or why
         each.incoming.clear()
         each.ends.clear()

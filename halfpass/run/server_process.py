@@ -272,6 +272,7 @@ class ServerRun:
         self._ahead = hub.ahead and config.clients.quorum is None  # who may be lost is asked for one thing at a time
         self._next: _Place | None = None  # in the epoch behind it, where clients have been told to begin that
         self._asked: list[int] | None = None  # clients that have been told to test
+        self._ending: set[int] | None = None  # and those to finish
         self._began = 0.0  # it, or its part in this process
         self.finished = False
         self.pace = Pace(range(len(self.steps)))
@@ -343,6 +344,8 @@ class ServerRun:
             self._next = self._begin_epoch(epoch + 1, tests)
         for k, test in tests.items():
             self.hub.send(k, test)
+        if self._next is None:
+            self._end()
 
     def _begin_epoch(self, epoch: int, tests: dict[int, pb.ServerMessage]) -> _Place:
         """`tests` are sent to those that are told to begin, before that."""
@@ -720,16 +723,20 @@ class ServerRun:
         traffic, (up, down) = self.hub.socket_traffic(k), self._evaluation_sockets[k]
         return None if traffic is None else (traffic[0] - up, traffic[1] - down)
 
+    def _end(self) -> set[int]:
+        """Tells every client that is there to finish; returns who that is."""
+        self._ending = self.attendance.call(self.config.train.epochs - 1, len(self.attendance.turns))
+        for k in self._ending:
+            finish = pb.Finish(weights=write_weights(self.handover.give(k)))
+            self.hub.send(k, pb.ServerMessage(finish=finish))
+        return self._ending
+
     def finish(self) -> Wires:
         """Gives every client the final client half, where it is shared, and lets it go; returns all bytes."""
         self._phase, clients = "finishing", range(len(self.steps))
         self.hub.end_without()
         if not self.finished:
-            there = self.attendance.call(self.config.train.epochs - 1, len(self.attendance.turns))
-            for k in there:
-                finish = pb.Finish(weights=write_weights(self.handover.give(k)))
-                self.hub.send(k, pb.ServerMessage(finish=finish))
-            for k in there:
+            for k in self._end() if self._ending is None else self._ending:
                 try:
                     self.hub.done(k, self.hub.take([k], "finished")[1])
                 except ClientLost as lost:
