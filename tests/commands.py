@@ -1,6 +1,6 @@
 """`halfpass` commands as from a terminal, forked from a process that has imported what they need: that takes seconds.
 
-Those that start processes of their own are not for this: they would be forked here too, and not as children.
+It is the one that forks this process's own children. What a command starts itself is forked there too.
 """
 
 import contextlib
@@ -12,14 +12,12 @@ from unittest import mock
 
 from halfpass.run import fork_server
 
-_forking = {"_link": None, "_server": None}  # a fork server beside that of this process's own children
-
 
 def start(words, folder, stdout, stderr):
     """The process, `stdout` and `stderr` being descriptors; the former may be subprocess.PIPE."""
-    with contextlib.chdir(folder), mock.patch.multiple(fork_server, CHILD="HALFPASS_FORKED", **_forking):
+    words = list(map(str, words))
+    with contextlib.chdir(folder), mock.patch.object(fork_server, "CHILD", "HALFPASS_FORKED"):  # it is nobody's child
         process = fork_server.fork(words, stdout=stdout, stderr=stderr)
-        _forking.update(_link=fork_server._link, _server=fork_server._server)
     return process or subprocess.Popen(
         [sys.executable, "-m", "halfpass", *words], cwd=folder, stdout=stdout, stderr=stderr, text=True
     )
@@ -28,9 +26,9 @@ def start(words, folder, stdout, stderr):
 class Command:
     """One with pipes, as `subprocess.Popen` would give it."""
 
-    def __init__(self, words, folder):
+    def __init__(self, words, folder="."):
         read, write = os.pipe()
-        self.process = start(list(map(str, words)), folder, subprocess.PIPE, write)
+        self.process = start(words, folder, subprocess.PIPE, write)
         os.close(write)
         self.stdout, self.stderr = self.process.stdout, os.fdopen(read)
         self.poll, self.wait, self.pid = self.process.poll, self.process.wait, self.process.pid

@@ -1,4 +1,9 @@
-"""Small made-up data, networks and a task of one's own, one for each kind of target, for test_tasks.py."""
+"""Small made-up data, networks and a task of one's own, one for each kind of target, for test_tasks.py.
+
+Workers that draw import it: without torchmetrics, which takes seconds.
+"""
+
+import importlib
 
 import numpy as np
 import torch
@@ -6,7 +11,10 @@ from torch import nn
 from torch.nn.functional import l1_loss
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import TensorDataset
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
+
+
+def regression_metrics():
+    return importlib.import_module("torchmetrics.regression")
 
 
 def _split(inputs, targets, held=64):
@@ -121,11 +129,11 @@ class Counting(nn.Module):
 
 
 def counting(outputs):
-    return Counting(), {"mae_of_mine": MeanAbsoluteError(), "mse_of_mine": MeanSquaredError()}
+    return Counting(), {"mae_of_mine": regression_metrics().MeanAbsoluteError(), "mse_of_mine": regression_metrics().MeanSquaredError()}
 
 
 def one_value(outputs):
-    return (lambda outputs, targets: outputs), {"mae_of_mine": MeanAbsoluteError()}
+    return (lambda outputs, targets: outputs), {"mae_of_mine": regression_metrics().MeanAbsoluteError()}
 
 
 class Blind(Flat):
@@ -187,15 +195,15 @@ def text_for_metric(outputs):
 
 
 def cut_off(outputs):
-    return (lambda outputs, targets: l1_loss(outputs.detach(), targets)), {"mae_of_mine": MeanAbsoluteError()}
+    return (lambda outputs, targets: l1_loss(outputs.detach(), targets)), {"mae_of_mine": regression_metrics().MeanAbsoluteError()}
 
 
 def several_values(outputs):
-    return l1_loss, {"mae_of_mine": MeanAbsoluteError(num_outputs=2)}
+    return l1_loss, {"mae_of_mine": regression_metrics().MeanAbsoluteError(num_outputs=2)}
 
 
 def failing(outputs):
-    return (lambda outputs, targets: 1 / 0), {"mae_of_mine": MeanAbsoluteError()}
+    return (lambda outputs, targets: 1 / 0), {"mae_of_mine": regression_metrics().MeanAbsoluteError()}
 
 
 def unlabelled_test():

@@ -40,8 +40,8 @@ from halfpass.plugin import origin
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
-from halfpass.run import logs
-from halfpass.run.children import INTERRUPTED, IS_CHILD, Left, be_interruptible, describe, leave_when_told
+from halfpass.run import children, logs
+from halfpass.run.children import INTERRUPTED, Left, be_interruptible, describe, leave_when_told
 from halfpass.run.client_process import agreement, join
 from halfpass.run.credentials import trust_to_ask
 from halfpass.run.metrics import listening
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt, Left) as error:
         if "--debug" in words and not logs.in_json():
             traceback.print_exc()
-        if IS_CHILD and isinstance(error, KeyboardInterrupt):
+        if children.IS_CHILD and isinstance(error, KeyboardInterrupt):
             return INTERRUPTED  # its parent says what there is to say
         if line := describe(error):
             level, event = (logging.INFO, "left") if isinstance(error, Left) else (logging.ERROR, "failed")
@@ -148,11 +148,11 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
         address = f"{host}:{port}"
         reached = f"HOST:{port}" if host in EVERYWHERE else address
         print(f"listening on {address} for {config.clients.count} client(s): halfpass join {reached}", flush=True)
-        if not IS_CHILD:
+        if not children.IS_CHILD:
             LOG.info("listening on %s", address, extra={"event": "listening", "address": address})
 
-    logs.begin(config.log, quiet=IS_CHILD)
-    if not IS_CHILD:
+    logs.begin(config.log, quiet=children.IS_CHILD)
+    if not children.IS_CHILD:
         leave_when_told()
     with listening(config.metrics) as register:
         serve(config, bind, announce, above, insecure=insecure, again=again, register=register)
@@ -161,7 +161,7 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
 
 
 def _say_done(folder: Path) -> None:
-    if not IS_CHILD:
+    if not children.IS_CHILD:
         LOG.info("done: %s", folder, extra={"event": "done", "folder": str(folder)})
 
 
@@ -204,13 +204,13 @@ def _agreement(options: Namespace) -> None:
 
 def _join_run(config: Config, address: str, client: int, *, insecure: bool, again: bool) -> None:
     draw_beside_threads()
-    if not IS_CHILD:
+    if not children.IS_CHILD:
         logs.begin(config.log)
         leave_when_told()
     with listening(config.metrics) as register:
         folder = join(config, address, client, insecure=insecure, again=again, register=register)
     _say_done(folder)
-    if not IS_CHILD:
+    if not children.IS_CHILD:
         print(f"saved {folder / f'client-{client}.safetensors'}")
 
 
@@ -259,7 +259,7 @@ def _runs_in(folder: Path) -> list[Path]:
 def _report_own(runs: list[Path], folder: Path | None = None) -> None:
     """Of the runs that this command made, in the first one's folder or the one that is given; a child leaves it to its
     parent."""
-    if not IS_CHILD:
+    if not children.IS_CHILD:
         edges = [run / "edge" for run in runs]  # of chains, whose lower link is a run of its own
         runs = runs + [edge for edge in edges if (edge / "result.json").is_file()]
         _report_on(runs, (folder or runs[0]) / "report.html")

@@ -22,8 +22,8 @@ from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
 from halfpass.errors import RunError
 from halfpass.files import make_folder, write_json
-from halfpass.run import checkpoint, metrics, setup
-from halfpass.run.children import IS_CHILD, Left, for_peer, leaving
+from halfpass.run import checkpoint, children, metrics, setup
+from halfpass.run.children import Left, for_peer, leaving
 from halfpass.run.credentials import trust_of
 from halfpass.run.epoch import (
     ClientEpoch,
@@ -366,7 +366,7 @@ def join(
         LOG.info("joined %s as client %d", address, index, extra={"event": "joined", "client": index})
         if keeps:
             make_folder("out", own)
-        if keeps and not IS_CHILD:  # else its parent knows
+        if keeps and not children.IS_CHILD:  # else its parent knows
             RunFolder(own).write_config(config)
             write_json(own / JOINED, {"address": address, "insecure": insecure})
         try:

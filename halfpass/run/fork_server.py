@@ -89,7 +89,8 @@ def fork(arguments: Sequence[str], *, stdout: int | None, stderr: int | None) ->
     stdout_read, stdout_write = os.pipe() if stdout == subprocess.PIPE else (None, 1 if stdout is None else stdout)
     files = [theirs.fileno(), stdin_read, stdout_write, 2 if stderr is None else stderr]
     request = {
-        "arguments": list(arguments), "folder": str(Path.cwd()), "path": sys.path, "environment": dict(os.environ),
+        "arguments": list(arguments), "folder": str(Path.cwd()), "path": sys.path,
+        "environment": os.environ | {CHILD: "1"},
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):  # it may be closed, or another thing
@@ -228,7 +229,8 @@ def _become(request: dict[str, Any], files: Sequence[int], link: socket.socket) 
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     if torch.cuda._is_in_bad_fork():  # something that was imported has looked for GPUs
-        os.execve(sys.executable, [*command(request["path"]), *request["arguments"]], os.environ | {CHILD: "1"})
+        os.execve(sys.executable, [*command(request["path"]), *request["arguments"]], os.environ)
+    importlib.import_module("halfpass.run.children").IS_CHILD = os.environ.pop(CHILD, None) is not None
     sys.path[:], sys.argv = request["path"], ["halfpass", *request["arguments"]]
     random.seed()
     np.random.seed()

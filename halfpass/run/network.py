@@ -26,7 +26,7 @@ from halfpass.networks.models import MIDDLE_CUTS, MODELS, Model, Pair, build_mod
 from halfpass.networks.pretrained import digest, freeze, load_weights
 from halfpass.networks.replay import CutPlan, Value, plan_as_dict, plan_from_dict
 from halfpass.networks.split import Halves, check_same, crossing_values, split, split_by, split_twice
-from halfpass.run.children import IS_CHILD
+from halfpass.run import children
 from halfpass.tasks.table import build_task, check_name
 from halfpass.tasks.task import CLASS_NUMBERS, Options, Spec, Task, spec_of
 from halfpass.tree import Tree, unflatten
@@ -188,7 +188,7 @@ def set_up_weights(config: Config, model: Model) -> dict[str, Tensor]:
     loaded: dict[str, Tensor] = {}
     if settings.weights is not None:
         loaded, notes = load_weights("model.weights", whole, settings.weights)
-        for note in () if IS_CHILD else notes:
+        for note in () if children.IS_CHILD else notes:
             print(f"halfpass: {note}", file=sys.stderr, flush=True)
     if settings.freeze is not None:
         freeze("model.freeze", whole, settings.freeze)

@@ -23,10 +23,10 @@ from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
 from halfpass.errors import InputError, RunError
 from halfpass.files import alone_in, write_json
-from halfpass.run import metrics, setup
+from halfpass.run import children, metrics, setup
 from halfpass.run.above import Above
 from halfpass.run.attendance import Attendance
-from halfpass.run.children import IS_CHILD, Left, for_peer, leaving
+from halfpass.run.children import Left, for_peer, leaving
 from halfpass.run.credentials import EDGE, SERVER, trust_of
 from halfpass.run.edge import RemoteLink
 from halfpass.run.epoch import HandedOver, Score, Tally, Values, tally_of
@@ -812,7 +812,7 @@ def serve(
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
         of_edge=of_edge, reconnect=config.wire.reconnect, quorum=config.clients.quorum, run=run_name, outbox=outbox,
-        peers=peers, leaving=leaving, status=overview.status, watched=IS_CHILD, opened=False,
+        peers=peers, leaving=leaving, status=overview.status, watched=children.IS_CHILD, opened=False,
     )  # fmt: skip
 
     def ready() -> None:
@@ -831,10 +831,10 @@ def serve(
             if above is not None:
                 spool = out / "above" if keeps else None
                 link = partial(RemoteLink, address=above, trust=trust, insecure=insecure, folder=spool)
-            with nullcontext() if IS_CHILD else alone_in(out):  # else its parent is
+            with nullcontext() if children.IS_CHILD else alone_in(out):  # else its parent is
                 if state is None:
                     folder = RunFolder.create(out, given)
-                if not IS_CHILD:
+                if not children.IS_CHILD:
                     where = {"bind": f"{bind.rpartition(':')[0]}:{hub.port}", "above": above, "insecure": insecure}
                     write_json(out / SERVED, where)
                 kept_in = folder if keeps else None
@@ -869,7 +869,7 @@ def run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | 
         if run.has_trained:
             folder.save_server(run.server, config)
     outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
-    if config.clients.partition == "own" and not IS_CHILD:
+    if config.clients.partition == "own" and not children.IS_CHILD:
         outcome["dataset"] = None  # the clients' own, which they need not name
     outcome |= {} if config.clients.quorum is None else {"absent": run.attendance.absent}
     return folder.finish(outcome | ({} if engine is None else {"engine": engine}))

@@ -30,8 +30,7 @@ from halfpass.data.samples import Stream, described, undisturbed
 from halfpass.errors import InputError, reason
 from halfpass.networks.models import MIDDLE_CUTS, Pair, build_model
 from halfpass.networks.transformer import BYTES
-from halfpass.run import logs
-from halfpass.run.children import IS_CHILD
+from halfpass.run import children, logs
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.network import (
     TRIED_SAMPLES,
@@ -117,7 +116,7 @@ def load_data(config: DataConfig, client: int = 0) -> Dataset:
     """The data set, or that client's; what is to be said of it goes to standard error, once for a command."""
     path = None if config.path is None else config.path.replace(CLIENT, str(client))
     data = load(**dataclasses.asdict(dataclasses.replace(config, path=path)))
-    if not IS_CHILD:
+    if not children.IS_CHILD:
         for note in data.notes:
             logs.say(note)
     return data
