@@ -10,6 +10,7 @@ import sys
 from configparser import RawConfigParser
 from pathlib import Path
 
+import commands
 import pytest
 import yaml
 
@@ -172,9 +173,10 @@ def test_compose_takes_the_file():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def keys(tmp_path):
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
     """What the service `certs` makes: its own script, in folders that are here, by the halfpass that is tested."""
+    tmp_path = tmp_path_factory.mktemp("deploy")
     (script,) = compose()["services"]["certs"]["command"]
     script = script.replace("$$", "$").replace("--owner 10001 ", "")  # which is root's to do
     for folder in FOLDER:
@@ -202,8 +204,7 @@ def test_server_and_clients_train_by_these_commands_and_keys(keys, tmp_path):
             ("/keys", str(keys / name)), (f"/runs/{name}", str(tmp_path / name)),
         ):  # fmt: skip
             words = [here if word == there else word for word in words]
-        command = [sys.executable, "-m", "halfpass", *words[1:], "--train.epochs", "1", "--train.threads", "1"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return commands.Command([*words[1:], "--train.epochs", "1", "--train.threads", "1"], ROOT)
 
     running = [start("server", "")]
     try:

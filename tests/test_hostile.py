@@ -4,8 +4,18 @@ import json
 import sys
 from pathlib import Path
 
+import commands
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import hostile
+
+
+def started(run, name, words):
+    with (run.folder / f"{name}.log").open("ab") as log:
+        run.processes[name] = commands.start([*words, f"--out={run.folder / name}"], hostile.ROOT, log.fileno(), log.fileno())
+
+
+hostile.Run._start = started  # forked, as all commands of tests
 
 
 def test_a_run_goes_on_beside_a_stranger_whose_messages_are_none(tmp_path):

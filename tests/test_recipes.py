@@ -58,7 +58,7 @@ def test_resnet50_takes_the_names_and_shapes_of_torchvision():
 
 
 def test_segmentation_sends_the_skip_beside_what_is_at_the_cut(tmp_path):
-    result = trained("segmentation", tmp_path / "run", "--train.epochs", "2", "--data.limit", "96", "--clients.count", "1", "--train.batch_size", "8")
+    result = trained("segmentation", tmp_path / "run", "--train.epochs", "2", "--train.test_every", "2", "--data.limit", "96", "--clients.count", "1", "--train.batch_size", "8")
     assert result["test"]["mean_iou"] > 0.5  # a third where all is background, at most
     assert {"mean_iou", "dice", "pixel_accuracy"} <= result["test"].keys()
     network = build_model("unet", (1, 64, 64), 3, 0, (3, 64, 64)).eval()
@@ -93,7 +93,7 @@ def test_text_sends_the_mask_exactly(tmp_path):
     assert len(masks) == 1
     assert torch.equal(masks[0][:, 0, 0], inputs["attention_mask"].bool())
     assert not masks[0].all()  # there is padding
-    result = trained("text", tmp_path / "run", "--wire.codec", "int8", "--train.epochs", "3", "--data.limit", "512", "--clients.count", "1", "--train.batch_size", "16")
+    result = trained("text", tmp_path / "run", "--wire.codec", "int8", "--train.epochs", "3", "--train.test_every", "3", "--data.limit", "512", "--clients.count", "1", "--train.batch_size", "16")
     assert result["test"]["accuracy"] > 0.6  # half of them by chance
 
 

@@ -71,7 +71,7 @@ def test_text_is_learned_by_both_halves(tmp_path):
     """Above what one constant answer gives, 18 %; int8 takes its scales from the last dimension."""
     outcome = train(Config(
         out=str(tmp_path), data=DataConfig("listops", limit=1000), model=ModelConfig("transformer", "blocks.0"),
-        train=TrainConfig(epochs=3, batch_size=50, optimizer="adamw", lr=2e-3, threads=1), wire=WireConfig(codec="int8"),
+        train=TrainConfig(epochs=3, test_every=3, batch_size=50, optimizer="adamw", lr=2e-3, threads=1), wire=WireConfig(codec="int8"),
     ))  # fmt: skip
     assert outcome["test_accuracy"] > 0.25
     assert outcome["aux_test_accuracy"] > 0.25
