@@ -225,9 +225,10 @@ def test_own_code_from_training_to_export(capsys, tmp_path, monkeypatch):
 
 def test_an_output_that_is_not_utf_8_does_not_fail_a_finished_run(capfd, monkeypatch):
     """As of a process with PYTHONIOENCODING=ascii:strict."""
+    out, err = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="ascii") for number in (1, 2))
     with monkeypatch.context() as patched:
-        for name, number in (("stdout", 1), ("stderr", 2)):
-            patched.setattr(sys, name, open(number, "w", encoding="ascii", errors="strict", closefd=False))
+        patched.setattr(sys, "stdout", out)
+        patched.setattr(sys, "stderr", err)
         assert main(["train", *QUICK, "--out", "run"]) == 0
         assert isinstance(sys.stdout.buffer.raw, Lasting)
         sys.stderr.flush()

@@ -1,5 +1,6 @@
 """What `round_hub.py` wants of an engine, by Flower's Grid."""
 
+import collections
 import logging
 import queue
 import threading
@@ -35,13 +36,20 @@ def of_record(content: RecordDict, place: str) -> bytes:
     return bytes(array.data)
 
 
+def _reply(node: int, content: RecordDict) -> Reply:
+    try:
+        return Reply(node, of_record(content, "its reply"))
+    except InputError as error:
+        return Reply(node, failure=str(error))
+
+
 class FlowerExchange:
     """A Grid, which one thread of its own uses: what is large comes while the server trains."""
 
     def __init__(self, grid: Grid, clients: int, ttl: float) -> None:
         """`ttl`: seconds after which Flower gives a message up."""
         self._grid, self._clients, self._ttl = grid, clients, ttl
-        self._to_send: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+        self._to_send: collections.deque[tuple[int, bytes]] = collections.deque()
         self._come: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
         self._nodes: list[int] = []
         self._stopped = threading.Event()
@@ -61,7 +69,7 @@ class FlowerExchange:
             time.sleep(0.2)
 
     def send(self, node: int, message: bytes) -> None:
-        self._to_send.put((node, message))
+        self._to_send.append((node, message))
 
     def receive(self, seconds: float) -> Reply | None:
         try:
@@ -80,7 +88,7 @@ class FlowerExchange:
     def _work(self) -> None:
         waiting: dict[str, int] = {}  # nodes, by the number of the message that is theirs
         pause, failures = FIRST_PAUSE, 0
-        while not self._stopped.is_set() or not self._to_send.empty():
+        while self._to_send or not self._stopped.is_set():
             try:
                 moved = self._send_all(waiting) + self._take_all(waiting)
                 failures = 0
@@ -96,11 +104,12 @@ class FlowerExchange:
 
     def _send_all(self, waiting: dict[str, int]) -> int:
         sent = 0
-        while not self._to_send.empty():
-            node, data = self._to_send.get()
+        while self._to_send:
+            node, data = self._to_send[0]
             message = Message(as_record(data), node, MessageType.TRAIN, ttl=self._ttl)
             with self._lock:
                 (number,) = self._grid.push_messages([message])
+            self._to_send.popleft()  # unless the grid raised
             if not number:
                 self._come.put(Reply(node, failure="Flower did not take a message for it", again=True))
             else:
@@ -122,5 +131,5 @@ class FlowerExchange:
                 why = final or f"Flower's error {reply.error.code}"
                 self._come.put(Reply(node, failure=f"{why} ({reply.error.reason})", again=final is None))
             else:
-                self._come.put(Reply(node, of_record(reply.content, f"reply of node {node}")))
+                self._come.put(_reply(node, reply.content))
         return len(replies)

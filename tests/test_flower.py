@@ -1,0 +1,314 @@
+"""Flower: the package's two apps, by a grid in this process, by a real simulation, and by a SuperLink with SuperNodes."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from plain import equal
+from safetensors.torch import load_file
+
+flwr = pytest.importorskip("flwr")
+
+from flwr.app import Context, RecordDict  # noqa: E402
+from flwr.app.error import Error  # noqa: E402
+from flwr.app.message import Message  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+from halfpass.config import Config, WireConfig, flatten  # noqa: E402
+from halfpass.errors import InputError, PassedOnError, RunError  # noqa: E402
+from halfpass.flower import __main__ as command  # noqa: E402
+from halfpass.flower import client_app, server_app  # noqa: E402
+from halfpass.flower.exchange import FlowerExchange, as_record, of_record  # noqa: E402
+from halfpass.flower.settings import client_of, config_of  # noqa: E402
+from halfpass.run.records import read_result  # noqa: E402
+from halfpass.run.train import train  # noqa: E402
+
+SETTINGS = {
+    "clients.count": 2, "clients.rounds": 2, "train.epochs": 2, "train.batch_size": 32, "train.threads": 1,
+    "data.limit": 300, "wire.codec": "int4+zstd",
+}  # fmt: skip
+START_SECONDS, RUN_SECONDS = 60, 240
+
+
+class Grid:
+    """Two nodes, whose ClientApp answers as messages are pushed; `errors`: by number of the message so far."""
+
+    def __init__(self, run_config, errors=(), nodes=2):
+        self.contexts = {100 + k: Context(7, 100 + k, {"partition-id": k}, RecordDict(), dict(run_config)) for k in range(nodes)}
+        self.errors, self.replies, self.count = dict(errors), {}, 0
+
+    def get_node_ids(self):
+        return list(self.contexts)
+
+    def push_messages(self, messages):
+        numbers = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(self.count)
+            numbers.append(str(self.count))
+            if (code := self.errors.get(self.count)) is not None:
+                self.replies[numbers[-1]] = Message(Error(code, "so it is"), reply_to=message)
+            else:
+                self.replies[numbers[-1]] = client_app.app(message, self.contexts[message.metadata.dst_node_id])
+            self.count += 1
+        return numbers
+
+    def pull_messages(self, numbers):
+        return [self.replies.pop(number) for number in numbers if number in self.replies]
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch):
+    for name, value in (("_run_id", 7), ("_node_id", 1), ("_task_id", 1)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+
+
+def run_server(run_config, grid):
+    server_app.app(grid, Context(7, 1, {}, RecordDict(), dict(run_config)))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The run of SETTINGS in one process."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    config = config_of(SETTINGS | {"out": str(folder)}, 7)
+    train(Config(**{**vars(config), "runtime": "local"}))
+    return folder
+
+
+def check_equal(local, run):
+    for owner in ("server", "client-0", "client-1"):
+        one, other = (load_file(folder / f"{owner}.safetensors") for folder in (local, run))
+        assert equal(one, other), owner
+        assert not equal(one, {name: value + 1 for name, value in other.items()})
+    result = read_result(run)
+    assert (result["engine"], result["test_accuracy"]) == ("flower", read_result(local)["test_accuracy"])
+    assert (run / "report.html").is_file()
+
+
+def test_the_apps_train_bit_for_bit_as_one_process(tmp_path, local):
+    settings = SETTINGS | {"out": str(tmp_path / "run")}
+    run_server(settings, Grid(settings))
+    check_equal(local, tmp_path / "run")
+
+
+def test_messages_that_flower_gives_up_are_sent_again(tmp_path, local):
+    """A killed ClientApp is error 8, a lost node 5."""
+    settings = SETTINGS | {"out": str(tmp_path / "run")}
+    grid = Grid(settings, errors={0: 8, 3: 5, 5: 8, 6: 8})
+    run_server(settings, grid)
+    assert grid.count > 10
+    check_equal(local, tmp_path / "run")
+
+
+def test_an_app_that_raises_ends_the_run_and_is_named(tmp_path):
+    settings = SETTINGS | {"out": str(tmp_path / "run")}
+    with pytest.raises(RunError, match=r"client \d: expected a reply, found the client's app raised an error \(so it is\)"):
+        run_server(settings, Grid(settings, errors={3: 2}))
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_another_number_of_nodes_is_refused(tmp_path, monkeypatch, nodes):
+    monkeypatch.setattr("halfpass.flower.exchange.NODES_SECONDS", 0.3)
+    settings = SETTINGS | {"out": str(tmp_path / "run")}
+    with pytest.raises(InputError, match=f"nodes: expected 2, one for each client, found {nodes}"):
+        run_server(settings, Grid(settings, nodes=nodes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_node_without_its_number_is_refused_and_named(tmp_path):
+    settings = SETTINGS | {"out": str(tmp_path / "run")}
+    grid = Grid(settings)
+    grid.contexts[101].node_config = {}
+    with pytest.raises(PassedOnError, match=r"node 101: node configuration: expected the number of its client, from 0, as partition-id, found none"):
+        run_server(settings, grid)
+    assert not (tmp_path / "run").exists()
+
+
+def throw(error):
+    raise error
+
+
+def test_a_grid_that_is_gone_ends_the_run(monkeypatch):
+    """One that is back soon has every message."""
+    monkeypatch.setattr("halfpass.flower.exchange.LONGEST_PAUSE", 0.01)
+    grid, push = Grid(SETTINGS), Grid.push_messages
+    gone = [ConnectionError("for now")] * 5
+    monkeypatch.setattr(grid, "push_messages", lambda messages: throw(gone.pop()) if gone else push(grid, messages))
+    exchange = FlowerExchange(grid, 2, 60)
+    exchange.send(100, b"no message")
+    assert b"expected the messages of a round, found 10 bytes" in exchange.receive(10).data
+    exchange.close()
+    monkeypatch.setattr(grid, "push_messages", lambda messages: throw(ConnectionError("gone")))
+    exchange = FlowerExchange(grid, 2, 60)
+    exchange.send(100, b"one")
+    with pytest.raises(RunError, match="Flower: expected a grid that carries messages, found ConnectionError"):
+        exchange.receive(10)
+    exchange.close()
+
+
+def test_bytes_come_out_of_a_record_as_they_went_in():
+    data = bytes(range(256)) * 40
+    assert of_record(as_record(data), "it") == data
+    with pytest.raises(InputError, match="it: expected a message of halfpass, found another"):
+        of_record(RecordDict(), "it")
+
+
+def test_settings_have_the_usual_names():
+    config = config_of({"train.lr": 0.5, "data.limit": "", "method": "decoupled"}, 12)
+    assert (config.train.lr, config.data.limit, config.out, config.runtime) == (0.5, None, "runs/flower-12", "processes")
+    assert config.wire == WireConfig()
+    assert set(flatten(SETTINGS)) == set(SETTINGS)
+    for wrong, said in (
+        ({"train.lrr": 1}, r"expected a known key, found 'train.lrr'; did you mean 'train.lr'"),
+        ({"train.epochs": "many"}, r"train.epochs: expected a whole number, found 'many'"),
+        ({"runtime": "local"}, r"runtime: expected none in a Flower app"),
+    ):
+        with pytest.raises(InputError, match=said):
+            config_of(wrong, 1)
+    assert client_of({"partition-id": 3, "num-partitions": 4}) == 3
+    for wrong in ({}, {"partition-id": -1}, {"partition-id": "0"}, {"partition-id": True}):
+        with pytest.raises(InputError, match="node configuration: expected the number of its client"):
+            client_of(wrong)
+
+
+# ------------------------------------------------------------------------------------------------ Flower's own processes
+
+APP = """
+[project]
+name = "trial"
+version = "1.0.0"
+description = "A trial"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "halfpass"
+[tool.flwr.app.components]
+serverapp = "halfpass.flower.server_app:app"
+clientapp = "halfpass.flower.client_app:app"
+[tool.flwr.app.config]
+"""
+
+
+def write_app(folder, settings):
+    folder.mkdir()
+    lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in settings.items()]
+    (folder / "pyproject.toml").write_text(APP + "\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"train.lrr": 1}, "halfpass: configuration: expected a known key, found 'train.lrr'; did you mean 'train.lr'?\n"),
+    ({"method": "conventional"}, "halfpass: method: expected decoupled in rounds, where nothing comes back for a batch, found conventional; give method decoupled, or use halfpass serve and join\n"),
+])  # fmt: skip
+def test_an_app_s_settings_are_checked_before_flower_starts(tmp_path, capsys, change, said):
+    app = write_app(tmp_path / "app", SETTINGS | change)
+    assert (command.main([str(app)]), capsys.readouterr().err) == (2, said)
+    given = " ".join(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in change.items())
+    app = write_app(tmp_path / "other", SETTINGS)
+    assert (command.main([str(app), "--run-config", given]), capsys.readouterr().err) == (2, said)
+
+
+def test_no_app_is_said(tmp_path, capsys):
+    assert command.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"halfpass: APP: expected a folder with an app's pyproject.toml, found none in {tmp_path}; ")
+    (tmp_path / "pyproject.toml").write_text("[tool]\n")
+    assert command.main([str(tmp_path)]) == 2
+    assert "expected TOML with [tool.flwr.app]" in capsys.readouterr().err
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Flower:
+    """Processes of Flower's, with a home of their own, in a folder; nothing of them is left behind."""
+
+    def __init__(self, folder):
+        self.folder, self.started, self.port = folder, [], free_port()
+        (folder / "home").mkdir()
+        (folder / "home" / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        )
+        bin = Path(sys.executable).parent
+        self.environment = os.environ | {
+            "FLWR_HOME": str(folder / "home"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }  # fmt: skip
+
+    def start(self, name, *words):
+        log = (self.folder / f"{name}.log").open("w")
+        self.started.append(subprocess.Popen(
+            words, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+        ))  # fmt: skip
+
+    def superlink(self, *more):
+        self.start("superlink", "flower-superlink", "--insecure", "--port", str(self.port), *more)
+        self.until_listening(self.port)
+
+    def until_listening(self, port):
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return
+            assert time.monotonic() < deadline, (self.folder / "superlink.log").read_text()
+            time.sleep(0.1)
+
+    def run(self, app, *more):
+        words = [sys.executable, "-m", "halfpass.flower", str(app), *more]
+        return subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=RUN_SECONDS)
+
+    def stop(self):
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in self.started:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+
+
+@pytest.fixture
+def flower(tmp_path):
+    processes = Flower(tmp_path)
+    yield processes
+    processes.stop()
+
+
+def test_a_simulation_trains_bit_for_bit_as_one_process_and_a_failed_one_is_told(flower, tmp_path, local):
+    flower.superlink("--simulation")
+    app = write_app(tmp_path / "app", SETTINGS | {"out": str(tmp_path / "run")})
+    simulated = ["--federation-config", "num-supernodes=2 client-resources-num-cpus=1"]
+    done = flower.run(app, *simulated)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_equal(local, tmp_path / "run")
+    done = flower.run(app, *simulated)  # there is a run in that folder
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"out: expected a folder without a run, found \S+ in \S+", done.stdout)
+
+
+def test_a_superlink_with_two_supernodes_trains_as_one_process(flower, tmp_path):
+    settings = SETTINGS | {"clients.rounds": 1, "train.epochs": 1}
+    one = tmp_path / "local"
+    train(Config(**{**vars(config_of(settings | {"out": str(one)}, 7)), "runtime": "local"}))
+    flower.superlink()
+    for k in range(2):
+        flower.start(
+            f"supernode-{k}", "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{flower.port}",
+            "--node-config", f"partition-id={k}", "--port", str(free_port()),
+        )  # fmt: skip
+    done = flower.run(write_app(tmp_path / "app", settings | {"out": str(tmp_path / "run")}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_equal(one, tmp_path / "run")
