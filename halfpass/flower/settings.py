@@ -1,10 +1,10 @@
 """A Flower app's settings as halfpass's own: the same dotted names, in the app's `[tool.flwr.app.config]`."""
 
-import dataclasses
 from collections.abc import Mapping
 
-from halfpass.config import Config, as_dict, flatten, from_dict, nested
+from halfpass.config import Config, as_dict, flatten
 from halfpass.errors import InputError
+from halfpass.run import round_settings
 
 DEFAULT_OUT = "runs/flower-{run}"
 
@@ -14,10 +14,7 @@ def config_of(run_config: Mapping[str, object], run: int | str) -> Config:
     for a key that halfpass does not know, which it names, and for a value that cannot be used."""
     nulls = {key for key, value in flatten(as_dict(Config())).items() if value is None}
     given = {key: None if value == "" and key in nulls else value for key, value in run_config.items()}
-    if (name := given.get("runtime", "processes")) != "processes":
-        raise InputError("runtime", "none in a Flower app, whose processes are Flower's", repr(name), "leave it out")
-    config = from_dict(nested({**given, "runtime": "processes"}))
-    return dataclasses.replace(config, out=config.out or DEFAULT_OUT.format(run=run))
+    return round_settings.config_of(given, "Flower", DEFAULT_OUT.format(run=run))
 
 
 def client_of(node_config: Mapping[str, object]) -> int:
