@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# What is imported is compiled once, and not anew in each of the processes that tests start; nothing else is compiled.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test proto
 
@@ -19,6 +21,5 @@ proto: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	@# nothing compiled ahead: most of what is installed is never imported, and what is, is compiled then
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@

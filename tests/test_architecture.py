@@ -18,8 +18,8 @@ ALLOWED = {  # a folder may import the common files, itself, and these
     "wire": set(),
     "report": {"config", "files"},
     "run": {"algorithm", "arithmetic", "networks", "tasks", "data", "wire", "config", "files"},
-    "flower": {"run", "report", "config"},
-    "nvflare": {"run", "report", "commands", "config"},
+    "flower": {"run", "report", "commands", "config"},
+    "nvflare": {"run", "report", "commands", "config", "files"},
     "commands": {"algorithm", "arithmetic", "networks", "tasks", "data", "wire", "run", "report", "config", "files"},
 }
 ABOVE = {

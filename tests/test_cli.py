@@ -5,7 +5,9 @@ import io
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -22,7 +24,6 @@ from halfpass.config import Config, ModelConfig, as_dict, flatten, from_dict, ne
 from halfpass.errors import InputError, PassedOnError
 from halfpass.run import setup
 from halfpass.run.children import leave_when_told
-from halfpass.run.records import RunFolder
 from halfpass.wire import connection
 
 QUICK = ["--train.epochs", "1", "--train.batch_size", "64", "--data.limit", "128", "--train.threads", "1"]
@@ -316,24 +317,24 @@ def test_a_comparison_that_was_broken_off_goes_on(capsys):
     fails(capsys, [*words, "--train.lr", "0.1"], 2, "both/decoupled-seed-0: expected a training with train.lr 0.1, found one with 0.2; choose another folder")
 
 
-def test_a_comparison_goes_on_behind_the_last_whole_epoch(capsys, monkeypatch):
-    words = ["compare", *QUICK, "--train.epochs", "4", "--methods", "decoupled", "--out", "both"]
-    keep = RunFolder.save_checkpoint
-
-    def broken_off(*arguments):
-        keep(*arguments)
-        raise KeyboardInterrupt  # as Ctrl-C does (test_processes.py)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "save_checkpoint", broken_off)
-        assert main(words) == 1
-    assert "epoch 1/4" in capsys.readouterr().err
-    assert Path("both/decoupled-seed-0/unfinished.pt").is_file()
-    assert not Path("both/decoupled-seed-0/result.json").exists()
+def test_a_comparison_goes_on_behind_the_last_whole_epoch(capsys):
+    words = ["compare", *QUICK, "--train.epochs", "30", "--methods", "decoupled", "--out", "both"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background ignore
+    try:
+        child = subprocess.Popen([sys.executable, "-m", "halfpass", *words], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for line in child.stderr:
+        if "epoch 1/30" in line:
+            child.send_signal(signal.SIGINT)
+            break
+    child.communicate(timeout=60)
+    if not Path("both/decoupled-seed-0/result.json").exists():
+        assert Path("both/decoupled-seed-0/unfinished.pt").is_file()
     assert main(words) == 0
     epochs = [json.loads(line)["epoch"] for line in Path("both/decoupled-seed-0/metrics.jsonl").read_text().splitlines()]
-    assert sorted(set(epochs)) == list(range(1, 5))
-    assert "epoch 1/4" not in capsys.readouterr().err
+    assert sorted(set(epochs)) == list(range(1, 31))
+    assert "epoch 1/30" not in capsys.readouterr().err
 
 
 def test_a_default_cut_written_out_is_the_same_run():

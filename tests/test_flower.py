@@ -1,13 +1,17 @@
 """Flower: the package's two apps, by a grid in this process, by a real simulation, and by a SuperLink with SuperNodes."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,11 +26,11 @@ from flwr.app.message import Message  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 from halfpass.config import Config, WireConfig, flatten  # noqa: E402
-from halfpass.errors import InputError, PassedOnError, RunError  # noqa: E402
+from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError  # noqa: E402
 from halfpass.flower import __main__ as command  # noqa: E402
-from halfpass.flower import client_app, server_app  # noqa: E402
+from halfpass.flower import client_app, server_app, stream  # noqa: E402
 from halfpass.flower.exchange import FlowerExchange, as_record, of_record  # noqa: E402
-from halfpass.flower.settings import client_of, config_of  # noqa: E402
+from halfpass.flower.settings import client_of, config_of, stream_of  # noqa: E402
 from halfpass.run.records import read_result  # noqa: E402
 from halfpass.run.train import train  # noqa: E402
 
@@ -61,6 +65,45 @@ class Grid:
 
     def pull_messages(self, numbers):
         return [self.replies.pop(number) for number in numbers if number in self.replies]
+
+
+def answered(message, context):
+    for name, value in (("_run_id", 7), ("_node_id", 1), ("_task_id", 1)):
+        setattr(TaskIdentity, name, value)
+    return client_app.app(message, context)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """For ClientApps that train beside each other."""
+    method = multiprocessing.get_context("forkserver")
+    method.set_forkserver_preload(["halfpass.flower.client_app"])
+    return method
+
+
+class Streaming(Grid):
+    """Whose ClientApps answer beside each other, each in a process, as long as they like."""
+
+    def __init__(self, processes, *more, **named):
+        super().__init__(*more, **named)
+        self.processes = processes
+
+    def push_messages(self, messages):
+        numbers = []
+        for message in messages:
+            number, self.count = str(self.count), self.count + 1
+            message.metadata.__dict__["_message_id"] = number
+            threading.Thread(target=self._answer, args=(number, message), daemon=True).start()
+            numbers.append(number)
+        return numbers
+
+    def _answer(self, number, message):
+        if (code := self.errors.get(int(number))) is not None:
+            reply = Message(Error(code, "so it is"), reply_to=message)
+        else:
+            with ProcessPoolExecutor(1, self.processes) as pool:
+                reply = pool.submit(answered, message, self.contexts[message.metadata.dst_node_id]).result()
+        self.replies[number] = reply
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +175,50 @@ def test_a_node_without_its_number_is_refused_and_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("errors", [{}, {0: 8, 3: 8, 4: 5}])
+def test_streams_train_bit_for_bit_as_one_process_and_leave_no_keys(tmp_path, local, processes, monkeypatch, caplog, errors):
+    """With tokens, by TLS: what Flower carries is the way in."""
+    settings = SETTINGS | {"out": str(tmp_path / "run"), "flower.stream": "127.0.0.1:0"}
+    before, made, secrets = set(Path(tempfile.gettempdir()).glob("halfpass-*")), stream.make_certificates, []
+
+    def make(folder, **more):
+        files = made(folder, **more)
+        secrets.extend(file.read_bytes().strip() for file in files if file.suffix == ".token")
+        secrets.extend(b"".join(file.read_bytes().split(b"-----")[2:3]).split(b"\n")[1] for file in files if "key" in file.name)
+        return files
+
+    monkeypatch.setattr(stream, "make_certificates", make)
+    grid = Streaming(processes, settings, errors)
+    run_server(settings, grid)
+    assert grid.count == 4 + len(errors)
+    check_equal(local, tmp_path / "run")
+    assert set(Path(tempfile.gettempdir()).glob("halfpass-*")) <= before
+    written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert len({secret for secret in secrets if len(secret) > 30}) == 4  # two tokens, the authority's and the server's key
+    assert not any(secret in written or secret in caplog.text.encode() for secret in secrets)
+
+
+def test_a_stream_s_server_names_the_node_that_cannot_join_at_once(tmp_path, processes):
+    settings = SETTINGS | {"out": str(tmp_path / "run"), "flower.stream": "127.0.0.1:0"}
+    grid = Streaming(processes, settings)
+    grid.contexts[101].run_config["train.lr"] = 0.5
+    with pytest.raises(HalfpassError, match=r"client 1 at joining: expected train.lr 0.2 \(the server's\), found 0.5"):
+        run_server(settings, grid)
+    grid = Streaming(processes, settings, {3: 2})
+    with pytest.raises(RunError, match=r"client \d: expected a reply, found the client's app raised an error"):
+        run_server(settings, grid)
+    grid = Streaming(processes, settings)
+    grid.contexts[101].node_config = {}
+    with pytest.raises(HalfpassError, match=r"node 101: node configuration: expected the number of its client"):
+        run_server(settings, grid)
+    grid.contexts[101].node_config = {"partition-id": 0}
+    with pytest.raises(InputError, match=r"node 10\d: expected a client number of its own, from 0 to 1, found 0"):
+        run_server(settings, grid)
+    with pytest.raises(InputError, match="nodes: expected 2, one for each client, found 3"):
+        run_server(settings, Streaming(processes, settings, nodes=3))
+    assert not (tmp_path / "run").exists()
+
+
 def throw(error):
     raise error
 
@@ -169,10 +256,15 @@ def test_settings_have_the_usual_names():
     for wrong, said in (
         ({"train.lrr": 1}, r"expected a known key, found 'train.lrr'; did you mean 'train.lr'"),
         ({"train.epochs": "many"}, r"train.epochs: expected a whole number, found 'many'"),
-        ({"runtime": "local"}, r"runtime: expected none in a Flower app"),
+        ({"flower.streams": ""}, r"expected a known key, found 'flower.streams'"),
+        ({"runtime": "local"}, r"runtime: expected none on Flower"),
     ):
         with pytest.raises(InputError, match=said):
             config_of(wrong, 1)
+    assert (stream_of({}), stream_of({"flower.stream": ""}), stream_of({"flower.stream": "[::1]:80"})) == (None, None, "[::1]:80")
+    for wrong in ("here", ":80", "here:", "here:65536", "here:-1", 7):
+        with pytest.raises(InputError, match=r"flower.stream: expected HOST:PORT"):
+            stream_of({"flower.stream": wrong})
     assert client_of({"partition-id": 3, "num-partitions": 4}) == 3
     for wrong in ({}, {"partition-id": -1}, {"partition-id": "0"}, {"partition-id": True}):
         with pytest.raises(InputError, match="node configuration: expected the number of its client"):

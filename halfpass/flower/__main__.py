@@ -18,7 +18,7 @@ from flwr.common.config import parse_config_args
 from halfpass.bounded import MOST_YAML_BYTES, read_text
 from halfpass.config import flatten
 from halfpass.errors import HalfpassError, InputError, RunError
-from halfpass.flower.settings import config_of
+from halfpass.flower.settings import config_of, stream_of
 from halfpass.run.round_client import check_rounds_only
 
 USAGE = "python -m halfpass.flower APP [SUPERLINK] [options of flwr run]"
@@ -47,7 +47,9 @@ def check_app(folder: Path, overrides: list[str]) -> None:
     except (OSError, ValueError, KeyError, AttributeError, click.ClickException) as error:
         found = " ".join(str(error).split())[:200]
         raise InputError(str(file), "TOML with [tool.flwr.app], and settings like it", found, USAGE) from None
-    check_rounds_only(config_of(given, "0"))
+    config = config_of(given, "0")
+    if stream_of(given) is None:
+        check_rounds_only(config)
 
 
 def _overrides(words: Sequence[str]) -> list[str]:

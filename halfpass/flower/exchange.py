@@ -46,9 +46,9 @@ def _reply(node: int, content: RecordDict) -> Reply:
 class FlowerExchange:
     """A Grid, which one thread of its own uses: what is large comes while the server trains."""
 
-    def __init__(self, grid: Grid, clients: int, ttl: float) -> None:
-        """`ttl`: seconds after which Flower gives a message up."""
-        self._grid, self._clients, self._ttl = grid, clients, ttl
+    def __init__(self, grid: Grid, clients: int, ttl: float, kind: str = MessageType.TRAIN) -> None:
+        """`ttl`: seconds after which Flower gives a message up; `kind`: which function of the ClientApp answers it."""
+        self._grid, self._clients, self._ttl, self._kind = grid, clients, ttl, kind
         self._to_send: collections.deque[tuple[int, bytes]] = collections.deque()
         self._come: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
         self._nodes: list[int] = []
@@ -106,7 +106,7 @@ class FlowerExchange:
         sent = 0
         while self._to_send:
             node, data = self._to_send[0]
-            message = Message(as_record(data), node, MessageType.TRAIN, ttl=self._ttl)
+            message = Message(as_record(data), node, self._kind, ttl=self._ttl)
             with self._lock:
                 (number,) = self._grid.push_messages([message])
             self._to_send.popleft()  # unless the grid raised

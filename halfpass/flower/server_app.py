@@ -2,16 +2,19 @@
 
 import logging
 
-from flwr.app import Context
+from flwr.app import Context, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from halfpass.flower.exchange import FlowerExchange
-from halfpass.flower.settings import config_of
+from halfpass.flower.settings import STREAM, config_of, stream_of
+from halfpass.flower.stream import serve_streams
 from halfpass.report.page import write_report
 from halfpass.run import logs
 from halfpass.run.round_server import serve_rounds
 
 LOG = logging.getLogger("halfpass")
+ROUND = MessageType.TRAIN
+STREAM_SECONDS = 30 * 24 * 3600.0  # for which Flower keeps the message that a client joins by
 app = ServerApp()
 
 
@@ -21,9 +24,14 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = config_of(context.run_config, context.run_id)
         logs.begin(config.log)
-        exchange = FlowerExchange(grid, config.clients.count, config.wire.reconnect)
+        address = stream_of(context.run_config)
+        seconds, kind = (config.wire.reconnect, ROUND) if address is None else (STREAM_SECONDS, f"{ROUND}.{STREAM}")
+        exchange = FlowerExchange(grid, config.clients.count, seconds, kind)
         try:
-            serve_rounds(config, exchange, "flower")
+            if address is None:
+                serve_rounds(config, exchange, "flower")
+            else:
+                serve_streams(config, address, exchange)
         finally:
             exchange.close()
         write_report([config.folder], config.folder / "report.html")

@@ -17,12 +17,11 @@ from halfpass.bounded import MOST_YAML_BYTES, read_text
 from halfpass.errors import InputError, RunError
 from halfpass.nvflare.client import Client
 from halfpass.nvflare.server import Server
-from halfpass.nvflare.settings import config_of, sites_of
+from halfpass.nvflare.settings import CLASSES, config_of, sites_of
 from halfpass.run import logs
 from halfpass.run.records import default_folder
 
 NAME = "halfpass"
-CLASSES = ["halfpass.nvflare.", "nvflare.collab."]  # of which a job is made, as `class_allow_list` names them
 LOGIN_SECONDS = 20.0
 
 

@@ -8,6 +8,7 @@ from halfpass.run import round_settings
 from halfpass.run.round_client import check_rounds_only
 
 DEFAULT_OUT = "runs/nvflare-{job}"
+CLASSES = ["halfpass.nvflare.", "nvflare.collab."]  # of which a job is made, as `class_allow_list` names them
 
 
 def config_of(settings: Mapping[str, object], job: str) -> Config:

@@ -21,13 +21,22 @@ from typing import IO
 from halfpass.errors import HalfpassError, PassedOnError
 from halfpass.run.fork_server import CHILD, Forked, command, fork
 
-IS_CHILD = os.environ.pop(CHILD, None) is not None  # taken away, so that what this process starts is not one
+IS_CHILD = False
 STOP_SECONDS = 2.0
 LEAVE_SECONDS = 6.0  # for a step to end and a state to be kept; the rest of ten is for connections
 INTERRUPTED = 130  # exit status of an interrupted child, which says nothing itself
 
 
 _told = threading.Event()
+
+
+def find_out_whose() -> None:
+    """Whether this process is a command's child, as that says in the environment; what this one starts is not."""
+    global IS_CHILD
+    IS_CHILD = os.environ.pop(CHILD, None) is not None
+
+
+find_out_whose()
 
 
 class Child:

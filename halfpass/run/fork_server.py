@@ -230,7 +230,7 @@ def _become(request: dict[str, Any], files: Sequence[int], link: socket.socket) 
     os.chdir(request["folder"])
     if torch.cuda._is_in_bad_fork():  # something that was imported has looked for GPUs
         os.execve(sys.executable, [*command(request["path"]), *request["arguments"]], os.environ)
-    importlib.import_module("halfpass.run.children").IS_CHILD = os.environ.pop(CHILD, None) is not None
+    importlib.import_module("halfpass.run.children").find_out_whose()
     sys.path[:], sys.argv = request["path"], ["halfpass", *request["arguments"]]
     random.seed()
     np.random.seed()

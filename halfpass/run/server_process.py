@@ -21,7 +21,7 @@ from halfpass.bounded import parse_json
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count
-from halfpass.errors import InputError, RunError
+from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import alone_in, write_json
 from halfpass.run import children, metrics, setup
 from halfpass.run.above import Above
@@ -763,13 +763,16 @@ def _in_sequence(client: int, expected: tuple[int, int, bool], found: tuple[int,
 
 def serve(
     config: Config, bind: str, announce: Callable[[int], None], above: str | None = None, *, insecure: bool = False,
-    again: bool = False, register: metrics.Register = metrics.to_nobody,
+    again: bool = False, register: metrics.Register = metrics.to_nobody, engine: str | None = None,
+    trouble: Callable[[], HalfpassError | None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Serves one run from joining to the written run folder; returns what `result.json` holds. `insecure` has it listen
     to other machines without TLS. `again`: goes on with the run in its folder, where it has kept a state.
 
     `announce(port)` is called once clients can join. Where the run has an edge, the server with an address `above` it
     is that edge, and the one without is the server at the top. `register` takes figures for Prometheus.
+    `engine`: what starts the clients, where that is another's; `trouble`: why one of them does not join, once that is
+    known.
     """
     out = config.folder
     if above is not None and config.model.edge_cut is None:
@@ -824,7 +827,7 @@ def serve(
     try:
         if state is None:
             ready()
-        hub.wait_for_clients(JOIN_SECONDS, config.clients.quorum if above is None else None)
+        hub.wait_for_clients(JOIN_SECONDS, config.clients.quorum if above is None else None, trouble)
         assert admission.network is not None
         with setup.open_store(config, admission.network, old=kept is not None) as store:
             link = None
@@ -840,7 +843,7 @@ def serve(
                 kept_in = folder if keeps else None
                 later = None if state is None else ready
                 overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later)
-                outcome = run_to_end(config, folder, run)
+                outcome = run_to_end(config, folder, run, engine)
                 for k in range(len(run.steps)):
                     hub.peer(k).outbox.clear()
                 (out / SERVED).unlink(missing_ok=True)

@@ -295,15 +295,20 @@ class Hub:
         for service in ("", SERVICE):
             self._health.set(service, HealthCheckResponse.SERVING)
 
-    def wait_for_clients(self, seconds: float, enough: int | None = None) -> None:
+    def wait_for_clients(
+        self, seconds: float, enough: int | None = None,
+        trouble: Callable[[], HalfpassError | None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Until every client has joined, and has not left; or `enough` have, and none for the timeout: then the others
-        are given up. Raises RunError naming those that have not."""
+        are given up. Raises RunError naming those that have not, or what `trouble` gives."""
         least, deadline = enough or self._clients, time.monotonic() + seconds
         there, since = 0, time.monotonic()
         with self._changed:
             while missing := [k for k in range(self._clients) if k not in self._peers or self._peers[k].dropped]:
                 if enough is None:
                     self._raise_failures(missing)
+                    if (why := trouble()) is not None:
+                        raise why
                 elif self._leaving():
                     raise Interrupted
                 before, there = there, self._clients - len(missing)
