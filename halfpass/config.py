@@ -257,21 +257,37 @@ class ClientsConfig:
     """Between processes: how many clients are enough. One that is away for wire.timeout seconds, or misbehaves, is then
     given up, and the run goes on with the others, or begins with them; it may come, or come back, with its next turn.
     Default: all are needed, and waited for."""
+    sample: int | None = None
+    """How many clients take part in an epoch of a splitfed run, drawn anew for each by train.seed; the others rest.
+    Default: all take part."""
     lr_scale: float = 1.0
     """A client's learning rate is train.lr times this. N clients that are averaged every few batches learn like one
     with batches N times as large, which takes a larger rate: N times (arXiv 1706.02677), or less if they are many."""
 
     def __post_init__(self) -> None:
-        _settle(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0, quorum=1)
+        _settle(self, "clients.", count=1, rounds=1, alpha=1e-6, lr_scale=0, quorum=1, sample=1)
         if self.quorum is not None and self.quorum > self.count:
             expected = f"at most clients.count {self.count}"
             raise InputError("clients.quorum", expected, str(self.quorum), "lower it")
+        if self.sample is not None:
+            self._check_sample(self.sample)
         _at_most(self, "clients.", count=2**16, alpha=1e9)
         if self.alpha != 0.5 and self.partition != "dirichlet":
             remedy = "leave it out, or set clients.partition to dirichlet"
             raise InputError("clients.alpha", f"its default in partition {self.partition}", str(self.alpha), remedy)
         if self.rounds > 1 and self.topology != "splitfed":
             raise InputError("clients.rounds", f"1 in topology {self.topology}", str(self.rounds), "leave it out")
+
+    def _check_sample(self, sample: int) -> None:
+        if sample > self.count:
+            raise InputError("clients.sample", f"at most clients.count {self.count}", str(sample), "lower it")
+        remedy = "leave it out, or clients.sample"
+        if self.topology != "splitfed":
+            raise InputError("clients.topology", "splitfed, with clients.sample", self.topology, remedy)
+        if self.rounds > 1:
+            raise InputError("clients.rounds", "1, with clients.sample", str(self.rounds), remedy)
+        if self.quorum is not None:
+            raise InputError("clients.quorum", "none, with clients.sample", str(self.quorum), remedy)
 
 
 @dataclass(frozen=True)
@@ -509,6 +525,9 @@ class Config:
         if self.clients.quorum is not None and self.model.edge_cut is not None:
             why = "with clients.quorum and model.edge_cut, whose server above waits for all micro-batches of a batch"
             _refuse_others({"train.micro_batch": self.train.micro_batch}, why, "leave clients.quorum out")
+        if self.clients.sample is not None:
+            others = {"model.edge_cut": self.model.edge_cut, "server.replay": self.server.replay}
+            _refuse_others(others, "with clients.sample", "leave clients.sample out")
         for name, value in (("model.edge_cut", self.model.edge_cut), ("train.micro_batch", self.train.micro_batch)):
             if value is not None:  # a batch goes on from the edge, or is learned from, in the parts in which it comes
                 _refuse_others({"server.merge": self.server.merge}, f"with {name}", f"leave {name} out")

@@ -123,7 +123,7 @@ def through_halfpass(settings, data, absent, lost):
     call = run.attendance.call
 
     def called(epoch, turn):
-        if turn < len(run.attendance.turns):
+        if turn < run.attendance.schedule.count:
             hub.now = (epoch, turn)
             hub.meet()
         return call(epoch, turn)

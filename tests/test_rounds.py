@@ -16,6 +16,7 @@ from halfpass.run.epoch import ClientEpoch
 from halfpass.run.round_client import RoundClient
 from halfpass.run.round_hub import Reply
 from halfpass.run.round_server import serve_rounds
+from halfpass.run.rounds import chosen
 from halfpass.run.train import train
 from halfpass.wire import frames
 
@@ -215,3 +216,35 @@ def test_messages_of_a_round_are_packed_and_anything_else_is_refused():
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             frames.unpack("it", wrong, 3)
+
+
+def test_a_drawn_part_of_the_clients_trains_alike_in_every_runtime(tmp_path):
+    config = settings(tmp_path / "local", clients=5, epochs=4)
+    config = dataclasses.replace(config, clients=dataclasses.replace(config.clients, sample=2))
+    one = train(config)
+    in_rounds(config, tmp_path / "rounds")
+    check_equal(config, tmp_path / "local", tmp_path / "rounds")
+    between = dataclasses.replace(config, runtime="processes", out=str(tmp_path / "processes"))
+    other = train(between)
+    check_equal(config, tmp_path / "local", tmp_path / "processes")
+    drawn = [list(chosen(config.clients, 0, epoch)) for epoch in range(4)]
+    for folder in ("local", "rounds", "processes"):
+        rows = [row["process"] for row in rows_of(tmp_path / folder) if row["process"] != "server"]
+        assert rows == [f"client-{k}" for clients in drawn for k in clients]
+    assert {len(clients) for clients in drawn} == {2}
+    assert len({tuple(clients) for clients in drawn}) > 1
+    assert one["test_accuracy"] == other["test_accuracy"]
+    halves = [load_file(tmp_path / "local" / f"client-{k}.safetensors") for k in range(5)]
+    assert all(equal(halves[0], half) for half in halves)  # also of those that were never drawn
+
+
+@pytest.mark.parametrize(("clients", "said"), [
+    ({"count": 3, "sample": 4}, "clients.sample: expected at most clients.count 3, found 4"),
+    ({"count": 3, "sample": 0}, "clients.sample: expected"),
+    ({"count": 3, "sample": 2, "rounds": 2}, "clients.rounds: expected 1, with clients.sample, found 2"),
+    ({"count": 3, "sample": 2, "topology": "relay"}, "clients.topology: expected splitfed, with clients.sample, found relay"),
+    ({"count": 3, "sample": 2, "quorum": 2}, "clients.quorum: expected none, with clients.sample"),
+])  # fmt: skip
+def test_what_goes_with_no_sample_is_said(clients, said):
+    with pytest.raises(InputError, match=said):
+        ClientsConfig(**clients)

@@ -10,7 +10,7 @@ from typing import Any
 
 from halfpass.config import Config
 from halfpass.run.roles import Clients
-from halfpass.run.rounds import steps_left, turns
+from halfpass.run.rounds import Schedule
 from halfpass.wire import halfpass_pb2 as pb
 
 Where = dict[str, int | None]  # epoch and round, from 1; behind an epoch's rounds None: in its test, or at the end
@@ -21,7 +21,8 @@ class Attendance:
 
     def __init__(self, config: Config, hub: Clients, joins: Mapping[int, pb.Join]) -> None:
         """`joins`: of all that have joined, which may become more."""
-        self._hub, self._joins, self._recipe, self._clients = hub, joins, config.train, config.clients
+        self._hub, self._joins, self._config = hub, joins, config
+        self._recipe, self._clients = config.train, config.clients
         self.steps = [0] * config.clients.count  # per epoch, by client; 0 of one that has never joined
         self.trained = [0] * config.clients.count  # steps of each that its client half, or the shared one, has in it
         self._meet()
@@ -43,7 +44,7 @@ class Attendance:
     def _meet(self) -> None:
         for k, join in list(self._joins.items()):
             self.steps[k] = join.steps
-        self.turns = turns(self._clients.topology, self.steps, self._clients.rounds)
+        self.schedule = Schedule(self._config, self.steps)
 
     def call(self, epoch: int, turn: int) -> set[int]:
         """The clients that are there for a turn of an epoch, both from 0, or for what is behind its last one; some of
@@ -63,12 +64,12 @@ class Attendance:
         self.absent.append({"client": client, "why": why, "from": self._where(epoch, turn), "to": None})
 
     def _where(self, epoch: int, turn: int) -> Where:
-        behind = turn == len(self.turns)
+        behind = turn == self.schedule.count
         return {"epoch": epoch + 1, "round": None if behind else 1 if self._clients.topology == "relay" else turn + 1}
 
     def left(self, clients: Collection[int], epoch: int, turn: int) -> int:
         """Steps that those have to do from that turn to the end."""
-        return steps_left(self.turns, clients, turn, self._recipe.epochs - epoch - 1)
+        return self.schedule.left(clients, epoch, turn)
 
     def place(self, client: int, there: Collection[int], epoch: int, turn: int) -> tuple[int, int]:
         """(number of the client's first step of the epoch, number of all steps) in its learning-rate schedule."""

@@ -41,6 +41,7 @@ from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, network_of, write_plans, written_spec
 from halfpass.run.records import CHECKPOINT, JOINED, RunFolder, refuse_changes
 from halfpass.run.roles import ToServer
+from halfpass.run.rounds import chosen
 from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
@@ -117,6 +118,7 @@ class ClientRun:
             elif kind == "test":
                 self._test(message.test)
             else:
+                self._skip_epochs()
                 ended = self._epochs == self.config.train.epochs or self._anew
                 self._hold_to(ended, "the end", f"after {self._epochs} epochs")
                 self._take_over(message.finish.weights)
@@ -273,6 +275,7 @@ class ClientRun:
             done = self._epoch.tally.steps
         if self._anew and self._epochs <= begin.epoch < epochs and begin.since <= self._steps:
             self._epochs, done = begin.epoch, begin.since
+        self._skip_epochs()
         topology, needed = self.config.clients.topology, self.config.clients.quorum is None
         place, own = (begin.first_step, begin.total_steps), (self._epochs * self._steps, epochs * self._steps)
         left = begin.total_steps - begin.first_step  # from this epoch on
@@ -284,6 +287,12 @@ class ClientRun:
             sound = left == own[1] - own[0] and begin.first_step <= own[0]
         sound = sound and self._epochs == begin.epoch < epochs and done == begin.since <= begin.until <= self._steps
         self._hold_to(sound, "an epoch", f"epoch {begin.epoch} up to step {begin.until}, from {place[0]} of {place[1]}")
+
+    def _skip_epochs(self) -> None:
+        """Those that come and for which this client was not drawn."""
+        clients, recipe = self.config.clients, self.config.train
+        while self._epochs < recipe.epochs and self.client.index not in chosen(clients, recipe.seed, self._epochs):
+            self._epochs += 1
 
     def _epoch_end(self, begin: pb.Begin, tally: Tally) -> list[pb.ClientMessage]:
         """To be made once all batches are: only then it is known how many went up."""

@@ -24,7 +24,7 @@ from halfpass.run.epochs import run_epochs
 from halfpass.run.network import Network, above_edge, network_of
 from halfpass.run.records import RunFolder, Wires, result
 from halfpass.run.replay import Lessons
-from halfpass.run.rounds import Handover, in_turn, schedule_position, steps_left, testers, turns
+from halfpass.run.rounds import Handover, Schedule, chosen, in_turn, schedule_position, testers
 from halfpass.run.uplink import Uplink
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
@@ -63,13 +63,13 @@ class LocalRun:
         self.above.begin(epoch)
         server = Tally(self.server.arithmetic.device)
         epochs: dict[int, ClientEpoch] = {}
-        schedule = turns(self.config.clients.topology, self.steps, self.config.clients.rounds)
-        left = self.config.train.epochs - epoch - 1
-        for number, turn in enumerate(schedule):
+        schedule, everybody = Schedule(self.config, self.steps), range(len(self.clients))
+        last = self.config.train.epochs - 1
+        for number, turn in enumerate(schedule.of(epoch)):
             for k, part in turn.items():
                 epochs[k] = self._begin(k, epoch, part.stop, epochs.get(k))
-            behind = steps_left(schedule, range(len(self.clients)), number + 1, left)
-            self.lessons.course.begin(turn, behind, sum(self.steps))
+            behind, of_epoch = schedule.left(everybody, epoch, number + 1), schedule.left(everybody, last, 0)
+            self.lessons.course.begin(turn, behind, of_epoch)
             active = set(turn)
             for k in in_turn(turn, active):
                 if not self._upload(k, epochs[k], turn[k].stop, server):
@@ -122,7 +122,8 @@ class LocalRun:
     def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
         """(the test's score, the auxiliary head's by client), by the same way as training, codec included."""
         own_data = self.config.clients.partition == "own"
-        clients = testers(self.config.clients.topology, len(self.clients), own_data=own_data)
+        trained = chosen(self.config.clients, self.config.train.seed, epoch)
+        clients = testers(self.config.clients.topology, len(self.clients), trained, own_data=own_data)
         score, auxiliary = Score(self.task, clients), dict[int, Values]()
         self.above.begin_test(epoch)
         self.server.half.eval()

@@ -1,27 +1,58 @@
 """Who trains when, and who holds the newest client half: the three topologies, the same for either runtime."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import random
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from halfpass.algorithm.handover import average_weights
+from halfpass.config import ClientsConfig, Config
+from halfpass.seed import derive_seed
 
 Turn = Mapping[int, range]  # by client, of its steps in the epoch
 
 
-def turns(topology: str, steps: Sequence[int], rounds: int) -> list[dict[int, range]]:
+def chosen(config: ClientsConfig, seed: int, epoch: int) -> Sequence[int]:
+    """The clients that take part in an epoch: all, or so many of them, drawn for that epoch without replacement."""
+    if config.sample is None:
+        return range(config.count)
+    draws = random.Random(derive_seed(seed, "clients", epoch))
+    return sorted(draws.sample(range(config.count), config.sample))
+
+
+def turns(topology: str, steps: Sequence[int], rounds: int, clients: Iterable[int] | None = None) -> list[Turn]:
     """The turns of an epoch: each one's clients, and the steps that each takes, given all their numbers of batches. One
-    after the other in a relay, else all of them at once, in `rounds` even parts."""
+    after the other in a relay, else all of them at once, in `rounds` even parts. `clients`: of them, if not all."""
+    clients = range(len(steps)) if clients is None else list(clients)
     if topology == "relay":
-        return [{k: range(count)} for k, count in enumerate(steps)]
-    return [{k: _of_round(count, r, rounds) for k, count in enumerate(steps)} for r in range(rounds)]
+        return [{k: range(steps[k])} for k in clients]
+    return [{k: _of_round(steps[k], r, rounds) for k in clients} for r in range(rounds)]
 
 
-def steps_left(schedule: Sequence[Turn], clients: Collection[int], turn: int, epochs: int) -> int:
-    """Steps of those clients from that turn of an epoch to its end, and in so many epochs behind it."""
-    of_turns = [sum(len(part) for k, part in parts.items() if k in clients) for parts in schedule]
-    return sum(of_turns[turn:]) + epochs * sum(of_turns)
+class Schedule:
+    """The turns of every epoch, given all clients' numbers of batches."""
+
+    def __init__(self, config: Config, steps: Sequence[int]) -> None:
+        self._config, self._steps = config, list(steps)
+        self.count = len(self.of(0))  # turns of each epoch
+
+    @lru_cache(maxsize=8)  # noqa: B019  # as many of these as there are runs
+    def of(self, epoch: int) -> list[Turn]:
+        clients = self._config.clients
+        who = chosen(clients, self._config.train.seed, epoch)
+        return turns(clients.topology, self._steps, clients.rounds, who)
+
+    def left(self, clients: Collection[int], epoch: int, turn: int) -> int:
+        """Steps of those clients from that turn of an epoch to the end of the last."""
+        epochs = self._config.train.epochs
+        this = sum(len(part) for parts in self.of(epoch)[turn:] for k, part in parts.items() if k in clients)
+        if self._config.clients.sample is None:  # all epochs are alike
+            return this + (epochs - epoch - 1) * sum(self._steps[k] for k in clients)
+        return this + sum(
+            self._steps[k] for e in range(epoch + 1, epochs) for turn in self.of(e) for k in turn if k in clients
+        )
 
 
 def _of_round(steps: int, r: int, rounds: int) -> range:
@@ -52,11 +83,12 @@ def place_in_epoch(topology: str, steps: Sequence[int], rounds: int, client: int
     return sum(min(end, begin + inside + (k < client)) for k, (begin, end) in enumerate(zip(begins, ends, strict=True)))
 
 
-def testers(topology: str, clients: int, *, own_data: bool) -> list[int]:
-    """The clients that bring a test set: one that holds the shared client half, or each where halves or data differ."""
+def testers(topology: str, clients: int, trained: Sequence[int], *, own_data: bool) -> list[int]:
+    """The clients that bring a test set: one that holds the shared client half, or each where halves or data differ.
+    `trained`: who has, in the epoch before the test."""
     if topology == "independent" or own_data:
         return list(range(clients))
-    return [clients - 1] if topology == "relay" else [0]
+    return [clients - 1] if topology == "relay" else [trained[0]]
 
 
 def schedule_position(topology: str, steps: Sequence[int], client: int, epoch: int, epochs: int) -> tuple[int, int]:

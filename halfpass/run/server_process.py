@@ -302,7 +302,7 @@ class ServerRun:
 
     def _train(self, at: _Place) -> None:
         """To the end of the epoch's last turn."""
-        while at.turn < len(self.attendance.turns):
+        while at.turn < self.attendance.schedule.count:
             self._advance(at)  # where a turn has no client that is there
             for k, received in self._until_ended(at):
                 if self._ahead:
@@ -320,8 +320,8 @@ class ServerRun:
 
     def _advance(self, at: _Place) -> None:
         """The clients' next turn waits for no batch that the server has to learn from."""
-        while at.begun <= len(self.attendance.turns):
-            told = self.attendance.turns[at.begun - 1].keys() & at.there[at.begun - 1]
+        while at.begun <= self.attendance.schedule.count:
+            told = self.attendance.schedule.of(at.epoch)[at.begun - 1].keys() & at.there[at.begun - 1]
             if (ends := self.hub.take_ends(told)) is None:
                 return
             try:
@@ -331,14 +331,14 @@ class ServerRun:
                 self._misbehaved(fault, at)
                 continue  # where it is waited for, its end has not come
             self._begin(at)
-            if self._ahead and at.begun > len(self.attendance.turns):
+            if self._ahead and at.begun > self.attendance.schedule.count:
                 self._begin_ahead(at.epoch)
 
     def _begin_ahead(self, epoch: int) -> None:
         """What clients do behind an epoch waits for no batch that the server has to learn from."""
         tests = dict[int, pb.ServerMessage]()
         if self.config.train.tests(epoch):
-            self._asked = self._testers()
+            self._asked = self._testers(epoch)
             tests = {k: pb.ServerMessage(test=pb.Test(epoch=epoch)) for k in self._asked}
         if epoch + 1 < self.config.train.epochs:
             self._next = self._begin_epoch(epoch + 1, tests)
@@ -356,7 +356,7 @@ class ServerRun:
     def _until_ended(self, at: _Place) -> Iterator[tuple[int, Received]]:
         """Batches of all clients of the turn, round and round or as they arrive, until each has ended its epoch
         or round. The micro-batches of one batch come one behind the other."""
-        turn, there = self.attendance.turns[at.turn], at.there[at.turn]
+        turn, there = self.attendance.schedule.of(at.epoch)[at.turn], at.there[at.turn]
         if at.active is None:
             at.active = [k for k in turn if k in there]
             self._begin_course(at, {k: turn[k] for k in at.active})
@@ -408,7 +408,7 @@ class ServerRun:
         """Goes on without a client, which takes no part in the turns that it was to."""
         k, why = lost.client, lost.why
         LOG.warning("going on without client %d: %s", k, why, extra={"event": "given up", "client": k})
-        self.attendance.lose(k, why, self._epoch, len(self.attendance.turns) if at is None else at.turn)
+        self.attendance.lose(k, why, self._epoch, self.attendance.schedule.count if at is None else at.turn)
         self.handover.drop(k)
         epoch, step, _, missing = self._last[k]
         self._last[k] = (epoch, step - (missing > 0), 0, 0)
@@ -472,7 +472,8 @@ class ServerRun:
         """The clients of the next turn may go on, where there is one more."""
         number, attendance = at.begun, self.attendance
         there = at.there[number] = attendance.call(at.epoch, number)
-        turn = attendance.turns[number] if number < len(attendance.turns) else {}
+        schedule = attendance.schedule
+        turn = schedule.of(at.epoch)[number] if number < schedule.count else {}
         at.begun += 1
         for k, part in turn.items():
             if k not in there:
@@ -504,7 +505,7 @@ class ServerRun:
     def _hand_over(self, at: _Place, ends: dict[int, pb.EpochEnd]) -> dict[int, Tally]:
         """Takes what the clients of a turn gave back at its end; returns what they say of their epochs so far. Raises
         Misbehaved where one of them gave something else."""
-        turn = self.attendance.turns[at.begun - 1]
+        turn = self.attendance.schedule.of(at.epoch)[at.begun - 1]
         self.handover.take({k: self._read_end(k, at.epoch, end) for k, end in ends.items()})
         for k in ends:
             self.attendance.trained[k] += len(turn[k])
@@ -537,7 +538,7 @@ class ServerRun:
     def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
         """(the test's score, the auxiliary head's by client), by the same way as training, codec included. Begun anew
         where a client's stream, or an edge's to the server above, is lost meanwhile: weights stay as they are."""
-        self._phase, clients = "testing", self._testers() if self._asked is None else self._asked
+        self._phase, clients = "testing", self._testers(epoch) if self._asked is None else self._asked
         while True:
             try:
                 score, auxiliary = self._test_all(epoch, clients)
@@ -554,10 +555,10 @@ class ServerRun:
             line, known = "the test after epoch %d begins anew: its stream was lost", {"event": "test"}
             LOG.warning(line, epoch + 1, extra=known | {"epoch": epoch + 1})
 
-    def _testers(self) -> list[int]:
-        """Who tests, with the newest half."""
-        own_data = self.config.clients.partition == "own"
-        clients = testers(self.config.clients.topology, len(self.steps), own_data=own_data)
+    def _testers(self, epoch: int) -> list[int]:
+        """Who tests behind an epoch, with the newest half."""
+        own_data, trained = self.config.clients.partition == "own", [*self.attendance.schedule.of(epoch)[0]]
+        clients = testers(self.config.clients.topology, len(self.steps), trained, own_data=own_data)
         if self.config.clients.quorum is not None:
             clients = self._testers_there(clients)
         for k in clients:
@@ -573,7 +574,7 @@ class ServerRun:
         """Of the clients that are to test those that have trained to the epoch's end, or the first that has."""
         there = [k for k in range(len(self.steps)) if self.hub.present(k)]
         if (at := self._at) is not None:
-            last = {k: number for number, turn in enumerate(self.attendance.turns) for k in turn}
+            last = {k: number for number, turn in enumerate(self.attendance.schedule.of(at.epoch)) for k in turn}
             there = [k for k in there if k in at.there[last[k]]] or there
         return [k for k in clients if k in there] or there[:1]
 
@@ -725,7 +726,7 @@ class ServerRun:
 
     def _end(self) -> set[int]:
         """Tells every client that is there to finish; returns who that is."""
-        self._ending = self.attendance.call(self.config.train.epochs - 1, len(self.attendance.turns))
+        self._ending = self.attendance.call(self.config.train.epochs - 1, self.attendance.schedule.count)
         for k in self._ending:
             finish = pb.Finish(weights=write_weights(self.handover.give(k)))
             self.hub.send(k, pb.ServerMessage(finish=finish))
