@@ -591,7 +591,7 @@ def without_decoupled(config: Config, method: str) -> Config:
     return dataclasses.replace(config, method=cast(Method, method), **groups)
 
 
-def _refuse_others(values: Mapping[str, int | None], reason: str, remedy: str) -> None:
+def _refuse_others(values: Mapping[str, int | str | None], reason: str, remedy: str) -> None:
     """Refuses values that are not their defaults."""
     defaults = flatten(as_dict(Config()))
     for name, value in values.items():

@@ -122,6 +122,7 @@ class ClientRun:
                 ended = self._epochs == self.config.train.epochs or self._anew
                 self._hold_to(ended, "the end", f"after {self._epochs} epochs")
                 self._take_over(message.finish.weights)
+                self.has_trained = self.has_trained or len(message.finish.weights) > 0  # others have
                 return
 
     def _hold_to(self, holds: bool, what: str, found: str) -> None:
