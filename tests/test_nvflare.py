@@ -138,6 +138,26 @@ def test_the_command_says_what_is_wrong_and_ends_with_2(tmp_path, capsys):
     assert "halfpass: files: expected code to send along, found none at" in capsys.readouterr().err
 
 
+def test_a_kit_is_told_to_allow_halfpass_once(tmp_path, capsys):
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "resources.json.default").write_text(json.dumps({"class_allow_list": ["theirs."], "other": 1}))
+    for _ in range(2):
+        assert main(["--allow", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == f"wrote {local / 'resources.json'}\n"
+        assert json.loads((local / "resources.json").read_text()) == {
+            "class_allow_list": ["theirs.", "halfpass.nvflare.", "nvflare.collab."], "other": 1,
+        }  # fmt: skip
+    (local / "resources.json").write_text("[]")
+    for folder in (tmp_path, tmp_path / "none"):
+        assert main(["--allow", str(folder)]) == 2
+        assert f"halfpass: --allow: expected the startup kit of a server or a site, found none in {folder}" in capsys.readouterr().err
+    for words in ([], ["run.yaml", "--allow", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert "give CONFIG, or --allow KIT alone" in capsys.readouterr().err
+
+
 def test_a_simulated_job_and_one_process_give_equal_weights_and_scores(tmp_path):
     config = settings(tmp_path / "local", rounds=2)
     one = train(config)
