@@ -1,7 +1,7 @@
 """halfpass on Flower and NVFlare: do they give the weights of one process, and how long does an epoch take?
 
     python benchmarks/engines.py --out results/engines.json     all rows, half an hour on two cores
-    python benchmarks/engines.py --only equal --out FILE        rows of these groups alone; the others in FILE stay
+    python benchmarks/engines.py --only "equal;speed" --out FILE    rows of these groups alone; the others in FILE stay
     python benchmarks/engines.py --engines flower               one engine's
 
 equal        simulations of both, 1, 2 and 10 nodes and what changes what is sent, beside a run in one process
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ DIGITS: Settings = {
 CASES: dict[str, Settings] = {
     "splitfed, 1 node": {"clients.count": 1}, "splitfed, 2 nodes": {}, "splitfed, 10 nodes": {"clients.count": 10},
     "relay": {"clients.topology": "relay", "clients.rounds": 1}, "int4+zstd": {"wire.codec": "int4+zstd"},
-    "replay 2": {"server.replay": 2}, "budget": {"wire.budget": 200_000},
+    "replay 2": {"server.replay": 2}, "budget": {"wire.budget": 1_500_000},
 }  # fmt: skip
 SPEED = DIGITS | {"train.epochs": 6, "clients.rounds": 1, "data.limit": None}
 BALANCED: Settings = {  # halves that take equally long
@@ -308,15 +309,15 @@ def row(engine: str, mode: str, nodes: int, what: str, **found: Any) -> Row:
     return {"engine": engine, "mode": mode, "nodes": nodes, "what": what} | found
 
 
-def equal(folder: Path, engines: Sequence[str]) -> Iterator[Row]:
+def equal(folder: Path, engines: Sequence[str], cases: Sequence[str]) -> Iterator[Row]:
     with contextlib.ExitStack() as stack:
         flower = None
         if "flower" in engines:
             flower = Flower(folder)
             stack.callback(flower.stop)
             flower.superlink("--simulation")
-        for number, (name, change) in enumerate(CASES.items()):
-            settings = DIGITS | change
+        for number, name in enumerate(cases):
+            settings = DIGITS | CASES[name]
             local = train(settings, folder / f"local-{number}" / "run", "local")
             for engine in engines:
                 out = folder / f"{engine}-{number}" / "run"
@@ -469,19 +470,21 @@ def in_turn(rounds: int, one: Callable[[int], Path], other: Callable[[int], Path
 
 
 GROUPS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
-    "equal": equal, "deployment": deployment, "production": production, "speed": speed, "overlap": overlap,
+    **{f"equal: {name}": partial(equal, cases=[name]) for name in CASES}, "deployment": deployment,
+    "production": production, "speed": speed, "overlap": overlap,
 }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="halfpass on Flower and NVFlare.")
-    parser.add_argument("--only", default=",".join(GROUPS), help="groups, with commas")
+    parser.add_argument("--only", default=";".join(GROUPS), help="groups, with semicolons; equal has all of equal: …")
     parser.add_argument("--engines", default="flower,nvflare", help="of these alone")
     parser.add_argument("--out", type=Path, help="file to write, such as results/engines.json")
     options = parser.parse_args(arguments)
-    groups, engines = options.only.split(","), options.engines.split(",")
-    if unknown := {*groups} - GROUPS.keys() | {*engines} - {"flower", "nvflare"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; groups are {', '.join(GROUPS)}")
+    named, engines = options.only.split(";"), options.engines.split(",")
+    groups = [group for group in GROUPS if group in named or group.partition(":")[0] in named]
+    if unknown := {*named} - GROUPS.keys() - {"equal"} | {*engines} - {"flower", "nvflare"}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; groups are equal and {'; '.join(GROUPS)}")
     out = options.out and options.out.absolute()
     made = {"environment": environment(), "command": command_line("python benchmarks/engines.py", arguments)}
     rows = list[Row]()
