@@ -286,6 +286,9 @@ class ClientsConfig:
             raise InputError("clients.topology", "splitfed, with clients.sample", self.topology, remedy)
         if self.rounds > 1:
             raise InputError("clients.rounds", "1, with clients.sample", str(self.rounds), remedy)
+        if self.partition == "own":
+            expected = "iid or dirichlet, with clients.sample: each site tests on its own data behind every epoch"
+            raise InputError("clients.partition", expected, self.partition, remedy)
         if self.quorum is not None:
             raise InputError("clients.quorum", "none, with clients.sample", str(self.quorum), remedy)
 

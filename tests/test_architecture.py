@@ -18,7 +18,7 @@ ALLOWED = {  # a folder may import the common files, itself, and these
     "wire": set(),
     "report": {"config", "files"},
     "run": {"algorithm", "arithmetic", "networks", "tasks", "data", "wire", "config", "files"},
-    "flower": {"run", "report", "commands", "config"},
+    "flower": {"run", "report", "commands", "config", "files"},
     "nvflare": {"run", "report", "commands", "config", "files"},
     "commands": {"algorithm", "arithmetic", "networks", "tasks", "data", "wire", "run", "report", "config", "files"},
 }

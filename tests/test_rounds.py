@@ -151,6 +151,8 @@ def test_the_next_message_goes_out_before_the_server_learns_from_the_last_reply(
 @pytest.mark.parametrize(("changes", "expected"), [
     ({"method": "conventional"}, "method: expected decoupled in rounds"),
     ({"model": ModelConfig("digits-cnn", edge_cut="pool2")}, "model.edge_cut: expected none in rounds"),
+    ({"train": TrainConfig(feedback_every=4, threads=1)}, "train.feedback_every: expected none in rounds"),
+    ({"wire": WireConfig(reconnect=0)}, "wire.reconnect: expected seconds that a round may take, found 0"),
 ])  # fmt: skip
 def test_what_needs_an_answer_within_a_round_is_refused(tmp_path, changes, expected):
     config = dataclasses.replace(settings(tmp_path / "out"), runtime="processes", **changes)
@@ -243,8 +245,56 @@ def test_a_drawn_part_of_the_clients_trains_alike_in_every_runtime(tmp_path):
     ({"count": 3, "sample": 0}, "clients.sample: expected"),
     ({"count": 3, "sample": 2, "rounds": 2}, "clients.rounds: expected 1, with clients.sample, found 2"),
     ({"count": 3, "sample": 2, "topology": "relay"}, "clients.topology: expected splitfed, with clients.sample, found relay"),
+    ({"count": 3, "sample": 2, "partition": "own"}, "clients.partition: expected iid or dirichlet, with clients.sample"),
     ({"count": 3, "sample": 2, "quorum": 2}, "clients.quorum: expected none, with clients.sample"),
 ])  # fmt: skip
 def test_what_goes_with_no_sample_is_said(clients, said):
     with pytest.raises(InputError, match=said):
         ClientsConfig(**clients)
+
+
+class Deaf(Nodes):
+    """Whose client 1 cannot be reached from its `n`-th message on, which its engine says at once."""
+
+    def __init__(self, *more, n):
+        super().__init__(*more)
+        self.n = n
+
+    def receive(self, seconds):
+        if self.waiting and self.client_of[self.waiting[0][0]] == 1 and self.sent[1] >= self.n:
+            node, _ = self.waiting.popleft()
+            return Reply(node, failure="target_unreachable", again=True)
+        return super().receive(seconds)
+
+
+def test_a_node_that_never_says_who_it_is_is_asked_a_few_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(round_hub, "PAUSE_SECONDS", 0.0)
+    config = dataclasses.replace(settings(tmp_path / "run"), runtime="processes")
+    with pytest.raises(RunError, match="node 101: expected to hear which client it is, found target_unreachable"):
+        serve_rounds(config, Deaf(config, 2, n=0), "test")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reply_without_its_end_ends_the_run(tmp_path, monkeypatch):
+    answer = RoundClient.answer
+
+    def cut_short(client, message):
+        read = frames.unpack("it", answer(client, message), 2**20)
+        kept = read.messages[:-1] if read.number == 1 and client.index == 1 else read.messages
+        return frames.pack(read.number, read.run, kept)
+
+    monkeypatch.setattr(RoundClient, "answer", cut_short)
+    with pytest.raises(RunError, match="client 1: expected batch or epoch_end in its reply to message 1, found neither"):
+        in_rounds(settings(tmp_path / "local"), tmp_path / "run")
+
+
+def test_the_last_reply_may_be_lost_where_its_node_is_asked_who_it_is(tmp_path, monkeypatch):
+    """As of a site that the engine leaves out for a while."""
+    monkeypatch.setattr(round_hub, "MEET_SECONDS", 0.0)
+    config, nodes = settings(tmp_path / "local"), Nodes.nodes
+    train(config)
+    asked = []
+    monkeypatch.setattr(Nodes, "nodes", lambda self: asked.append(1) or (nodes(self) if len(asked) % 2 else []))
+    _, engine = in_rounds(config, tmp_path / "rounds", {(1, 3): LOST})
+    assert engine.happened == [LOST]
+    check_equal(config, tmp_path / "local", tmp_path / "rounds")

@@ -16,9 +16,13 @@ from halfpass.run.round_hub import Reply
 LOG = logging.getLogger("halfpass")
 NODES_SECONDS = 20.0  # for as many nodes as there are clients to come
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5  # seconds between two looks for replies
+LOCK_SECONDS = 5.0
 NAME, STYPE = "halfpass", "halfpass.messages"
 MOST_FAILURES = 10  # of the grid itself, one behind the other
-_FINAL = {2: "the client's app raised an error", 9: "the message was refused as not valid"}  # codes of flwr.app.Error
+_FINAL = {  # codes of flwr.app.Error
+    1: "the client's app could not be loaded", 2: "the client's app raised an error",
+    6: "a mod refused the message", 7: "the app's bundle is not valid",
+}  # fmt: skip
 
 
 def as_record(data: bytes) -> RecordDict:
@@ -52,6 +56,7 @@ class FlowerExchange:
         self._to_send: collections.deque[tuple[int, bytes]] = collections.deque()
         self._come: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
         self._nodes: list[int] = []
+        self._known: list[int] = []  # as they were last
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="flower", daemon=True)
@@ -61,8 +66,12 @@ class FlowerExchange:
         """As they are now; at first waits for as many as there are clients."""
         deadline = time.monotonic() + NODES_SECONDS
         while True:
-            with self._lock:
-                nodes = sorted(self._grid.get_node_ids())
+            if not self._lock.acquire(timeout=LOCK_SECONDS):  # the SuperLink does not answer
+                return self._known
+            try:
+                nodes = self._known = sorted(self._grid.get_node_ids())
+            finally:
+                self._lock.release()
             if len(nodes) >= self._clients or self._nodes or time.monotonic() > deadline:
                 self._nodes = self._nodes or nodes
                 return nodes

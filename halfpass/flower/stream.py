@@ -4,12 +4,14 @@ The run is that of `halfpass serve` and `halfpass join`; Flower starts the proce
 which client is it, and how does it get in. Authority and tokens are made for this one run, and nowhere else of use.
 """
 
+import contextlib
 import ipaddress
 import json
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from halfpass.bounded import parse_json
 from halfpass.commands.certs import make_certificates
 from halfpass.config import Config, TlsConfig
 from halfpass.errors import HalfpassError, InputError, PassedOnError, RunError
+from halfpass.files import alone_in, make_folder
 from halfpass.flower.settings import address_of
 from halfpass.run.children import for_peer
 from halfpass.run.client_process import client_folder, join
@@ -26,6 +29,7 @@ from halfpass.run.server_process import serve
 
 LOG = logging.getLogger("halfpass")
 PLACE = "the server's message"
+PAUSE_SECONDS = 2.0  # before a message goes again to a node that Flower had no reply of
 ANSWER_SECONDS = 600.0  # for a node to say which client it is
 
 
@@ -37,6 +41,7 @@ def serve_streams(config: Config, address: str, exchange: Exchange) -> None:
     with tempfile.TemporaryDirectory(prefix="halfpass-") as folder:
         keys = Path(folder, "keys")
         make_certificates(keys, clients=config.clients.count, hosts=[host.strip("[]")], tokens=True)
+        (keys / "authority-key.pem").unlink()  # which has signed all that it was for
         calls = _Calls(exchange)
 
         def announce(port: int) -> None:
@@ -45,8 +50,10 @@ def serve_streams(config: Config, address: str, exchange: Exchange) -> None:
                 calls.begin(client, node, {
                     "address": f"{host}:{port}", "token": token.read_text().strip(), "authority": authority.read_text(),
                 })  # fmt: skip
+                token.unlink()
 
-        bind = f"{host if _is_loopback(host) else '0.0.0.0'}:{port}"
+        everywhere = "[::]" if host.startswith("[") else "0.0.0.0"
+        bind = f"{host if _is_loopback(host) else everywhere}:{port}"
         settings = replace(config, tls=TlsConfig(folder=str(keys)))
         try:
             serve(settings, bind, announce, engine="flower", trouble=calls.trouble)
@@ -67,14 +74,33 @@ def answer(message: bytes, config: Callable[[], Config], index: Callable[[], int
             token.write_text(_text(said, "token"))
             authority.write_text(_text(said, "authority"))
             tls = TlsConfig(token=str(token), authority=str(authority))
-            again = client_folder(settings.folder, number).exists()  # of a ClientApp that was killed
-            join(replace(settings, tls=tls), _text(said, "address"), number, again=again)
+            with _alone(settings, number) as alone:
+                if alone:  # else another ClientApp is at it, whose message Flower believed lost
+                    again = client_folder(settings.folder, number).exists()  # of one that was killed
+                    join(replace(settings, tls=tls), _text(said, "address"), number, again=again)
         return _write({})
     except Exception as error:
         if not isinstance(error, PassedOnError):
             LOG.error("node %d: %s", node, error, exc_info=not isinstance(error, HalfpassError))
         reason, status = for_peer(f"node {node}", error)
         return _write({"failed": reason, "exit_status": status})
+
+
+@contextlib.contextmanager
+def _alone(config: Config, client: int) -> Iterator[bool]:
+    """Whether this process is the only one of that client on this machine, which it is until the end."""
+    folder = config.folder / f"client-{client}.lock"
+    make_folder("out", folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(folder))
+        except InputError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            folder.rmdir()
 
 
 def _meet(exchange: Exchange, count: int) -> dict[int, int]:
@@ -86,13 +112,15 @@ def _meet(exchange: Exchange, count: int) -> dict[int, int]:
     for node in there:
         exchange.send(node, _write({}))
     found, tries = dict[int, int](), dict.fromkeys(there, 1)
+    deadline = time.monotonic() + ANSWER_SECONDS
     while len(found) < count:
-        reply = exchange.receive(ANSWER_SECONDS)
+        reply = exchange.receive(max(0.0, deadline - time.monotonic()))
         if reply is None:
             silent = ", ".join(str(node) for node in there if node not in found.values())
             raise RunError(f"node {silent}", f"an answer within {ANSWER_SECONDS:g} s", "none", "see its log")
         if reply.failure and reply.again and tries[reply.node] < MOST_SENT:
             tries[reply.node] += 1
+            time.sleep(PAUSE_SECONDS)
             exchange.send(reply.node, _write({}))
             continue
         if (trouble := _trouble(f"node {reply.node}", reply)) is not None:
@@ -132,20 +160,24 @@ class _Calls:
             self._thread.join(5)
 
     def _watch(self) -> None:
+        again = list[tuple[float, int]]()  # when, and which node
         while not self._over.is_set():
             try:
                 reply = self._exchange.receive(0.2)
             except HalfpassError as error:  # the grid is gone, the streams are not
-                self._trouble = error
+                LOG.warning("%s; clients that have joined go on", error, extra={"event": "lost"})
                 return
+            while again and time.monotonic() > again[0][0] and again[0][1] in self._exchange.nodes():
+                _, node = again.pop(0)
+                self._sent[node] += 1
+                self._exchange.send(node, self._calls[node][1])
             if reply is None or reply.node not in self._calls:
                 continue
-            client, message = self._calls[reply.node]
+            client, _ = self._calls[reply.node]
             if reply.failure and reply.again and self._sent[reply.node] < MOST_SENT:
-                self._sent[reply.node] += 1
                 known = {"event": "lost", "client": client}
                 LOG.warning("client %d: %s; starting it again", client, reply.failure, extra=known)
-                self._exchange.send(reply.node, message)
+                again.append((time.monotonic() + PAUSE_SECONDS, reply.node))
             elif (trouble := _trouble(f"client {client}", reply)) is not None:
                 self._trouble = self._trouble or trouble
 

@@ -23,6 +23,7 @@ from halfpass.run.records import default_folder
 
 NAME = "halfpass"
 LOGIN_SECONDS = 20.0
+PATHS = ("data.path", "model.weights", "server.store")  # which simulated sites would look for elsewhere
 
 
 class _Recipe(CollabRecipe):
@@ -61,7 +62,8 @@ def simulate(settings: Mapping[str, object], sites: Sequence[str] = (), files: S
         local.mkdir(parents=True)
         allowed = {"format_version": 2, "class_allow_list": [*DEFAULT_CLASS_ALLOW_LIST, *CLASSES]}
         (local / "resources.json.default").write_text(json.dumps(allowed))
-        made = recipe({**settings, "out": out}, sites, files)
+        here = {name: str(Path(path).absolute()) for name in PATHS if isinstance(path := settings.get(name), str)}
+        made = recipe({**settings, **here, "out": out}, sites, files)
         try:
             made.run(SimEnv(clients=made.configured_sites(), workspace_root=folder))
         except RuntimeError as error:

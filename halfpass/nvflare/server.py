@@ -33,7 +33,7 @@ class Server:
             finally:
                 exchange.close()
             write_report([config.folder], config.folder / "report.html")
-            LOG.info("done: %s", config.folder, extra={"event": "done"})
+            LOG.info("done: %s", config.folder.absolute(), extra={"event": "done"})
         except BaseException as error:
             logs.say(str(error) or repr(error), logging.ERROR, event="failed")
             raise

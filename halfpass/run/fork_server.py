@@ -89,7 +89,8 @@ def fork(arguments: Sequence[str], *, stdout: int | None, stderr: int | None) ->
     stdout_read, stdout_write = os.pipe() if stdout == subprocess.PIPE else (None, 1 if stdout is None else stdout)
     files = [theirs.fileno(), stdin_read, stdout_write, 2 if stderr is None else stderr]
     request = {
-        "arguments": list(arguments), "folder": str(Path.cwd()), "path": sys.path,
+        "arguments": list(arguments), "folder": str(Path.cwd()),
+        "path": [entry for entry in sys.path if isinstance(entry, str)],
         "environment": os.environ | {CHILD: "1"},
     }  # fmt: skip
     for stream in (sys.stdout, sys.stderr):

@@ -88,7 +88,7 @@ class RoundClient:
         """The reply: what a client's stream would have said. A failure is said in it, too."""
         try:
             frames, orders = read_orders(message)
-            answered = self._join() if frames.number == 0 else self._do(frames.run, frames.number, orders)
+            answered = self._join(frames.run) if frames.number == 0 else self._do(frames.run, frames.number, orders)
             return pack(frames.number, frames.run, answered)
         except Exception as error:
             if not isinstance(error, PassedOnError):
@@ -96,8 +96,10 @@ class RoundClient:
             self._behind = None
             return refusal(message, f"client {self.index}", error)
 
-    def _join(self) -> list[bytes]:
-        RunFolder.for_client(self.config.folder, self.index)
+    def _join(self, run: str) -> list[bytes]:
+        """`run` is named where it goes on already, and this client has perhaps written what it was to."""
+        if run == NO_RUN:
+            RunFolder.for_client(self.config.folder, self.index)
         data, shard, network = _part(self.config, self.index)
         join = join_of_client(self.config, data, shard, network, self.index)
         return [pb.ClientMessage(join=join).SerializeToString()]
@@ -182,6 +184,11 @@ def check_rounds_only(config: Config) -> None:
     if config.model.edge_cut is not None:
         remedy = "leave it out, or use halfpass serve and join"
         raise InputError("model.edge_cut", "none in rounds", repr(config.model.edge_cut), remedy)
+    if (every := config.train.feedback_every) is not None:
+        expected, remedy = "none in rounds: no gradient comes back", "leave it out, or use halfpass serve and join"
+        raise InputError("train.feedback_every", expected, str(every), remedy)
+    if config.wire.reconnect == 0:
+        raise InputError("wire.reconnect", "seconds that a round may take", "0", "raise it")
 
 
 def _part(config: Config, index: int) -> tuple[Dataset, Samples, Network]:

@@ -24,6 +24,8 @@ from halfpass.wire.service import Patience
 
 LOG = logging.getLogger("halfpass")
 MOST_SENT = 4  # times that a message is sent, where no reply comes
+PAUSE_SECONDS = 2.0  # before a node that did not say who it is is asked again
+GRACE_SECONDS = 30.0  # for an engine to say that a message was lost, beyond wire.reconnect
 MEET_SECONDS = 5.0  # from one look for new nodes to the next, where a client's is lost
 MOST_REPLIES = 2**20  # messages in one reply
 _ASKING = ("begin", "test", "finish")  # what has a client do something; the others go with it
@@ -85,7 +87,7 @@ class RoundHub:
         """`run` has 16 characters; the others as in `Hub`."""
         self._exchange, self._run, self._config = exchange, run, config
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
-        self._quorum, self._patience_seconds = config.clients.quorum, config.wire.reconnect
+        self._quorum, self._patience_seconds = config.clients.quorum, config.wire.reconnect + GRACE_SECONDS
         self._clients: dict[int, _Client] = {}
         self._joining: dict[int, float] = {}  # nodes that were asked who they are, and when
         self._of_node: dict[int, _Client] = {}
@@ -100,25 +102,28 @@ class RoundHub:
         if len(nodes) != count:
             remedy = "start as many nodes as clients.count says, or change that"
             raise InputError("nodes", f"{count}, one for each client", str(len(nodes)), remedy)
-        self._ask_who(nodes)
-        deadline = time.monotonic() + seconds
+        self._ask_who(nodes, NO_RUN)
+        deadline, tries, again = time.monotonic() + seconds, dict.fromkeys(nodes, 1), list[tuple[float, int]]()
         while len(self._clients) < count:
             reply = self._exchange.receive(0.2)
-            if reply is not None:
-                if reply.failure and not reply.again:
+            if reply is not None and reply.failure:
+                if not reply.again or tries[reply.node] >= MOST_SENT:
                     raise RunError(f"node {reply.node}", "to hear which client it is", reply.failure, "see its log")
-                if reply.failure:
-                    self._ask_who([reply.node])
-                else:
-                    self._meet(reply)
-            elif time.monotonic() > deadline:
+                tries[reply.node] += 1
+                again.append((time.monotonic() + PAUSE_SECONDS, reply.node))
+            elif reply is not None:
+                self._meet(reply)
+            if time.monotonic() > deadline:
                 silent = ", ".join(map(str, sorted(self._joining)))
                 raise RunError(f"node {silent}", f"an answer within {seconds:g} s", "none", "see its log")
+            while again and time.monotonic() > again[0][0]:
+                self._ask_who([again.pop(0)[1]], NO_RUN)
 
-    def _ask_who(self, nodes: Collection[int]) -> None:
+    def _ask_who(self, nodes: Collection[int], run: str) -> None:
+        """`run`: named once it goes on."""
         for node in nodes:
             self._joining[node] = time.monotonic()
-            self._exchange.send(node, pack(0, self._run, []))
+            self._exchange.send(node, pack(0, run, []))
 
     def _meet(self, reply: Reply) -> None:
         """A node has said which client it is: a new one, or one whose node was lost."""
@@ -152,6 +157,9 @@ class RoundHub:
         patience = Patience()
         while True:
             self._come_in(0.0)
+            if self._quorum is None:  # whoever fails ends the run, whose turn it is or not
+                for each in self._clients.values():
+                    self._raise_lost(each)
             for client in sorted(clients, key=lambda c: (c - self._turn) % self._config.clients.count):
                 each = self._clients[client]
                 if self.has_come(client):
@@ -163,6 +171,7 @@ class RoundHub:
                         break
             else:
                 waits = [self._clients[client] for client in clients]
+                self._check_all_may_come(waits, kinds)
                 patience.tell(f"client {', '.join(str(each.client) for each in waits)}", " or ".join(kinds))
                 self._come_in(0.2)
 
@@ -188,9 +197,18 @@ class RoundHub:
     def has_come(self, client: int) -> bool:
         """Whether something of the client waits to be taken. Raises what it failed by."""
         each = self._clients[client]
-        if not each.incoming:
+        if not each.incoming:  # with a quorum what it had sent before counts
             self._raise_lost(each)
         return bool(each.incoming)
+
+    def _check_all_may_come(self, waits: Collection[_Client], kinds: Collection[str]) -> None:
+        """Raises what is wrong with a client that was asked for nothing more, and has not said what is waited for."""
+        for each in waits:
+            if each.message is None and not each.incoming and not each.given_up:
+                expected, found = f"{' or '.join(kinds)} in its reply to message {each.number}", "neither"
+                remedy = "both sides must run the same halfpass"
+                each.failure = RunError(f"client {each.client}", expected, found, remedy)
+                self._raise_lost(each)
 
     def take_ends(self, clients: Collection[int]) -> dict[int, pb.EpochEnd] | None:
         self._come_in(0.0)
@@ -312,7 +330,7 @@ class RoundHub:
         if any(each.lost and not each.given_up for each in self._clients.values()) and now - self._met > MEET_SECONDS:
             self._met = now
             known = {each.node for each in self._clients.values() if not each.lost} | self._joining.keys()
-            self._ask_who([node for node in self._exchange.nodes() if node not in known])
+            self._ask_who([node for node in self._exchange.nodes() if node not in known], self._run)
         for each in self._clients.values():
             if each.message is not None and not each.given_up and now - each.since > self._patience_seconds:
                 each.failure = each.failure or RunError(
@@ -342,13 +360,15 @@ class RoundHub:
             LOG.warning("client %d: %s; sending message %d again", each.client, reply.failure, each.number, extra=known)
             self._send_out(each)
         else:
-            each.lost = reply.failure
+            each.lost, each.since = reply.failure, time.monotonic()
             text = "lost client %d: %s; waiting for its node for %g s"
             LOG.warning(text, each.client, reply.failure, self._patience_seconds, extra=known)
 
     def _reply(self, each: _Client, data: bytes) -> None:
         """What a client says of its newest message. Batches stay as they came."""
         each.message, k = None, each.client
+        if each.failure is not None:
+            return
         try:
             frames = unpack(f"client {k}", data, MOST_REPLIES)
             if (frames.number, frames.run) != (each.number, self._run):

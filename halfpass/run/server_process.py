@@ -772,8 +772,8 @@ def serve(
 
     `announce(port)` is called once clients can join. Where the run has an edge, the server with an address `above` it
     is that edge, and the one without is the server at the top. `register` takes figures for Prometheus.
-    `engine`: what starts the clients, where that is another's; `trouble`: why one of them does not join, once that is
-    known.
+    `engine`: what starts the clients, where that is another's; `trouble`: why one of them does not come, once that
+    is known.
     """
     out = config.folder
     if above is not None and config.model.edge_cut is None:
@@ -816,7 +816,7 @@ def serve(
         admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config), trust=trust, insecure=insecure,
         of_edge=of_edge, reconnect=config.wire.reconnect, quorum=config.clients.quorum, run=run_name, outbox=outbox,
-        peers=peers, leaving=leaving, status=overview.status, watched=children.IS_CHILD, opened=False,
+        peers=peers, leaving=leaving, trouble=trouble, status=overview.status, watched=children.IS_CHILD, opened=False,
     )  # fmt: skip
 
     def ready() -> None:
@@ -828,7 +828,7 @@ def serve(
     try:
         if state is None:
             ready()
-        hub.wait_for_clients(JOIN_SECONDS, config.clients.quorum if above is None else None, trouble)
+        hub.wait_for_clients(JOIN_SECONDS, config.clients.quorum if above is None else None)
         assert admission.network is not None
         with setup.open_store(config, admission.network, old=kept is not None) as store:
             link = None

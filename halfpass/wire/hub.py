@@ -213,7 +213,7 @@ class Hub:
         run: str = "",
         outbox: Callable[[int], Outbox] = lambda client: Outbox(),
         peers: Sequence[Peer] = (),
-        leaving: Callable[[], bool] = lambda: False,
+        leaving: Callable[[], bool] = lambda: False, trouble: Callable[[], HalfpassError | None] = lambda: None,
         status: Callable[[], pb.StatusReply] = pb.StatusReply,
         watched: bool = False,
         opened: bool = True,
@@ -223,14 +223,15 @@ class Hub:
         `quorum` says are there. `run` names the run for those that come again; without a name nobody can. `outbox`
         makes what is kept for a client. `peers`: of a run that is gone on with. `leaving`: whether waits are to be
         given up, with Interrupted. `status` says how far the run is, on a thread of gRPC's. `watched`: a client that
-        fails or misbehaves ends the run, as somebody watches them all. Without `opened`, nobody may join before
+        fails or misbehaves ends the run, as somebody watches them all. `trouble`: why a client does not come, once
+        that is known, which ends a run that needs all of them. Without `opened`, nobody may join before
         `open`."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
         self._reconnect, self._run, self._outbox, self._leaving = reconnect if run else 0.0, run, outbox, leaving
         self._forgives = self._reconnect > 0 and not watched
-        self._quorum, self._closing = quorum, False
+        self._quorum, self._closing, self._trouble = quorum, False, trouble
         self._peers = {peer.client: peer for peer in peers}
         self._gone_on_with = bool(peers)  # then clients may have more of its messages than this process has sent
         for peer in peers:
@@ -295,20 +296,15 @@ class Hub:
         for service in ("", SERVICE):
             self._health.set(service, HealthCheckResponse.SERVING)
 
-    def wait_for_clients(
-        self, seconds: float, enough: int | None = None,
-        trouble: Callable[[], HalfpassError | None] = lambda: None,
-    ) -> None:  # fmt: skip
+    def wait_for_clients(self, seconds: float, enough: int | None = None) -> None:
         """Until every client has joined, and has not left; or `enough` have, and none for the timeout: then the others
-        are given up. Raises RunError naming those that have not, or what `trouble` gives."""
+        are given up. Raises RunError naming those that have not."""
         least, deadline = enough or self._clients, time.monotonic() + seconds
         there, since = 0, time.monotonic()
         with self._changed:
             while missing := [k for k in range(self._clients) if k not in self._peers or self._peers[k].dropped]:
                 if enough is None:
                     self._raise_failures(missing)
-                    if (why := trouble()) is not None:
-                        raise why
                 elif self._leaving():
                     raise Interrupted
                 before, there = there, self._clients - len(missing)
@@ -371,6 +367,7 @@ class Hub:
     def _raise_lost(self, clients: Collection[int]) -> None:
         if self._leaving():
             raise Interrupted
+        self._raise_trouble()
         for peer in (self._peers[client] for client in clients):
             if peer.given_up:
                 raise ClientLost(peer.client, "it was given up")
@@ -567,9 +564,14 @@ class Hub:
     def _raise_failures(self, still_to_join: Collection[int] = ()) -> None:
         if self._leaving():
             raise Interrupted
+        self._raise_trouble()
         for peer in self._peers.values():
             if peer.client not in still_to_join:
                 self._raise_failure(peer)
+
+    def _raise_trouble(self) -> None:
+        if self._quorum is None and (why := self._trouble()) is not None:
+            raise why
 
     def _raise_failure(self, peer: Peer) -> None:
         if peer.failure is not None:
