@@ -1,6 +1,7 @@
 """A job of NVFlare's, made of halfpass's settings: simulated on this machine, or given to a server in production."""
 
 import json
+import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
@@ -64,10 +65,15 @@ def simulate(settings: Mapping[str, object], sites: Sequence[str] = (), files: S
         (local / "resources.json.default").write_text(json.dumps(allowed))
         here = {name: str(Path(path).absolute()) for name in PATHS if isinstance(path := settings.get(name), str)}
         made = recipe({**settings, **here, "out": out}, sites, files)
+        before = os.environ.get("PYTHONPATH", "")
+        folders = [str(Path(file).absolute().parent) for file in files]
+        os.environ["PYTHONPATH"] = os.pathsep.join([*folders, before])  # where simulated sites look for them
         try:
             made.run(SimEnv(clients=made.configured_sites(), workspace_root=folder))
         except RuntimeError as error:
             raise RunError("the job", f"a finished run in {out}", str(error), "see what it said above") from error
+        finally:
+            os.environ["PYTHONPATH"] = before
     if not (Path(out) / "result.json").is_file():
         raise RunError("the job", f"a finished run in {out}", "no result.json", "see what it said above")
     return Path(out)
