@@ -1,15 +1,9 @@
 """Flower: the package's two apps, by a grid in this process, by a real simulation, and by a SuperLink with SuperNodes."""
 
-import contextlib
 import multiprocessing
-import os
 import re
-import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,7 +12,9 @@ from plain import equal
 from safetensors.torch import load_file
 
 flwr = pytest.importorskip("flwr")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+from engines import Flower, write_app  # noqa: E402
 from flwr.app import Context, RecordDict  # noqa: E402
 from flwr.app.error import Error  # noqa: E402
 from flwr.app.message import Message  # noqa: E402
@@ -37,7 +33,6 @@ SETTINGS = {
     "clients.count": 2, "clients.rounds": 2, "train.epochs": 2, "train.batch_size": 32, "train.threads": 1,
     "data.limit": 300, "wire.codec": "int4+zstd",
 }  # fmt: skip
-START_SECONDS, RUN_SECONDS = 60, 240
 
 
 class Grid:
@@ -273,29 +268,6 @@ def test_settings_have_the_usual_names():
 
 # ------------------------------------------------------------------------------------------------ Flower's own processes
 
-APP = """
-[project]
-name = "trial"
-version = "1.0.0"
-description = "A trial"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "halfpass"
-[tool.flwr.app.components]
-serverapp = "halfpass.flower.server_app:app"
-clientapp = "halfpass.flower.client_app:app"
-[tool.flwr.app.config]
-"""
-
-
-def write_app(folder, settings):
-    folder.mkdir()
-    lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in settings.items()]
-    (folder / "pyproject.toml").write_text(APP + "\n".join(lines) + "\n")
-    return folder
-
-
 @pytest.mark.parametrize(("change", "said"), [
     ({"train.lrr": 1}, "halfpass: configuration: expected a known key, found 'train.lrr'; did you mean 'train.lr'?\n"),
     ({"method": "conventional"}, "halfpass: method: expected decoupled in rounds, where nothing comes back for a batch, found conventional; give method decoupled, or use halfpass serve and join\n"),
@@ -314,62 +286,6 @@ def test_no_app_is_said(tmp_path, capsys):
     (tmp_path / "pyproject.toml").write_text("[tool]\n")
     assert command.main([str(tmp_path)]) == 2
     assert "expected TOML with [tool.flwr.app]" in capsys.readouterr().err
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-class Flower:
-    """Processes of Flower's, with a home of their own, in a folder; nothing of them is left behind."""
-
-    def __init__(self, folder):
-        self.folder, self.started, self.port = folder, [], free_port()
-        (folder / "home").mkdir()
-        (folder / "home" / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        )
-        bin = Path(sys.executable).parent
-        self.environment = os.environ | {
-            "FLWR_HOME": str(folder / "home"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        }  # fmt: skip
-
-    def start(self, name, *words):
-        log = (self.folder / f"{name}.log").open("w")
-        self.started.append(subprocess.Popen(
-            words, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
-        ))  # fmt: skip
-
-    def superlink(self, *more):
-        self.start("superlink", "flower-superlink", "--insecure", "--port", str(self.port), *more)
-        self.until_listening(self.port)
-
-    def until_listening(self, port):
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                return
-            assert time.monotonic() < deadline, (self.folder / "superlink.log").read_text()
-            time.sleep(0.1)
-
-    def run(self, app, *more):
-        words = [sys.executable, "-m", "halfpass.flower", str(app), *more]
-        return subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=RUN_SECONDS)
-
-    def stop(self):
-        for process in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in self.started:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(10)
 
 
 @pytest.fixture
@@ -397,10 +313,7 @@ def test_a_superlink_with_two_supernodes_trains_as_one_process(flower, tmp_path)
     train(Config(**{**vars(config_of(settings | {"out": str(one)}, 7)), "runtime": "local"}))
     flower.superlink()
     for k in range(2):
-        flower.start(
-            f"supernode-{k}", "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{flower.port}",
-            "--node-config", f"partition-id={k}", "--port", str(free_port()),
-        )  # fmt: skip
+        flower.supernode(k)
     done = flower.run(write_app(tmp_path / "app", settings | {"out": str(tmp_path / "run")}))
     assert done.returncode == 0, done.stdout + done.stderr
     check_equal(one, tmp_path / "run")
