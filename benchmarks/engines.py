@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from halfpass.commands.cli import main as halfpass
 from halfpass.files import write_json
 from halfpass.run.records import command_line, environment
 from halfpass.run.round_hub import RoundHub
+from halfpass.wire import halfpass_pb2 as pb
 
 Settings = dict[str, Any]
 START_SECONDS, RUN_SECONDS = 90.0, 900.0
@@ -67,7 +68,7 @@ def pictures() -> tuple[TensorDataset, TensorDataset]:
     draws = torch.Generator().manual_seed(0)
     train, test = (
         TensorDataset(torch.rand(n, 1, 16, 16, generator=draws), torch.randint(0, 10, (n,), generator=draws))
-        for n in (2048, 64)
+        for n in (8192, 64)
     )
     return train, test
 
@@ -97,7 +98,13 @@ def at_once(outputs: int) -> tuple[nn.Module, dict[str, Any]]:
 
 def one_after_the_other(outputs: int) -> tuple[nn.Module, dict[str, Any]]:
     """The same, of a server that learns from a round before it asks for the next."""
+    ends_of = RoundHub.take_ends
+
+    def take_ends(hub: RoundHub, clients: Collection[int]) -> dict[int, pb.EpochEnd] | None:
+        return None if any(hub.has_come(client) for client in clients) else ends_of(hub, clients)
+
     RoundHub.ahead = False
+    RoundHub.take_ends = take_ends  # type: ignore[method-assign]
     return at_once(outputs)
 
 
