@@ -104,7 +104,7 @@ def one_after_the_other(outputs: int) -> tuple[nn.Module, dict[str, Any]]:
         return None if any(hub.has_come(client) for client in clients) else ends_of(hub, clients)
 
     RoundHub.ahead = False
-    RoundHub.take_ends = take_ends  # type: ignore[method-assign]
+    RoundHub.take_ends = take_ends  # type: ignore[assignment, method-assign]
     return at_once(outputs)
 
 
