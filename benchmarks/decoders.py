@@ -48,11 +48,11 @@ from halfpass.networks.pretrained import load_weights
 from halfpass.networks.replay import CutPlan, Pass, Value
 from halfpass.report.runs import REQUIRED, read_run, summary
 from halfpass.run import checkpoint
+from halfpass.run.admission import Admission
 from halfpass.run.network import build_network, read_plans, write_plans, written_spec
 from halfpass.run.records import DATA, JOINED, SERVED, RunFolder, read_config, read_where
 from halfpass.run.round_client import read_orders
 from halfpass.run.round_hub import Reply, RoundHub
-from halfpass.run.server_process import Admission
 from halfpass.run.setup import agreed_settings
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import outbox, store

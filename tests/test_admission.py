@@ -13,9 +13,10 @@ from halfpass.algorithm.handover import client_weights
 from halfpass.config import ClientsConfig, Config
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
+from halfpass.run.admission import Admission
 from halfpass.run.epoch import Tally
 from halfpass.run.network import build_network
-from halfpass.run.server_process import Admission, ServerRun, _Place
+from halfpass.run.server_process import ServerRun, _Place
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import PROTOCOL, write_weights
 

@@ -14,8 +14,8 @@ from halfpass.commands.grid import read_grid, read_pairs
 from halfpass.config import Config, as_dict
 from halfpass.errors import InputError
 from halfpass.report.runs import read_run
+from halfpass.run.admission import _settings
 from halfpass.run.records import read_config, read_result
-from halfpass.run.server_process import _settings
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.store import UploadStore
 

@@ -16,10 +16,11 @@ from halfpass.config import ClientsConfig
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError, RunError
 from halfpass.run import setup
+from halfpass.run.admission import Admission
 from halfpass.run.client_process import ClientRun
 from halfpass.run.epoch import HandedOver, Tally, handed_over
 from halfpass.run.network import build_network
-from halfpass.run.server_process import Admission, ServerRun, _Place
+from halfpass.run.server_process import ServerRun, _Place
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire import hub as hub_side
 from halfpass.wire.messages import (

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from halfpass import bounded, config
-from halfpass.run import checkpoint, children, overview, records, server_process
+from halfpass.run import admission, checkpoint, children, overview, records, server_process
 from halfpass.wire import asking, connection, front, hub, messages, outbox, service, store, trust
 
 PAGE = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
@@ -37,8 +37,8 @@ def test_limits():
         "dimensions of a tensor": f"{messages.MOST_DIMENSIONS}",
         "what a `+zstd` tensor expands to": "what its shape needs, before any memory is taken",  # tests/test_codec.py
         "weights handed over": "the network's names, shapes and dtypes, finite; in one message",  # tests/test_bounds.py
-        "values of a sample's inputs, and of its targets": f"{server_process.MOST_VALUES:,}",
-        "classes or other outputs": f"{server_process.MOST_CLASSES:,}",
+        "values of a sample's inputs, and of its targets": f"{admission.MOST_VALUES:,}",
+        "classes or other outputs": f"{admission.MOST_CLASSES:,}",
         "clients": f"{trust.MOST_CLIENTS:,}",
         "streams": f"1 of each client that has joined; {hub.MOST_STREAMS} calls of one connection",
         "calls that have not joined, and questions": f"{hub.MOST_CALLS} at once of one client, or of one connection without TLS; "
@@ -52,7 +52,7 @@ def test_limits():
         "connections that show neither certificate nor token, with TLS": f"{front.STRANGERS_AT_ONCE} at first and "
         f"{front.STRANGERS_A_SECOND:g} a second, and {front.EACH_AT_ONCE} and {front.EACH_A_SECOND:g} from one address",
         "time to say Join in a stream, or to ask in a call": f"{hub.JOIN_SECONDS:g} s",
-        "Join": f"{of(hub.MOST_JOIN_BYTES)}; each JSON text in it {of(server_process.MOST_SETTINGS_BYTES)}",
+        "Join": f"{of(hub.MOST_JOIN_BYTES)}; each JSON text in it {of(admission.MOST_SETTINGS_BYTES)}",
         "time until all clients have joined, or a quorum": f"{server_process.JOIN_SECONDS:g} s",
         "time to reach a server at the start": f"{connection.CONNECT_SECONDS:g} s",
         "silence of a peer": f"`wire.timeout`: {wire.timeout:g} s",

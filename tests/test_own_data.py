@@ -27,9 +27,9 @@ from halfpass.data.datasets import DATASETS, Dataset, Samples, Source, Stream, f
 from halfpass.data.samples import digest, draw, overlap
 from halfpass.errors import HalfpassError, InputError
 from halfpass.run import setup
+from halfpass.run.admission import Admission
 from halfpass.run.network import build_network
 from halfpass.run.records import RunFolder
-from halfpass.run.server_process import Admission
 from halfpass.run.train import resume, train
 from halfpass.seed import derive_seed
 from halfpass.wire import halfpass_pb2 as pb

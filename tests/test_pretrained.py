@@ -18,9 +18,9 @@ from halfpass.networks import pretrained
 from halfpass.networks.models import build_model
 from halfpass.networks.pretrained import digest, freeze, load_weights
 from halfpass.run import setup
+from halfpass.run.admission import Admission
 from halfpass.run.client_process import WEIGHTS
 from halfpass.run.network import build_network
-from halfpass.run.server_process import Admission
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.messages import PROTOCOL
 

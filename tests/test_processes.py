@@ -23,7 +23,7 @@ from halfpass.commands.cli import main
 from halfpass.config import ClientsConfig, Config, DataConfig, TrainConfig, WireConfig, as_dict
 from halfpass.cut import CutBatch
 from halfpass.errors import RunError
-from halfpass.run import client_process, replay, server_process, setup
+from halfpass.run import admission, client_process, replay, server_process, setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.epoch import ClientEpoch, Score
 from halfpass.run.local import LocalRun
@@ -76,7 +76,7 @@ def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_pat
     clients = dataclasses.replace(settings.clients, rounds=rounds, partition="iid", alpha=0.5)
     settings = dataclasses.replace(settings, clients=clients, data=DataConfig(limit=128))  # 4 batches each
     accept, forward, step = Hub._accept, ClientEpoch.forward, replay.server_step
-    load, connect, build = setup.load_data, client_process.connect, server_process.build_network
+    load, connect, build = setup.load_data, client_process.connect, admission.build_network
     # One at a time builds its network: torch.fx patches nn.Module for all threads while it traces one, and beartype
     # draws from random numbers that the check of a cut compares.
     building = threading.Semaphore(1)
@@ -115,7 +115,7 @@ def test_a_turn_begins_before_the_server_has_learned_from_the_one_before(tmp_pat
     monkeypatch.setattr(replay, "server_step", late)
     monkeypatch.setattr(setup, "load_data", loaded)
     monkeypatch.setattr(client_process, "connect", connected)
-    monkeypatch.setattr(server_process, "build_network", built)
+    monkeypatch.setattr(admission, "build_network", built)
     monkeypatch.setattr(server_process, "JOIN_SECONDS", 60)
     with ThreadPoolExecutor(2) as others:
         sites = [dataclasses.replace(settings, out=str(tmp_path / f"site-{k}")) for k in range(2)]

@@ -20,7 +20,7 @@ from halfpass import bounded, config
 from halfpass.algorithm.handover import relay_memory
 from halfpass.arithmetic.optimizers import learning_rate
 from halfpass.errors import InputError
-from halfpass.run import network, server_process, setup
+from halfpass.run import admission, network, server_process, setup
 from halfpass.tasks.table import TASKS, build_task, classes
 from halfpass.tasks.task import Options
 from halfpass.wire import front, hub, messages, service, trust
@@ -66,10 +66,10 @@ def test_limits():
         "connections that have not joined, with TLS": f"{front.WAITING}, of one address {front.WAITING_EACH}",
         "until all clients have joined": f"{server_process.JOIN_SECONDS:g} s",
         "`Join`, in bytes": f"{hub.MOST_JOIN_BYTES}",
-        "each of `settings`, `inputs`, `targets`, in characters": f"{server_process.MOST_SETTINGS_BYTES}",
+        "each of `settings`, `inputs`, `targets`, in characters": f"{admission.MOST_SETTINGS_BYTES}",
         "lists and objects in each other, in each": f"{bounded.MOST_DEPTH}",
-        "values of one sample's inputs, and of its targets": f"{server_process.MOST_VALUES}",
-        "`outputs`": f"{server_process.MOST_CLASSES}",
+        "values of one sample's inputs, and of its targets": f"{admission.MOST_VALUES}",
+        "`outputs`": f"{admission.MOST_CLASSES}",
         "clients": f"{trust.MOST_CLIENTS}",
         "any message, in bytes": overhead,
         "parts of a message: its fields and theirs": f"{messages.MOST_PARTS}",
@@ -195,21 +195,21 @@ def test_a_join_as_the_page_says_is_taken(monkeypatch):
     """As `halfpass agreement` prints it, and without null settings, data, weights, targets and plan."""
     monkeypatch.chdir(EXAMPLE)
     said = json.loads((EXAMPLE / "join.json").read_text())
-    server_process.Admission(EXAMPLE_SETTINGS).admit(pb.Join(**said))
+    admission.Admission(EXAMPLE_SETTINGS).admit(pb.Join(**said))
     needed = {key: value for key, value in json.loads(said["settings"]).items() if value is not None}
     del needed["data"], needed["weights"]
     join = pb.Join(
         protocol=messages.PROTOCOL, settings=json.dumps(needed), inputs=said["inputs"], outputs=4,
         samples=200, steps=7, parameters=said["parameters"], fingerprint="7e9c24ed30781b57",
     )  # fmt: skip
-    admission = server_process.Admission(EXAMPLE_SETTINGS)
-    admission.admit(join)
-    assert admission.network.crossing(test=False) == ([((8, 4, 4), "float32")], [])
+    admitted = admission.Admission(EXAMPLE_SETTINGS)
+    admitted.admit(join)
+    assert admitted.network.crossing(test=False) == ([((8, 4, 4), "float32")], [])
     other = pb.Join()
     other.CopyFrom(join)
     other.fingerprint = "0"
     with pytest.raises(ValueError, match="fingerprint"):
-        server_process.Admission(EXAMPLE_SETTINGS).admit(other)
+        admission.Admission(EXAMPLE_SETTINGS).admit(other)
 
 
 # --- codecs -----------------------------------------------------------------------------------------------------------

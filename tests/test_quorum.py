@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from halfpass.config import ClientsConfig, Config, DataConfig, ServerConfig, TrainConfig, WireConfig
 from halfpass.data.batches import train_batches
 from halfpass.errors import PassedOnError, RunError
-from halfpass.run import client_process, replay, server_process, setup
+from halfpass.run import admission, client_process, replay, server_process, setup
 from halfpass.run.children import Left
 from halfpass.run.client_process import ClientRun
 from halfpass.run.local import LocalRun
@@ -334,7 +334,7 @@ def test_clients_come_late_and_leave_early(tmp_path, monkeypatch):
     )  # fmt: skip
     network = build_network(settings, (1, 8, 8), 10)  # once, for torch.fx must not trace one while others train
     monkeypatch.setattr(client_process, "network_of", lambda *_: network)
-    monkeypatch.setattr(server_process, "build_network", lambda *_, **__: network)
+    monkeypatch.setattr(admission, "build_network", lambda *_, **__: network)
     seen, step, due = [], replay.server_step, ClientRun._keep_if_due
     monkeypatch.setattr(server_process, "Overview", lambda config: seen.append(Overview(config)) or seen[0])
 

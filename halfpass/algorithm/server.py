@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ from halfpass.seed import derive_seed, seed_python
 from halfpass.tree import prediction
 
 
+@runtime_checkable
+class Part(Protocol):
+    """What one of several processes has of a batch (ranks.py)."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    def mean(self, loss: Tensor) -> Tensor: ...
+
+
 @dataclass
 class Server:
     """What the compute owner trains: the server half, by the true loss."""
@@ -26,17 +37,22 @@ class Server:
     seed: int = 0
     loss: Loss = cross_entropy  # of outputs and targets: their mean, or a value per sample
     probabilities: Callable[[Tensor], Tensor] | None = probabilities  # of its outputs, to answer with a head; None: not
+    together: nn.Module | None = None  # the half, where it learns together with those of other processes
+    learn: Callable[["Server", CutBatch, int], float] | None = None  # how it does, where not by decoupled_step
 
 
-def decoupled_step(server: Server, batch: CutBatch, use: int = 0) -> float:
+def decoupled_step(server: Server, batch: CutBatch, use: int = 0, part: Part | None = None) -> float:
     """Trains the server half on one cut batch; returns the loss. No gradient of the activations is computed.
 
     Of a batch that comes in micro-batches the last one makes the optimizer step, as at the client. `use` counts how
-    often it has been trained on before.
+    often it has been trained on before. `part`: other processes learn from the other samples of its batch meanwhile.
     """
-    _begin(server, batch, use)
+    _begin(server, batch, use, 0 if part is None else part.rank)
     inputs = server.arithmetic.move(batch.targets), *_tensors(server, batch)
-    if batch.share == 1:
+    if part is not None:
+        (loss,) = _learn(server, *inputs, share=part.weight)
+        loss = part.mean(loss)
+    elif batch.share == 1:
         (loss,), _ = server.arithmetic.run(_learn, server, *inputs)
     else:
         (loss,) = _learn(server, *inputs, share=batch.share)
@@ -59,8 +75,9 @@ def conventional_step(server: Server, batch: CutBatch) -> tuple[tuple[Tensor, ..
 
 def _learn(server: Server, targets: Any, *tensors: Tensor, share: float = 1.0) -> tuple[Tensor, ...]:
     """Adds up the gradients of the loss, a batch's `share` of it; returns that loss."""
+    half = server.half if server.together is None else server.together
     with server.arithmetic.autocast():
-        outputs = server.half(*tensors)
+        outputs = half(*tensors)
     loss = mean_loss(server.loss, outputs, targets)
     (loss * share).backward()
     return (loss.detach(),)
@@ -89,10 +106,11 @@ def _side(batch: CutBatch) -> str:
     return f"server, batch of client {batch.client}"
 
 
-def _begin(server: Server, batch: CutBatch, use: int = 0) -> None:
+def _begin(server: Server, batch: CutBatch, use: int = 0, rank: int = 0) -> None:
     if not server.half.training:
         raise InputError("server.half", "training mode", "evaluation mode", "call server.half.train()")
-    torch.manual_seed(derive_seed(server.seed, "server", batch.client, batch.epoch, batch.step, batch.before, use))
+    place = batch.client, batch.epoch, batch.step, batch.before, use
+    torch.manual_seed(derive_seed(server.seed, "server", *place, *([rank] if rank else [])))  # no two drop out alike
     seed_python(server.seed, batch.client, batch.epoch, batch.step, batch.before)
     if batch.before == 0:
         server.optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +45,7 @@ from halfpass.run.children import INTERRUPTED, Left, be_interruptible, describe,
 from halfpass.run.client_process import agreement, join
 from halfpass.run.credentials import trust_to_ask
 from halfpass.run.metrics import listening
+from halfpass.run.ranks import Ranks, several
 from halfpass.run.records import JOINED, SERVED, command_line, default_folder, environment, read_config, read_where
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         be_interruptible()
         options = _parse(words)
+        if several() and options.subcommand not in ("serve", "resume"):
+            expected, remedy = "halfpass serve, or resume of a server", "start one process, without torchrun"
+            raise InputError("torchrun with several processes", expected, f"halfpass {options.subcommand}", remedy)
         COMMANDS[options.subcommand].run(options[options.subcommand])
         if (lost := lost_output()) is not None:
             expected, remedy = "a place that can be written", room_remedy(lost, "give another")
@@ -152,10 +156,14 @@ def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, 
             LOG.info("listening on %s", address, extra={"event": "listening", "address": address})
 
     logs.begin(config.log, quiet=children.IS_CHILD)
+    ranks = Ranks(config) if several() else None
+    if ranks is not None and ranks.rank > 0:
+        ranks.follow()
+        return
     if not children.IS_CHILD:
         leave_when_told()
-    with listening(config.metrics) as register:
-        serve(config, bind, announce, above, insecure=insecure, again=again, register=register)
+    with listening(config.metrics) as register, nullcontext() if ranks is None else ranks:
+        serve(config, bind, announce, above, insecure=insecure, again=again, register=register, ranks=ranks)
     _say_done(config.folder)
     _report_own([config.folder])
 

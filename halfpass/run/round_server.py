@@ -7,11 +7,12 @@ from typing import Any
 from halfpass.config import Config
 from halfpass.files import alone_in
 from halfpass.run import setup
+from halfpass.run.admission import Admission
 from halfpass.run.children import for_peer
 from halfpass.run.records import RunFolder, refuse_run
 from halfpass.run.round_client import check_rounds_only
 from halfpass.run.round_hub import Exchange, RoundHub
-from halfpass.run.server_process import JOIN_SECONDS, Admission, ServerRun, run_to_end
+from halfpass.run.server_process import JOIN_SECONDS, ServerRun, run_to_end
 
 
 def serve_rounds(config: Config, exchange: Exchange, engine: str) -> dict[str, Any]:

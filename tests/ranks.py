@@ -1,0 +1,80 @@
+"""What one process of several does: ten steps of a server half by all of them, and the same steps by this one alone.
+
+Started by torchrun; rank 0 prints the largest difference of their weights, by case, as JSON.
+"""
+
+import copy
+import json
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from halfpass.algorithm.ranks import learn_together, parts_of
+from halfpass.algorithm.server import Server, decoupled_step
+from halfpass.arithmetic.optimizers import build_optimizer
+from halfpass.cut import CutBatch
+
+
+def half(normalize):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)]
+    if normalize:
+        layers.insert(1, nn.BatchNorm2d(8))
+    return nn.Sequential(*layers)
+
+
+def network(sample_shape, outputs):
+    """Of digits, for a run of `test_ranks.py`."""
+    parts = {"flat": nn.Flatten(), "first": nn.Linear(64, 32), "below": nn.ReLU(), "second": nn.Linear(32, 32), "last": nn.Linear(32, outputs)}
+    whole = nn.Sequential()
+    for name, part in parts.items():
+        whole.add_module(name, part)
+    return whole
+
+
+def server(module):
+    optimizer = build_optimizer("sgd", module.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return Server(module, optimizer)
+
+
+def batches(sizes):
+    """Of a few classes each, so that the parts of one are not alike."""
+    draws = torch.Generator().manual_seed(1)
+    for step, size in enumerate(sizes):
+        pictures = torch.randn(size, 2, 4, 4, generator=draws)
+        yield CutBatch(0, 0, step, (pictures,), torch.randint(0, 5, (size,), generator=draws).sort().values)
+
+
+def micro(batch, size):
+    """Its micro-batches."""
+    for begin in range(0, len(batch), size):
+        end = min(begin + size, len(batch))
+        yield CutBatch(0, 0, batch.step, (batch.tensors[0][begin:end],), batch.targets[begin:end], begin, len(batch) - end)
+
+
+def differences(sizes, *, normalize=False, size=None):
+    """(of the weights, of the losses)"""
+    module = half(normalize)
+    alone, together = server(copy.deepcopy(module)), server(module)
+    learn_together(together)
+    losses = 0.0
+    for whole in batches(sizes):
+        for batch in [whole] if size is None else micro(whole, size):
+            part = parts_of(batch, dist.get_world_size())[dist.get_rank()]
+            losses = max(losses, abs(decoupled_step(alone, batch) - decoupled_step(together, part.batch, 0, part)))
+    pairs = zip(alone.half.parameters(), together.half.parameters(), strict=True)
+    return max(float((one - other).abs().max()) for one, other in pairs), losses
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {
+        "equal parts": differences([32] * 10), "unequal parts": differences([5, 31, 7, 32, 13] * 2),
+        "too few samples": differences([1, 2, 3, 1, 2] * 2), "micro-batches": differences([16] * 10, size=6),
+        "BatchNorm": differences([32] * 10, normalize=True),
+    }  # fmt: skip
+    if dist.get_rank() == 0:
+        print(json.dumps(found))
+    dist.destroy_process_group()
