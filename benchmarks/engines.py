@@ -53,7 +53,7 @@ CASES: dict[str, Settings] = {
     "relay": {"clients.topology": "relay", "clients.rounds": 1}, "int4+zstd": {"wire.codec": "int4+zstd"},
     "replay 2": {"server.replay": 2}, "budget": {"wire.budget": 1_500_000},
 }  # fmt: skip
-SPEED = DIGITS | {"train.epochs": 6, "clients.rounds": 1, "data.limit": None}
+SPEED = DIGITS | {"train.epochs": 12, "clients.rounds": 1, "data.limit": None}
 BALANCED: Settings = {  # halves that take equally long
     "data.name": "benchmarks.engines:pictures", "model.name": "benchmarks.engines:balanced", "model.cut": "below",
     "task.name": "benchmarks.engines:at_once", "clients.count": 1, "clients.rounds": 4, "train.epochs": 6,
@@ -304,10 +304,10 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def epoch_seconds(run: Path) -> float:
-    """Of all epochs but the first, by the clock of the server's rows."""
+    """The median of all epochs but the first, by the clock of the server's rows."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     counted = [row for row in rows if row["process"] == "server" and row["epoch"] > 1]
-    return float(statistics.mean(row["busy_seconds"] + row["waiting_seconds"] for row in counted))
+    return float(statistics.median(row["busy_seconds"] + row["waiting_seconds"] for row in counted))
 
 
 # --- Groups of rows ---------------------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def speed(folder: Path, engines: Sequence[str]) -> Iterator[Row]:
         )  # fmt: skip
     if "flower" in engines:
         flower = Flower(folder)
-        longer = SPEED | {"train.epochs": 12}
+        longer = SPEED | {"train.epochs": 60}
         stream = longer | {"flower.stream": "127.0.0.1:0"}
         try:
             flower.superlink("--simulation")

@@ -136,7 +136,8 @@ class Feeder:
         shard = setup.make_shards(config, data)[0]
         self.network = build_network(config, data.train.sample_shape, data.classes)
         client = setup.build_client(config, self.network, 0)
-        drawn = list(itertools.islice(train_batches(data, shard, BATCH_SIZE, seed=0, client=0, epoch=0), MADE_BATCHES))
+        self._size = config.train.batch_size
+        drawn = list(itertools.islice(train_batches(data, shard, self._size, seed=0, client=0, epoch=0), MADE_BATCHES))
         cut = [client_side.decoupled_step(client, x, labels, 0, step)[0] for step, (x, labels) in enumerate(drawn)]
         self.batches = [write_batch(batch, config.wire.codec) for batch in cut]
         client_side.set_training(client, False)
@@ -167,7 +168,7 @@ class Feeder:
             connection.send_in_turn(partial(self.message, epoch, step, test))
         if test:
             scores = dict.fromkeys(map(str, self.network.task.metrics()), 0.0)
-            end = pb.ClientMessage(test_end=end_of_test(epoch, BATCH_SIZE, scores, has_head=True))
+            end = pb.ClientMessage(test_end=end_of_test(epoch, self._size, scores, has_head=True))
         else:
             end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=samples))
         connection.send_in_turn(lambda: [end])

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ from halfpass.wire.messages import write_weights
 NODES, STREAMS = [2, 10, 100, 1000], [1, 32, 128, 512]
 SAMPLED, SAMPLES = 10, 16  # nodes that train in a round, and samples of each node
 ROUNDS = 8
-BATCHES, BATCH_SIZE, EPOCHS = 1024, 8, 3  # per epoch, of all streams together
+BATCHES, BATCH_SIZE, EPOCHS = 512, 8, 3  # per epoch, of all streams together
 PACE_BAR = 0.9  # of the batches per second with one client
 RESULTS, PICTURE = ROOT / "results" / "scale.json", ROOT / "docs" / "scale.svg"
 
@@ -156,23 +156,26 @@ class Feeders(Feeder):
         connection = connect(config, join, address, f"feeder {client}")
         try:
             while (message := connection.receive("begin", "take", "test", "finish")).WhichOneof("kind") != "finish":
-                if message.WhichOneof("kind") != "take":
-                    self.send_epoch(connection, message, samples, samples // BATCH_SIZE)
+                if message.WhichOneof("kind") == "begin":
+                    self.send_batches(connection, message.begin, client, samples // BATCH_SIZE)
+                elif message.WhichOneof("kind") == "test":
+                    self.send_epoch(connection, message, samples, 1)
             connection.finish()
         except BaseException:
             connection.fail("the feeder failed")
             raise
 
-    def send_epoch(self, connection: Connection, message: pb.ServerMessage, samples: int, steps: int) -> None:
-        if message.WhichOneof("kind") == "test":
-            super().send_epoch(connection, message, samples, steps)
-            return
-        begin = message.begin
+    def send_batches(self, connection: Connection, begin: pb.Begin, client: int, steps: int) -> None:
         for step in range(steps):
-            connection.send_in_turn(partial(self.message, begin.epoch, step, False))
+            connection.send_in_turn(partial(self.message_of, client, begin.epoch, step))
         weights = self.weights if begin.return_weights else []
-        end = pb.EpochEnd(epoch=begin.epoch, samples=samples, uploads=steps, weights=weights)
+        end = pb.EpochEnd(epoch=begin.epoch, samples=steps * BATCH_SIZE, uploads=steps, weights=weights)
         connection.send_in_turn(lambda: [pb.ClientMessage(epoch_end=end)])
+
+    def message_of(self, client: int, epoch: int, step: int) -> list[pb.ClientMessage]:
+        (message,) = self.message(epoch, step, False)
+        message.batch.client = client
+        return [message]
 
 
 def streams(counts: Sequence[int]) -> Iterator[Row]:
@@ -205,7 +208,8 @@ def fed(config: Config) -> Row:
             os.sched_setaffinity(0, rest)
         try:
             with ThreadPoolExecutor(count) as pool:
-                for done in [pool.submit(feeders.feed, f"127.0.0.1:{port}", config, k) for k in range(count)]:
+                feeding = [pool.submit(feeders.feed, f"127.0.0.1:{port}", config, k) for k in range(count)]
+                for done in as_completed(feeding):  # the first one's error is the one to see
                     done.result()
             wait_for(children)
         finally:
