@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 # What is imported is compiled once, and not anew in each of the processes that tests start; nothing else is compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -11,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: .venv/installed
 	$(BIN)/halfpass compare --config examples/demo.yaml
 
-test: .venv/installed
+test: .venv/engines
 	$(BIN)/ruff check
 	@# types beside the tests, which wait for each other's processes half of the time
 	$(BIN)/mypy & types=$$!; $(BIN)/pytest -n 3 --dist worksteal; tests=$$?; wait $$types && exit $$tests
@@ -21,5 +22,11 @@ proto: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[test]'
+	$(INSTALL) '.[test]'
+	touch $@
+
+# Flower and NVFlare, 400 MB, which the tests of them need.
+.venv/engines: .venv/installed
+	$(INSTALL) '.[flower,nvflare,test]'
+	$(BIN)/pip check
 	touch $@

@@ -6,6 +6,7 @@
 
 equal        simulations of both, 1, 2 and 10 nodes and what changes what is sent, beside a run in one process
 deployment   Flower: a SuperLink and two SuperNodes; rounds and streams; a ClientApp killed in either
+faults       Flower: a SuperNode that is killed, with and without another in its place; `flwr stop`
 production   NVFlare: provisioned certificates, a server and two sites on loopback
 speed        seconds an epoch beside `--runtime processes`, in turn: NVFlare's rounds, Flower's streams
 overlap      seconds an epoch of rounds that wait for the server, over those that do not (NVFlare)
@@ -43,6 +44,7 @@ from halfpass.run.round_hub import RoundHub
 from halfpass.wire import halfpass_pb2 as pb
 
 Settings = dict[str, Any]
+FLWR = Path(sys.executable).parent / "flwr"
 START_SECONDS, RUN_SECONDS = 90.0, 900.0
 DIGITS: Settings = {
     "data.name": "digits", "model.name": "digits-cnn", "clients.count": 2, "clients.rounds": 2, "train.epochs": 2,
@@ -139,16 +141,17 @@ class Processes:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
 
-    def start(self, name: str, *words: str | Path, **more: Any) -> Path:
-        """Its log."""
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as file:
+    def start(self, name: str, *words: str | Path, **more: Any) -> subprocess.Popen[Any]:
+        with self.log(name).open("wb") as file:
             process = subprocess.Popen(
                 list(map(str, words)), env=self.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                 start_new_session=True, **{"cwd": self.folder} | more,
             )  # fmt: skip
         self.started.append(process)
-        return log
+        return process
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
 
     def result(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Of a command in Python, once it has ended."""
@@ -184,16 +187,23 @@ class Flower(Processes):
 
     def superlink(self, *more: str) -> None:
         words = ("flower-superlink", "--insecure", "--port", str(self.port), *more)
-        until_listening(self.port, self.start("superlink", *words))
+        self.start("superlink", *words)
+        until_listening(self.port, self.log("superlink"))
 
-    def supernode(self, client: int) -> None:
-        self.start(
+    def supernode(self, client: int) -> subprocess.Popen[Any]:
+        return self.start(
             f"supernode-{client}", "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}",
             "--node-config", f"partition-id={client}", "--port", str(free_port()),
         )  # fmt: skip
 
     def run(self, app: Path, *more: str) -> subprocess.CompletedProcess[str]:
         return self.result("-m", "halfpass.flower", app, *more)
+
+    def stop_run(self) -> None:
+        """`flwr stop` of the run that goes on."""
+        listed = self.result(FLWR, "list", "--format", "json")
+        (number,) = [run["run-id"] for run in json.loads(listed.stdout)["runs"] if run["status"] == "running"]
+        self.result(FLWR, "stop", str(number))
 
 
 def write_app(folder: Path, settings: Mapping[str, object]) -> Path:
@@ -239,8 +249,8 @@ class NVFlare(Processes):
             raise RuntimeError(f"{' '.join(map(str, words))}:\n{done.stdout}{done.stderr}")
 
     def begin(self) -> None:
-        log = self.start("server", "bash", self.kits / "localhost" / "startup" / "sub_start.sh", "--once")
-        until_listening(self.port, log)
+        self.start("server", "bash", self.kits / "localhost" / "startup" / "sub_start.sh", "--once")
+        until_listening(self.port, self.log("server"))
         for name in self._sites:
             self.start(name, "bash", self.kits / name / "startup" / "sub_start.sh", "--once")
 
@@ -361,16 +371,9 @@ def deployment(folder: Path, engines: Sequence[str]) -> Iterator[Row]:
             out = folder / f"{mode}-{kill}"
             app = write_app(flower.folder / "app", settings | {"out": str(out)})
             began = time.monotonic()
-            killed = 0
-            command = subprocess.Popen(
-                [sys.executable, "-m", "halfpass.flower", str(app)], cwd=folder, env=flower.environment,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            )  # fmt: skip
-            flower.started.append(command)
-            if kill:
-                killed = kill_client_app(flower, out)
-            said, _ = command.communicate(timeout=RUN_SECONDS)
-            run = checked(subprocess.CompletedProcess("", command.returncode, said, ""), out)
+            command = beginning(flower, app)
+            killed = kill_client_app(flower, out) if kill else 0
+            run = checked(ended(command), out)
             yield row(
                 "flower", f"{mode}, deployment", 2, name, weights_equal=weights_equal(same, run), killed=killed,
                 seconds=time.monotonic() - began,
@@ -379,12 +382,31 @@ def deployment(folder: Path, engines: Sequence[str]) -> Iterator[Row]:
         flower.stop()
 
 
+def beginning(flower: Flower, app: Path) -> subprocess.Popen[str]:
+    """`python -m halfpass.flower APP`, which goes on."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "halfpass.flower", str(app)], cwd=flower.folder, env=flower.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    flower.started.append(command)
+    return command
+
+
+def ended(command: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    said, _ = command.communicate(timeout=RUN_SECONDS)
+    return subprocess.CompletedProcess("", command.returncode, said, "")
+
+
+def has_trained(out: Path, client: int) -> bool:
+    """Whether the client has something that it keeps for itself: it is in a message behind the first, or has joined."""
+    return any((out / f"client-{client}").glob("*"))
+
+
 def kill_client_app(flower: Flower, out: Path) -> int:
     """SIGKILL to a ClientApp that has begun to train; returns how many were killed."""
     deadline = time.monotonic() + START_SECONDS
-    trained = out / "client-0"  # what it keeps for itself: it is in a message behind the first, or has joined
     while time.monotonic() < deadline:
-        if trained.exists() and list(trained.iterdir()):
+        if has_trained(out, 0):
             nodes = {node.pid for node in flower.started}
             for entry in Path("/proc").glob("[0-9]*/cmdline"):
                 pid = int(entry.parent.name)
@@ -395,6 +417,51 @@ def kill_client_app(flower: Flower, out: Path) -> int:
                         return 1
         time.sleep(0.05)
     raise TimeoutError(f"no ClientApp trained within {START_SECONDS:g} s")
+
+
+def faults(folder: Path, engines: Sequence[str]) -> Iterator[Row]:
+    """Of Flower's deployment: what comes of a lost SuperNode, and of `flwr stop`."""
+    if "flower" not in engines:
+        return
+    flower = Flower(folder)
+    try:
+        flower.superlink()
+        nodes = [flower.supernode(client) for client in range(2)]
+        small = DIGITS | {"clients.rounds": 1, "train.epochs": 4, "wire.reconnect": 180.0}
+        longer = small | {"train.epochs": 400, "checkpoint.every": 5}
+        streams = longer | {"flower.stream": "127.0.0.1:0", "wire.reconnect": 30.0}
+        local = train(small, folder / "local" / "run", "local")
+        for name, settings in (
+            ("a SuperNode killed, another started in its place", small), ("flwr stop", longer),
+            ("flwr stop", streams), ("a SuperNode killed, none in its place", streams),
+        ):  # fmt: skip
+            mode = "streams" if "flower.stream" in settings else "rounds"
+            out = folder / f"{mode}-{name.replace(' ', '-')}"
+            began = time.monotonic()
+            command = beginning(flower, write_app(folder / "app", settings | {"out": str(out)}))
+            while not (has_trained(out, 1) and (out / "metrics.jsonl").exists()):
+                if time.monotonic() - began > START_SECONDS:
+                    raise TimeoutError(f"it has not trained within {START_SECONDS:g} s")
+                time.sleep(0.1)
+            fault = time.monotonic()
+            if name == "flwr stop":
+                flower.stop_run()
+            else:
+                os.killpg(nodes[1].pid, signal.SIGKILL)
+                nodes[1].wait()
+            if name.endswith("another started in its place"):
+                nodes[1] = flower.supernode(1)
+            done = ended(command)
+            last = json.loads((out / "events.jsonl").read_text().splitlines()[-1])
+            found: Row = {"seconds_from_then": time.monotonic() - fault, "exit_status": done.returncode}
+            found |= {"last_event": last["event"], "said": last["text"].replace(str(out), "RUN")}
+            if done.returncode == 0:
+                found |= {"weights_equal": weights_equal(local, out)}
+            else:
+                found |= {"met": done.returncode == 1 and last["event"] == "failed"}
+            yield row("flower", f"{mode}, deployment", 2, name, **found)
+    finally:
+        flower.stop()
 
 
 def production(folder: Path, engines: Sequence[str]) -> Iterator[Row]:
@@ -478,7 +545,7 @@ def in_turn(rounds: int, one: Callable[[int], Path], other: Callable[[int], Path
 
 
 GROUPS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
-    **{f"equal: {name}": partial(equal, cases=[name]) for name in CASES}, "deployment": deployment,
+    **{f"equal: {name}": partial(equal, cases=[name]) for name in CASES}, "deployment": deployment, "faults": faults,
     "production": production, "speed": speed, "overlap": overlap,
 }  # fmt: skip
 

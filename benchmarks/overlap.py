@@ -166,12 +166,13 @@ class Feeder:
         epoch = message.test.epoch if test else message.begin.epoch
         for step in range(1 if test else steps):
             connection.send_in_turn(partial(self.message, epoch, step, test))
-        if test:
-            scores = dict.fromkeys(map(str, self.network.task.metrics()), 0.0)
-            end = pb.ClientMessage(test_end=end_of_test(epoch, self._size, scores, has_head=True))
-        else:
-            end = pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=samples))
+        end = self.end(epoch) if test else pb.ClientMessage(epoch_end=pb.EpochEnd(epoch=epoch, samples=samples))
         connection.send_in_turn(lambda: [end])
+
+    def end(self, epoch: int) -> pb.ClientMessage:
+        """Of a test."""
+        scores = dict.fromkeys(map(str, self.network.task.metrics()), 0.0)
+        return pb.ClientMessage(test_end=end_of_test(epoch, self._size, scores, has_head=True))
 
     def message(self, epoch: int, step: int, test: bool) -> list[pb.ClientMessage]:
         """A copy of a batch: those before it may not be on the wire yet."""

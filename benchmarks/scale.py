@@ -16,6 +16,7 @@ The first needs pip install 'halfpass[flower]'. Exit status: 1 where a bar is mi
 """
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -25,12 +26,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import torch
 from clients import split_cores
 from engines import Flower, checked, write_app
@@ -43,12 +43,12 @@ from halfpass.bounded import parse_json
 from halfpass.config import CheckpointConfig, ClientsConfig, Config, DataConfig, ModelConfig, WireConfig
 from halfpass.files import write_json
 from halfpass.run import setup
-from halfpass.run.client_process import connect, join_of
+from halfpass.run.client_process import join_of
 from halfpass.run.epoch import handed_over
 from halfpass.run.records import command_line, environment
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire.connection import Connection
 from halfpass.wire.messages import write_weights
+from halfpass.wire.service import METHOD, SERVICE, channel_options
 
 NODES, STREAMS = [2, 10, 100, 1000], [1, 32, 128, 512]
 SAMPLED, SAMPLES = 10, 16  # nodes that train in a round, and samples of each node
@@ -142,40 +142,94 @@ def settings(clients: int, folder: Path) -> Config:
 
 
 class Feeders(Feeder):
-    """Many clients that compute nothing."""
+    """Many clients that compute nothing, in one thread: halfpass's own have several each, which in one process would
+    be what is measured."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         client = setup.build_client(config, self.network, 0)
         self.weights = write_weights(handed_over(config, client))
-        self.failed = threading.Event()
+        self._config = config
 
-    def feed(self, address: str, config: Config, client: int) -> None:
-        samples = BATCHES * BATCH_SIZE // config.clients.count
-        join = join_of(config, self.network, client, samples, samples // BATCH_SIZE, {})
-        connection = connect(config, join, address, f"feeder {client}")
-        try:
-            while (message := connection.receive("begin", "take", "test", "finish")).WhichOneof("kind") != "finish":
-                if message.WhichOneof("kind") == "begin":
-                    self.send_batches(connection, message.begin, client, samples // BATCH_SIZE)
-                elif message.WhichOneof("kind") == "test":
-                    self.send_epoch(connection, message, samples, 1)
-            connection.finish()
-        except BaseException:
-            connection.fail("the feeder failed")
-            raise
+    async def feed(self, address: str, client: int) -> None:
+        config, steps = self._config, BATCHES // self._config.clients.count
+        join = join_of(config, self.network, client, steps * BATCH_SIZE, steps, {})
+        join.process, join.first = client + 1, 1
+        options = [*channel_options(config.wire.window + 2**20), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            call = channel.stream_stream(
+                f"/{SERVICE}/{METHOD}", request_serializer=pb.ClientMessage.SerializeToString,
+                response_deserializer=pb.ServerMessage.FromString,
+            )()  # fmt: skip
+            sending = _Sending(call, config.wire.window)
+            await sending.say(pb.ClientMessage(join=join))
+            alive, work = asyncio.create_task(sending.stay_alive()), set[asyncio.Task[None]]()
+            try:
+                while isinstance(message := await call.read(), pb.ServerMessage):
+                    await sending.heard(message)
+                    kind = message.WhichOneof("kind")
+                    if kind in ("failed", "rejected"):
+                        raise RuntimeError(f"client {client}: {message}")
+                    if kind in ("begin", "test", "finish"):
+                        work.add(asyncio.create_task(self._do(sending, message, client, steps)))
+                    for done in [task for task in work if task.done()]:
+                        done.result()
+            finally:
+                alive.cancel()
 
-    def send_batches(self, connection: Connection, begin: pb.Begin, client: int, steps: int) -> None:
-        for step in range(steps):
-            connection.send_in_turn(partial(self.message_of, client, begin.epoch, step))
-        weights = self.weights if begin.return_weights else []
-        end = pb.EpochEnd(epoch=begin.epoch, samples=steps * BATCH_SIZE, uploads=steps, weights=weights)
-        connection.send_in_turn(lambda: [pb.ClientMessage(epoch_end=end)])
+    async def _do(self, sending: "_Sending", message: pb.ServerMessage, client: int, steps: int) -> None:
+        kind, epoch = message.WhichOneof("kind"), message.begin.epoch
+        if kind == "begin":
+            for step in range(steps):
+                await sending.say(self._of(client, self.message(epoch, step, False)), placed=True)
+            weights = self.weights if message.begin.return_weights else []
+            end = pb.EpochEnd(epoch=epoch, samples=steps * BATCH_SIZE, uploads=steps, weights=weights)
+            await sending.say(pb.ClientMessage(epoch_end=end), placed=True)
+        elif kind == "test":
+            for test in [self._of(client, self.message(message.test.epoch, 0, True)), self.end(message.test.epoch)]:
+                await sending.say(test)
+        else:
+            await sending.say(pb.ClientMessage(finished=pb.Finished()), placed=True)
 
-    def message_of(self, client: int, epoch: int, step: int) -> list[pb.ClientMessage]:
-        (message,) = self.message(epoch, step, False)
-        message.batch.client = client
-        return [message]
+    def _of(self, client: int, messages: list[pb.ClientMessage]) -> pb.ClientMessage:
+        messages[0].batch.client = client
+        return messages[0]
+
+
+class _Sending:
+    """A client's messages, in their order (docs/protocol.md)."""
+
+    def __init__(self, call: Any, window: int) -> None:
+        self._call, self._window = call, window
+        self._turn, self._room = asyncio.Lock(), asyncio.Condition()
+        self._place, self._received, self._on_the_way = 0, 0, dict[int, int]()  # sizes by place
+        self._last = time.monotonic()
+
+    async def say(self, message: pb.ClientMessage, *, placed: bool = False) -> None:
+        size = message.ByteSize()
+        async with self._room:
+            await self._room.wait_for(lambda: not placed or self._has_room(size))
+        async with self._turn:
+            if placed:
+                self._place += 1
+                message.place, self._on_the_way[self._place] = self._place, size
+            message.durable, self._last = self._received, time.monotonic()
+            await self._call.write(message)
+
+    def _has_room(self, size: int) -> bool:
+        return not self._on_the_way or sum(self._on_the_way.values()) + size <= self._window
+
+    async def heard(self, message: pb.ServerMessage) -> None:
+        self._received = max(self._received, message.place)
+        async with self._room:
+            self._on_the_way = {p: size for p, size in self._on_the_way.items() if p > message.applied}
+            self._room.notify_all()
+
+    async def stay_alive(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            if time.monotonic() - self._last > 5:
+                await self.say(pb.ClientMessage(alive=pb.Alive()))
 
 
 def streams(counts: Sequence[int]) -> Iterator[Row]:
@@ -199,6 +253,10 @@ def middle(rows: Sequence[Row]) -> Row:
     return {key: statistics.median(row[key] for row in rows) if key in numbers else rows[0][key] for key in rows[0]}
 
 
+async def feed_all(feeders: Feeders, address: str, count: int) -> None:
+    await asyncio.gather(*(feeders.feed(address, client) for client in range(count)))
+
+
 def fed(config: Config) -> Row:
     own, rest = split_cores()
     feeders, count = Feeders(config), config.clients.count
@@ -207,10 +265,7 @@ def fed(config: Config) -> Row:
             os.sched_setaffinity(children[0].process.pid, own)
             os.sched_setaffinity(0, rest)
         try:
-            with ThreadPoolExecutor(count) as pool:
-                feeding = [pool.submit(feeders.feed, f"127.0.0.1:{port}", config, k) for k in range(count)]
-                for done in as_completed(feeding):  # the first one's error is the one to see
-                    done.result()
+            asyncio.run(feed_all(feeders, f"127.0.0.1:{port}", count))
             wait_for(children)
         finally:
             if rest:

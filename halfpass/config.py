@@ -477,6 +477,9 @@ class ServerConfig:
     """How many uploads a decoupled server learns from in one step, their samples as one batch. Where clients upload in
     turn, that is a batch of several of them, and its labels are less skewed than each one's (arXiv 2405.04875). The
     server keeps them in memory until they are together."""
+    shard: bool = False
+    """Of the processes that torchrun starts for one server, each keeps a part of the server half's weights and of its
+    optimizer's memory, for halves that do not fit on one device. Default: each has all of them."""
 
     def __post_init__(self) -> None:
         _settle(self, "server.", replay=1, store_limit=2**24, merge=1)

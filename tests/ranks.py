@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from halfpass.algorithm.ranks import learn_together, parts_of
+from halfpass.algorithm.ranks import learn_together, load_sharded_state, parts_of, shard, sharded_state
 from halfpass.algorithm.server import Server, decoupled_step
 from halfpass.arithmetic.optimizers import build_optimizer
 from halfpass.cut import CutBatch
@@ -33,9 +33,9 @@ def network(sample_shape, outputs):
     return whole
 
 
-def server(module):
-    optimizer = build_optimizer("sgd", module.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    return Server(module, optimizer)
+def server(module, optimizer, fused=True):
+    recipe = {"lr": 0.1 if optimizer == "sgd" else 0.001, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    return Server(module, build_optimizer(optimizer, module.parameters(), **recipe, fused=fused))
 
 
 def batches(sizes):
@@ -53,18 +53,30 @@ def micro(batch, size):
         yield CutBatch(0, 0, batch.step, (batch.tensors[0][begin:end],), batch.targets[begin:end], begin, len(batch) - end)
 
 
-def differences(sizes, *, normalize=False, size=None):
+def differences(sizes, *, normalize=False, size=None, optimizer="sgd", sharded=False):
     """(of the weights, of the losses)"""
     module = half(normalize)
-    alone, together = server(copy.deepcopy(module)), server(module)
-    learn_together(together)
+    alone = server(copy.deepcopy(module), optimizer)
+    if sharded:
+        shard(module)
+        assert 0 < sum(p.to_local().numel() for p in module.parameters()) < 0.6 * sum(p.numel() for p in module.parameters())
+    together = server(module, optimizer, fused=not sharded)
+    if not sharded:
+        learn_together(together)
     losses = 0.0
     for whole in batches(sizes):
         for batch in [whole] if size is None else micro(whole, size):
             part = parts_of(batch, dist.get_world_size())[dist.get_rank()]
             losses = max(losses, abs(decoupled_step(alone, batch) - decoupled_step(together, part.batch, 0, part)))
-    pairs = zip(alone.half.parameters(), together.half.parameters(), strict=True)
-    return max(float((one - other).abs().max()) for one, other in pairs), losses
+        if sharded and whole.step % 4 == 2:  # all of it is taken out, and put into another
+            state = [sharded_state(together)]
+            dist.broadcast_object_list(state)
+            module = half(normalize)
+            shard(module)
+            together = server(module, optimizer, fused=False)
+            load_sharded_state(together, state[0])
+    ours, theirs = alone.weights(), sharded_state(together)["modules"][0] if sharded else together.weights()
+    return max([float((value - ours[name]).abs().max()) for name, value in theirs.items()], default=0.0), losses
 
 
 if __name__ == "__main__":
@@ -73,7 +85,9 @@ if __name__ == "__main__":
     found = {
         "equal parts": differences([32] * 10), "unequal parts": differences([5, 31, 7, 32, 13] * 2),
         "too few samples": differences([1, 2, 3, 1, 2] * 2), "micro-batches": differences([16] * 10, size=6),
-        "BatchNorm": differences([32] * 10, normalize=True),
+        "BatchNorm": differences([32] * 10, normalize=True), "shards": differences([32, 31] * 5, sharded=True),
+        "shards, adamw": differences([8] * 10, optimizer="adamw", sharded=True),
+        "shards, micro-batches": differences([16] * 10, size=6, sharded=True),
     }  # fmt: skip
     if dist.get_rank() == 0:
         print(json.dumps(found))

@@ -1,5 +1,6 @@
 """Flower: the package's two apps, by a grid in this process, by a real simulation, and by a SuperLink with SuperNodes."""
 
+import json
 import multiprocessing
 import re
 import sys
@@ -129,6 +130,10 @@ def check_equal(local, run):
     assert (run / "report.html").is_file()
 
 
+def events(run):
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
 def test_the_apps_train_bit_for_bit_as_one_process(tmp_path, local):
     settings = SETTINGS | {"out": str(tmp_path / "run")}
     run_server(settings, Grid(settings))
@@ -142,6 +147,11 @@ def test_messages_that_flower_gives_up_are_sent_again(tmp_path, local):
     run_server(settings, grid)
     assert grid.count > 10
     check_equal(local, tmp_path / "run")
+    said = events(tmp_path / "run")
+    assert [event for event in said if event["event"] in ("lost", "failed")] == [
+        event | {"level": "warning", "event": "lost", "client": event["client"]} for event in said if "; sending message" in event["text"]
+    ] != []
+    assert said[-1]["event"] == "done"
 
 
 def test_an_app_that_raises_ends_the_run_and_is_named(tmp_path):
@@ -149,6 +159,13 @@ def test_an_app_that_raises_ends_the_run_and_is_named(tmp_path):
     with pytest.raises(RunError, match=r"client \d: expected a reply, found the client's app raised an error \(so it is\)"):
         run_server(settings, Grid(settings, errors={3: 2}))
     assert not (tmp_path / "run" / "result.json").exists()
+    last = events(tmp_path / "run")[-1]
+    assert (last["level"], last["event"]) == ("error", "failed")
+    assert "the client's app raised an error (so it is)" in last["text"]
+    before = (tmp_path / "run" / "events.jsonl").read_bytes()
+    with pytest.raises(InputError, match="expected a folder without a run"):
+        run_server(settings, Grid(settings))
+    assert (tmp_path / "run" / "events.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -169,9 +186,8 @@ def test_a_node_without_its_number_is_refused_and_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("errors", [{}, {0: 8, 3: 8, 4: 5}])
-def test_streams_train_bit_for_bit_as_one_process_and_leave_no_keys(tmp_path, local, processes, monkeypatch, caplog, errors):
-    """With tokens, by TLS: what Flower carries is the way in."""
+def test_streams_train_bit_for_bit_as_one_process_and_leave_no_keys(tmp_path, local, processes, monkeypatch, caplog):
+    """With tokens, by TLS: what Flower carries is the way in. What it gives up is sent again."""
     settings = SETTINGS | {"out": str(tmp_path / "run"), "flower.stream": "127.0.0.1:0"}
     made, secrets, folders = stream.make_certificates, [], []
 
@@ -183,9 +199,9 @@ def test_streams_train_bit_for_bit_as_one_process_and_leave_no_keys(tmp_path, lo
         return files
 
     monkeypatch.setattr(stream, "make_certificates", make)
-    grid = Streaming(processes, settings, errors)
+    grid = Streaming(processes, settings, {0: 8, 3: 8, 4: 5})
     run_server(settings, grid)
-    assert grid.count == 4 + len(errors)
+    assert grid.count == 4 + 3
     check_equal(local, tmp_path / "run")
     assert not folders[0].exists()
     written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
@@ -295,25 +311,23 @@ def flower(tmp_path):
     processes.stop()
 
 
-def test_a_simulation_trains_bit_for_bit_as_one_process_and_a_failed_one_is_told(flower, tmp_path, local):
+def test_a_simulation_trains_bit_for_bit_as_one_process(flower, tmp_path, local):
     flower.superlink("--simulation")
     app = write_app(tmp_path / "app", SETTINGS | {"out": str(tmp_path / "run")})
-    simulated = ["--federation-config", "num-supernodes=2 client-resources-num-cpus=1"]
-    done = flower.run(app, *simulated)
+    done = flower.run(app, "--federation-config", "num-supernodes=2 client-resources-num-cpus=2")
     assert done.returncode == 0, done.stdout + done.stderr
     check_equal(local, tmp_path / "run")
-    done = flower.run(app, *simulated)  # there is a run in that folder
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(r"out: expected a folder without a run, found \S+ in \S+", done.stdout)
 
 
-def test_a_superlink_with_two_supernodes_trains_as_one_process(flower, tmp_path):
-    settings = SETTINGS | {"clients.rounds": 1, "train.epochs": 1}
-    one = tmp_path / "local"
-    train(Config(**{**vars(config_of(settings | {"out": str(one)}, 7)), "runtime": "local"}))
+def test_a_superlink_with_two_supernodes_trains_as_one_process_and_a_failed_run_is_told(flower, tmp_path, local):
+    """By streams: rounds would start a Python process for each message."""
     flower.superlink()
     for k in range(2):
         flower.supernode(k)
-    done = flower.run(write_app(tmp_path / "app", settings | {"out": str(tmp_path / "run")}))
+    app = write_app(tmp_path / "app", SETTINGS | {"out": str(tmp_path / "run"), "flower.stream": "127.0.0.1:0"})
+    done = flower.run(app)
     assert done.returncode == 0, done.stdout + done.stderr
-    check_equal(one, tmp_path / "run")
+    check_equal(local, tmp_path / "run")
+    done = flower.run(app)  # there is a run in that folder
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"out: expected a folder without a run, found \S+ in \S+", done.stdout)

@@ -19,7 +19,7 @@ from halfpass.arithmetic import fused
 from halfpass.config import ModelConfig
 from halfpass.data.batches import test_batches, train_batches
 from halfpass.errors import InputError
-from halfpass.run import replay, setup
+from halfpass.run import setup
 from halfpass.run.local import LocalRun
 from halfpass.run.network import build_network
 from halfpass.run.rounds import Course, place_in_epoch, turns
@@ -420,8 +420,8 @@ def test_evaluation_changes_nothing(data):
 
 
 def test_evaluation_passes_through_the_codec(data, monkeypatch):
-    seen, evaluate = [], replay.evaluate
-    monkeypatch.setattr(replay, "evaluate", lambda server, batch: (seen.append(batch.tensors[0]), evaluate(server, batch))[1])
+    seen, evaluate = [], server_side.evaluate
+    monkeypatch.setattr(server_side, "evaluate", lambda server, batch: (seen.append(batch.tensors[0]), evaluate(server, batch))[1])
     run(config(), data)
     assert not torch.equal(seen[0], seen[0].bfloat16().float())
     seen.clear()

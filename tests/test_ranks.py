@@ -15,7 +15,9 @@ import pytest
 import torch
 from plain import equal
 from safetensors.torch import load_file
+from torch import fx, nn
 
+from halfpass.algorithm import ranks as ranks_of_algorithm
 from halfpass.algorithm.ranks import parts_of
 from halfpass.commands.cli import main
 from halfpass.cut import CutBatch
@@ -66,8 +68,28 @@ def test_parts_are_even_and_all_of_the_batch():
     assert all(part.batch is whole for part in parts_of(whole, 2))
 
 
-def run_folder(out, *words):
-    """A run of torchrun's server with two clients. One of its processes is killed amid it, and torchrun started again."""
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight, self.bias = self.one.weight, nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return self.three(self.two(self.one(x))) * self.three.bias.sum() + self.bias if self.training else self.three(x) + self.bias
+
+
+def test_only_modules_whose_weights_nothing_else_reads_are_put_together_when_they_are_called():
+    half = fx.symbolic_trace(Tied().eval())
+    assert ranks_of_algorithm._called(half) == [half.three]
+    half = fx.symbolic_trace(Tied())
+    assert ranks_of_algorithm._called(half) == []
+    whole = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Linear(2, 2)))
+    assert ranks_of_algorithm._called(whole) == [whole[0], whole[2]]
+    assert ranks_of_algorithm._called(Tied()) == []
+
+
+def run_folder(out, *words, kill):
+    """A run of torchrun's server with two clients. One of its processes may be killed amid it, and torchrun started again."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -78,12 +100,13 @@ def run_folder(out, *words):
         server.stdout.readline()  # it listens
         for client in range(2):
             started.append(commands.Command(["join", address, "--client", client, *WORDS, *words, "--out", out], HERE))
-        kill_amid_it(out)
-        _, errors = server.communicate(timeout=SECONDS)
-        assert "lost another process of the server" in errors
-        assert server.returncode == 1
-        assert not (out / "result.json").exists()
-        server = started[0] = torchrun(*serve)
+        if kill:
+            kill_amid_it(out)
+            _, errors = server.communicate(timeout=SECONDS)
+            assert "lost another process of the server" in errors
+            assert server.returncode == 1
+            assert not (out / "result.json").exists()
+            server = started[0] = torchrun(*serve)
         for process in started:
             said, errors = process.communicate(timeout=SECONDS)
             assert process.returncode == 0, said + errors
@@ -121,11 +144,16 @@ def check_near(alone, together, nearest):
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
-def test_a_run_whose_server_is_two_processes_of_which_one_is_killed(tmp_path):
-    """The clients wait for it, and `--resume` takes the run up."""
-    words = ["--train.epochs", "12", "--train.lr", "0.02", "--server.replay", "2", "--server.merge", "2", "--checkpoint.every", "5"]
-    assert main(["train", *WORDS, *words, "--out", str(tmp_path / "local")]) == 0
-    out = run_folder(tmp_path / "run", *words)
+@pytest.mark.parametrize("words", [
+    ["--train.epochs", "2", "--server.replay", "2", "--server.merge", "2"],
+    ["--train.epochs", "12", "--checkpoint.every", "5", "--server.shard", "true"],
+], ids=["whole", "shards, one is killed"])  # fmt: skip
+def test_a_run_whose_server_is_two_processes(tmp_path, words):
+    """Where one is killed, the clients wait for it, and `--resume` takes the run up."""
+    words, sharded = [*words, "--train.lr", "0.02"], "--server.shard" in words
+    alone = [word for word in words if word not in ("--server.shard", "true")]
+    assert main(["train", *WORDS, *alone, "--out", str(tmp_path / "local")]) == 0
+    out = run_folder(tmp_path / "run", *words, kill=sharded)
     check_near(tmp_path / "local", out, 1e-5)
 
 
@@ -143,4 +171,14 @@ def test_what_several_processes_cannot_do_is_said(tmp_path, monkeypatch, capsys,
     error = capsys.readouterr().err
     assert f"torchrun with several processes: expected {said}; " in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "serve"])
+def test_one_process_has_no_shards(tmp_path, capsys, command):
+    assert main([command, "--server.shard", "true", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        "halfpass: server.shard: expected a server of several processes (halfpass serve), found one; start it by "
+        "torchrun, or leave server.shard out\n"
+    )
     assert not (tmp_path / "run").exists()

@@ -73,7 +73,8 @@ def check_step(
     if optimizer is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        sizes["gradients"] = torch.nn.utils.get_total_norm(gradients).float()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        sizes["gradients"] = getattr(norm, "full_tensor", lambda: norm)().float()  # of what is spread over processes
     numbers = torch.stack([size.to(next(iter(sizes.values())).device) for size in sizes.values()]).tolist()
     for what, number in zip(sizes, numbers, strict=True):
         if not math.isfinite(number):

@@ -1,15 +1,28 @@
 """A server half that several processes train together, each on a device of its own: data parallelism.
 
-Each learns from its part of a batch's samples, and PyTorch's DistributedDataParallel gives all of them the mean of
-their gradients (Li et al., arXiv 2006.15704), so that every one makes the same step. Parts count by their samples. That
-is the step of one process on the whole batch, to rounding, where a sample's loss depends on no other sample. It does
-with BatchNorm, which normalizes each part by itself on CPUs; on GPUs it becomes SyncBatchNorm and sees the whole batch.
+Each learns from its part of a batch's samples, and all of them make their step from the mean of their gradients. Parts
+count by their samples. That is the step of one process on the whole batch, to rounding, where a sample's loss depends
+on no other sample. It does with BatchNorm, which normalizes each part by itself on CPUs; on GPUs it becomes
+SyncBatchNorm, and looks at the whole batch.
+
+Either each process has all weights (PyTorch's DistributedDataParallel; Li et al., arXiv 2006.15704), or a part of them
+and of what the optimizer remembers (FSDP2; Zhao et al., arXiv 2304.11277).
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from halfpass.algorithm.server import Server
@@ -64,7 +77,52 @@ class _Prediction(nn.Module):
 
 def learn_together(server: Server) -> None:
     """From now on its half learns together with those of the other processes, which call this too. All must have the
-    same weights and the same memory in their optimizers."""
-    if server.arithmetic.device.type == "cuda":
-        server.half = nn.SyncBatchNorm.convert_sync_batchnorm(server.half)
+    same memory in their optimizers; they get the first one's weights."""
+    server.half = _synchronized(server.half)
     server.together = DistributedDataParallel(_Prediction(server.half), find_unused_parameters=True)
+
+
+def shard(half: nn.Module) -> None:
+    """Of its weights this process keeps a part from now on, the others the rest: they have the same half, and call this
+    too. What is called as a whole is put together when it is; the rest for as long as a step takes."""
+    for part in _called(_synchronized(half)):
+        fully_shard(part)
+    fully_shard(half)
+
+
+def _synchronized(half: nn.Module) -> nn.Module:
+    on_gpu = any(parameter.is_cuda for parameter in half.parameters())
+    return nn.SyncBatchNorm.convert_sync_batchnorm(half) if on_gpu else half
+
+
+def _called(half: nn.Module) -> list[nn.Module]:
+    """Modules in it that are called, with weights that nothing else reads."""
+    nodes = list(half.graph.nodes) if isinstance(half, fx.GraphModule) else []
+    names = [str(node.target) for node in nodes if node.op == "call_module"]
+    found = list(half.children()) if isinstance(half, nn.Sequential) else [half.get_submodule(name) for name in names]
+    modules = {id(module): module for module in found}.values()
+    readers = Counter(id(weight) for module in modules for weight in module.parameters())
+    read = {str(node.target) for node in nodes if node.op == "get_attr"}
+    readers.update(id(weight) for name, weight in half.named_parameters() if name in read)
+    return [
+        module for module in modules
+        if (weights := list(module.parameters())) and all(readers[id(weight)] == 1 for weight in weights)
+    ]  # fmt: skip
+
+
+def sharded_state(server: Server) -> dict[str, Any]:
+    """What all processes have learned, on the CPU of the first; all must ask for it. Before its first step an optimizer
+    has nothing, and PyTorch would make a step of zero gradients, whose weight decay stays in the momentum."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(server.half, options=options)
+    stepped = bool(server.optimizer.state)
+    memory = get_optimizer_state_dict(server.half, server.optimizer, options=options) if stepped else None
+    return {"modules": [weights], "optimizer": memory}
+
+
+def load_sharded_state(server: Server, state: dict[str, Any]) -> None:
+    """The inverse of `sharded_state`, in all processes, each with all of it."""
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(server.half, state["modules"][0], options=options)
+    if state["optimizer"] is not None:
+        set_optimizer_state_dict(server.half, server.optimizer, state["optimizer"], options=options)

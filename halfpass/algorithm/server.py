@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halfpass.algorithm.checkpoint import load_training_state, training_state
 from halfpass.algorithm.learning import Loss, check_outputs, check_step, mean_loss, probabilities
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch
@@ -38,7 +39,25 @@ class Server:
     loss: Loss = cross_entropy  # of outputs and targets: their mean, or a value per sample
     probabilities: Callable[[Tensor], Tensor] | None = probabilities  # of its outputs, to answer with a head; None: not
     together: nn.Module | None = None  # the half, where it learns together with those of other processes
-    learn: Callable[["Server", CutBatch, int], float] | None = None  # how it does, where not by decoupled_step
+
+    # What a run wants of a server, which several processes do otherwise (ranks.py).
+
+    def learn(self, batch: CutBatch, use: int = 0) -> float:
+        return decoupled_step(self, batch, use)
+
+    def evaluate(self, batch: CutBatch) -> tuple[Tensor, Tensor | None]:
+        return evaluate(self, batch)
+
+    def state(self) -> dict[str, Any]:
+        """What it learns, as `training_state` has it."""
+        return training_state(self.optimizer, self.half)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        load_training_state(state, self.optimizer, self.half)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.half.state_dict()
 
 
 def decoupled_step(server: Server, batch: CutBatch, use: int = 0, part: Part | None = None) -> float:

@@ -12,16 +12,17 @@ from torch import nn
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
-) -> torch.optim.Optimizer:
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float,
+    fused: bool = True,
+) -> torch.optim.Optimizer:  # fmt: skip
     """SGD with momentum, or AdamW, over all `parameters`; fused, which is faster and differs from the
-    unfused ones in the last bit at most."""
+    unfused ones in the last bit at most. PyTorch has no fused SGD of weights that are spread over processes."""
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
     sgd = torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
     )
-    if momentum:
+    if momentum and fused:
         sgd.register_step_pre_hook(_begin_momentum)
     return sgd
 

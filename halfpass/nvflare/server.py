@@ -1,17 +1,14 @@
 """What NVFlare builds at the server of a job."""
 
-import logging
 from typing import Any
 
 from nvflare.collab import collab
 
+from halfpass.commands.engine import run_to_report
+from halfpass.config import Config
 from halfpass.nvflare.exchange import CollabExchange
 from halfpass.nvflare.settings import config_of
-from halfpass.report.page import write_report
-from halfpass.run import logs
 from halfpass.run.round_server import serve_rounds
-
-LOG = logging.getLogger("halfpass")
 
 
 class Server:
@@ -23,17 +20,12 @@ class Server:
 
     @collab.main
     def train(self) -> None:
-        try:
-            config = config_of(self.settings, collab.fl_ctx.get_job_id())
-            logs.begin(config.log)
+        def serve(config: Config) -> None:
             sites = {self.sites.index(site.name): site for site in collab.clients if site.name in self.sites}
             exchange = CollabExchange(sites, config.wire.reconnect, collab.context.is_aborted)
             try:
                 serve_rounds(config, exchange, "nvflare")
             finally:
                 exchange.close()
-            write_report([config.folder], config.folder / "report.html")
-            LOG.info("done: %s", config.folder.absolute(), extra={"event": "done"})
-        except BaseException as error:
-            logs.say(str(error) or repr(error), logging.ERROR, event="failed")
-            raise
+
+        run_to_report(lambda: config_of(self.settings, collab.fl_ctx.get_job_id()), serve)

@@ -235,7 +235,7 @@ def server_step(
         if use == 0 and config.returns_gradient(batch.step):
             gradients, loss = server_side.conventional_step(server, batch)
         else:
-            loss = (server.learn or server_side.decoupled_step)(server, batch, use)
+            loss = server.learn(batch, use)
         tally.add(loss, len(batch), lr, last=batch.last)
     return gradients
 

@@ -11,11 +11,15 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from halfpass.config import LogConfig
 
 LOG = logging.getLogger("halfpass")
+EVENTS = "events.jsonl"
 SELDOM_SECONDS = 10.0  # from one line to the next of an event that comes often
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}  # what every record has
 
@@ -63,6 +67,39 @@ def begin(log: LogConfig, *, quiet: bool = False) -> None:
         logging.captureWarnings(True)
         threading.excepthook = _of_thread
     LOG.setLevel(logging.WARNING if quiet and not log.json else log.level.upper())
+
+
+class _InFolder(logging.Handler):
+    """Lines of JSON in the run's folder, from when there is a run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.setFormatter(JsonLines())
+        self._folder, self._lines = folder, list[str]()
+        self._of_another = (folder / "config.yaml").exists()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record) + "\n")
+        if not self._of_another and (self._folder / "config.yaml").exists():
+            with suppress(OSError), (self._folder / EVENTS).open("a") as file:  # a full disk is said elsewhere
+                file.writelines(self._lines)
+                self._lines = []
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """All events are kept in the run folder too, and the error by which the run ended."""
+    handler = _InFolder(folder)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        known = {"name": LOG.name, "levelno": logging.ERROR, "levelname": "ERROR", "event": "failed"}
+        handler.handle(logging.makeLogRecord(known | {"msg": "%s", "args": (str(error) or repr(error),)}))
+        raise
+    finally:
+        root.removeHandler(handler)
 
 
 def in_json() -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from halfpass.algorithm.checkpoint import load_training_state, training_state
-from halfpass.algorithm.ranks import Part, learn_together, parts_of
+from halfpass.algorithm.ranks import Part, learn_together, load_sharded_state, parts_of, shard, sharded_state
 from halfpass.algorithm.server import Server, decoupled_step
 from halfpass.arithmetic.optimizers import set_learning_rate
 from halfpass.config import Config
@@ -25,6 +25,7 @@ from halfpass.errors import InputError
 from halfpass.run import setup
 from halfpass.run.admission import Admission
 from halfpass.run.children import Left
+from halfpass.run.network import Network
 from halfpass.wire import halfpass_pb2 as pb
 
 LOG = logging.getLogger("halfpass")
@@ -37,20 +38,37 @@ def several() -> bool:
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
+# What rank 0 has the others do.
+
+
 @dataclass(frozen=True)
 class _Begin:
-    """What rank 0 has before the first step that comes: of the first client what the network is made of, and all that
-    is trained."""
+    join: bytes  # of the first client: what the network is made of
 
-    join: bytes
+
+@dataclass(frozen=True)
+class _Load:
     state: bytes
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class _Learn:
     part: Part
     use: int
     lr: float
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    batch: CutBatch
+
+
+@dataclass(frozen=True)
+class _Give:
+    """What they have learned."""
+
+
+_Order = _Begin | _Load | _Learn | _Evaluate | _Give
 
 
 class Ranks:
@@ -66,33 +84,34 @@ class Ranks:
             torch.cuda.set_device(device)
         self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, device=device))
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=IDLE)
-        self._orders = dist.new_group(backend="gloo", timeout=IDLE)
-        self._join: bytes | None = None
+        self._group = dist.new_group(backend="gloo", timeout=IDLE)
 
-    # -- rank 0
+    def __enter__(self) -> "Ranks":
+        return self
 
-    def lead(self, server: Server, join: pb.Join) -> None:
-        """From its next step on, the server learns together with the other processes. `join`: the first client's."""
-        self._join, server.learn = join.SerializeToString(), self._learn
+    def __exit__(self, *_: object) -> None:
+        """Rank 0 lets the others go."""
+        with suppress(RuntimeError):
+            self._tell([None] * self.count)
+        dist.destroy_process_group()
 
-    def _learn(self, server: Server, batch: CutBatch, use: int) -> float:
-        with self._all_there():
-            if server.together is None:
-                state = io.BytesIO()
-                torch.save(training_state(server.optimizer, server.half), state)
-                assert self._join is not None
-                self._tell([_Begin(self._join, state.getvalue())] * self.count)
-                learn_together(server)
-            lr = server.optimizer.param_groups[0]["lr"]
-            lessons = [_Lesson(part, use, lr) for part in parts_of(batch, self.count)]
-            self._tell(lessons)
-            return _learn_part(server, lessons[0])
+    def lead(self, network: Network, join: pb.Join) -> Server:
+        """Rank 0's server, and all others'. `join`: the first client's."""
+        self.tell(_Begin(join.SerializeToString()))
+        server = self._build(network)
+        kind = _ShardedLeader if self.config.server.shard else _Leader
+        return kind(**vars(server), ranks=self)
 
-    def _tell(self, orders: Sequence[_Begin | _Lesson | None]) -> None:
-        dist.scatter_object_list([None], list(orders), src=0, group=self._orders)
+    def tell(self, *orders: _Order) -> None:
+        """One to each process, or one to all."""
+        with self.all_there():
+            self._tell(orders if len(orders) == self.count else orders * self.count)
+
+    def _tell(self, orders: Sequence[_Order | None]) -> None:
+        dist.scatter_object_list([None], list(orders), src=0, group=self._group)
 
     @contextmanager
-    def _all_there(self) -> Iterator[None]:
+    def all_there(self) -> Iterator[None]:
         """Where another process is lost, this one leaves, so that clients wait for the run to be gone on with."""
         try:
             yield
@@ -102,52 +121,102 @@ class Ranks:
             LOG.error("lost another process of the server: %s", " ".join(str(error).split())[:200])
             raise Left from error
 
-    def __enter__(self) -> "Ranks":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Lets the others go."""
-        with suppress(RuntimeError):
-            self._tell([None] * self.count)
-        dist.destroy_process_group()
-
-    # -- the others
-
-    def follow(self) -> None:
-        """Learns along until rank 0 ends. Signals are rank 0's, which keeps a state before that."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        server: Server | None = None
-        while (order := self._told()) is not None:
-            if isinstance(order, _Begin):
-                server = self._begin(order)
-            else:
-                assert server is not None
-                _learn_part(server, order)
-        dist.destroy_process_group()
-
-    def _told(self) -> Any:
-        order: list[Any] = [None]
-        with suppress(RuntimeError):  # rank 0 is gone
-            dist.scatter_object_list(order, None, src=0, group=self._orders)
-        return order[0]
-
-    def _begin(self, order: _Begin) -> Server:
-        setup.settle_process(self.config)
-        admission = Admission(self.config)
-        admission.admit(pb.Join.FromString(order.join))
-        assert admission.network is not None
-        server = setup.build_server(self.config, admission.network)
-        state = torch.load(io.BytesIO(order.state), map_location=server.arithmetic.device)
-        load_training_state(state, server.optimizer, server.half)
-        learn_together(server)
+    def _build(self, network: Network) -> Server:
+        sharded = self.config.server.shard
+        server = setup.build_server(self.config, network, shard if sharded else None)
+        if not sharded:
+            learn_together(server)
         return server
 
+    def follow(self) -> None:
+        """What the others do until rank 0 ends. Signals are rank 0's, which keeps a state before that."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        setup.settle_process(self.config)
+        order, server = self._told(), None
+        while order is not None:
+            if isinstance(order, _Begin):
+                admission = Admission(self.config)
+                admission.admit(pb.Join.FromString(order.join))
+                assert admission.network is not None
+                server = self._build(admission.network)
+            else:
+                assert server is not None
+                self._do(server, order)
+            order = self._told()
+        dist.destroy_process_group()
 
-def _learn_part(server: Server, lesson: _Lesson) -> float:
+    def _told(self) -> _Order | None:
+        order: list[Any] = [None]
+        with suppress(RuntimeError):  # rank 0 is gone
+            dist.scatter_object_list(order, None, src=0, group=self._group)
+        return order[0]
+
+    def _do(self, server: Server, order: _Load | _Learn | _Evaluate | _Give) -> None:
+        if isinstance(order, _Learn):
+            learn_part(server, order)
+        elif isinstance(order, _Load):
+            state = torch.load(io.BytesIO(order.state), map_location=server.arithmetic.device)
+            load_sharded_state(server, state) if self.config.server.shard else server.load_state(state)
+        elif isinstance(order, _Give):
+            sharded_state(server)
+        else:
+            server.half.eval()
+            server.evaluate(order.batch)
+            server.half.train()
+
+
+def learn_part(server: Server, order: _Learn) -> float:
     """Returns the loss of the whole batch."""
-    set_learning_rate(server.optimizer, lesson.lr)
-    return decoupled_step(server, lesson.part.batch, lesson.use, lesson.part)
+    set_learning_rate(server.optimizer, order.lr)
+    return decoupled_step(server, order.part.batch, order.use, order.part)
+
+
+@dataclass
+class _Leader(Server):
+    """Rank 0's server: it has the others do their part of what it does."""
+
+    ranks: Ranks = dataclasses.field(kw_only=True)
+
+    def learn(self, batch: CutBatch, use: int = 0) -> float:
+        lr = self.optimizer.param_groups[0]["lr"]
+        orders = [_Learn(part, use, lr) for part in parts_of(batch, self.ranks.count)]
+        self.ranks.tell(*orders)
+        with self.ranks.all_there():
+            return learn_part(self, orders[0])
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._load_others(state)
+        super().load_state(state)
+
+    def _load_others(self, state: dict[str, Any]) -> None:
+        file = io.BytesIO()
+        torch.save(state, file)
+        self.ranks.tell(_Load(file.getvalue()))
+
+
+@dataclass
+class _ShardedLeader(_Leader):
+    """One that has a part of the weights alone."""
+
+    def evaluate(self, batch: CutBatch) -> tuple[Tensor, Tensor | None]:
+        self.ranks.tell(_Evaluate(batch))
+        with self.ranks.all_there():
+            return super().evaluate(batch)
+
+    def state(self) -> dict[str, Any]:
+        self.ranks.tell(_Give())
+        with self.ranks.all_there():
+            return sharded_state(self)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._load_others(state)
+        with self.ranks.all_there():
+            load_sharded_state(self, state)
+
+    def weights(self) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = self.state()["modules"][0]
+        return weights
 
 
 def check_several(config: Config) -> None:

@@ -426,7 +426,7 @@ class RunFolder:
         self._save_weights(f"client-{client.index}", parts, config)
 
     def save_server(self, server: Server, config: Config) -> None:
-        self._save_weights("server", {"server_half": server.half.state_dict()}, config)
+        self._save_weights("server", {"server_half": server.weights()}, config)
 
     def save_whole(self, whole: Whole, config: Config) -> None:
         self._save_weights("whole", {"whole": whole.model.state_dict()}, config)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from halfpass.algorithm.server import Server, evaluate
+from halfpass.algorithm.server import Server
 from halfpass.config import Config
 from halfpass.cut import CutBatch, merge
 from halfpass.errors import InputError
@@ -100,7 +100,7 @@ class Lessons:
         room for it, so that a server half can be trained anew, and tested, with no client present."""
         if self._store is not None and upload is not None and batch.epoch + 1 == self._config.train.epochs:
             self._store.add_test(upload)
-        score.add(batch, *evaluate(self._server, batch))
+        score.add(batch, *self._server.evaluate(batch))
         self._above.test(batch)
 
     def drop_parts(self) -> None:

@@ -23,6 +23,7 @@ def serve_rounds(config: Config, exchange: Exchange, engine: str) -> dict[str, A
     """
     check_rounds_only(config)
     setup.check_between_processes(config)
+    setup.check_unsharded(config)
     out: Path = config.folder
     refuse_run(out)
     setup.settle_process(config)

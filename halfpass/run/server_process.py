@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from halfpass.algorithm.checkpoint import load_training_state, training_state
 from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, RunError
@@ -95,13 +94,14 @@ class ServerRun:
     def __init__(
         self, config: Config, hub: Clients, admission: Admission, store: UploadStore | None,
         link: Callable[..., RemoteLink] | None, folder: RunFolder | None = None, run: str = "",
-        state: Mapping[str, Any] | None = None, ready: Callable[[], None] | None = None,
+        state: Mapping[str, Any] | None = None, ready: Callable[[], None] | None = None, ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
         """`link` makes the one to the server above an edge. `folder` keeps what the run, which `run` names, can be gone
         on with; `state` was kept by an earlier process. `ready` is called once that is taken up."""
         assert admission.network is not None
         self.config, self.hub, self.network, self.task = config, hub, admission.network, admission.network.task
-        self.server = setup.build_server(config, self.network)
+        first = next(iter(admission.joins.values()))
+        self.server = setup.build_server(config, self.network) if ranks is None else ranks.lead(self.network, first)
         self._joins, self._of_edge = admission.joins, admission.of_edge
         above, joins = None if state is None else state["above"], [join for _, join in sorted(self._joins.items())]
         self.above = Above() if link is None else link(config, self.server, joins, self.task, state=above)
@@ -536,7 +536,7 @@ class ServerRun:
         """All that the coming steps depend on."""
         seconds = 0.0 if self._at is None else self.seconds_before + time.perf_counter() - self._began
         return {
-            "server": training_state(self.server.optimizer, self.server.half), "handover": self.handover.state(),
+            "server": self.server.state(), "handover": self.handover.state(),
             "lessons": self.lessons.state(), "above": self.above.state(), "at": self._at and self._at.state(),
             "seconds": seconds, "last": self._last, "evaluation_sockets": self._evaluation_sockets,
             "attendance": self.attendance.state(), "run": self._run, "finished": self.finished,
@@ -547,7 +547,7 @@ class ServerRun:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`, but for what the hub and the link above were made with."""
-        load_training_state(state["server"], self.server.optimizer, self.server.half)
+        self.server.load_state(state["server"])
         self.handover.load_state(state["handover"])
         self.lessons.load_state(state["lessons"])
         self._at = state["at"] and _Place.of(state["at"], self.server.arithmetic.device)
@@ -636,6 +636,8 @@ def serve(
     if kept is None:
         refuse_run(out)
     setup.check_between_processes(config)
+    if ranks is None:
+        setup.check_unsharded(config)
     trust = trust_of(config.tls, SERVER if above is None else EDGE)
     setup.settle_process(config)
     admission = Admission(config, of_edge=of_edge)
@@ -690,9 +692,8 @@ def serve(
                     write_json(out / SERVED, where)
                 kept_in = folder if keeps else None
                 later = None if state is None else ready
-                overview.run = run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later)
-                if ranks is not None:
-                    ranks.lead(run.server, next(iter(admission.joins.values())))
+                run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later, ranks)
+                overview.run = run
                 outcome = run_to_end(config, folder, run, engine)
                 for k in range(len(run.steps)):
                     hub.peer(k).outbox.clear()

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,7 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
     """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used, which
     a store with uploads in it is unless the run is an `old` one."""
     check_names(config)
+    check_unsharded(config)
     if config.runtime == "local" and config.metrics.port is not None:
         expected, remedy = "none in a training in one process", "leave it out, or set runtime to processes"
         raise InputError("metrics.port", expected, str(config.metrics.port), remedy)
@@ -282,7 +283,10 @@ def build_client(config: Config, network: Network, index: int) -> Client:
     return Client(half, head, optimizer, place, index, seed, own_loss(task, place), task.probabilities)
 
 
-def build_server(config: Config, network: Network) -> Server:
+def build_server(config: Config, network: Network, shard: Callable[[nn.Module], None] | None = None) -> Server:
+    """`shard` spreads the half's weights over several processes, before there is an optimizer of them."""
+    if shard is None:
+        check_unsharded(config)
     place = arithmetic_of(config)
     half = copy.deepcopy(network.halves.server)
     if isinstance(half, EdgeHalf):
@@ -291,8 +295,18 @@ def build_server(config: Config, network: Network) -> Server:
     else:
         half = place.place(half)
     half.train()
-    optimizer, task, seed = _optimizer(config, list(half.parameters())), network.task, config.train.seed
+    if shard is not None:
+        shard(half)
+    optimizer = _optimizer(config, list(half.parameters()), fused=shard is None)
+    task, seed = network.task, config.train.seed
     return Server(half, optimizer, place, seed, own_loss(task, place), task.probabilities)
+
+
+def check_unsharded(config: Config) -> None:
+    """Raises InputError where one process is to have a part of the weights alone."""
+    if config.server.shard:
+        found, remedy = "one", "start it by torchrun, or leave server.shard out"
+        raise InputError("server.shard", "a server of several processes (halfpass serve)", found, remedy)
 
 
 def build_whole(config: Config, data: Dataset, task: Task | int) -> Whole:
@@ -349,9 +363,9 @@ def own_loss(task: Task, place: Arithmetic) -> Loss:
     return loss.to(place.device) if isinstance(loss, nn.Module) else loss
 
 
-def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(config: Config, parameters: list[nn.Parameter], *, fused: bool = True) -> torch.optim.Optimizer:
     recipe = config.train
     return build_optimizer(
         recipe.optimizer, parameters, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
+        weight_decay=recipe.weight_decay, fused=fused,
     )  # fmt: skip
