@@ -53,7 +53,7 @@ from halfpass.wire.service import METHOD, SERVICE, channel_options
 NODES, STREAMS = [2, 10, 100, 1000], [1, 32, 128, 512]
 SAMPLED, SAMPLES = 10, 16  # nodes that train in a round, and samples of each node
 ROUNDS = 8
-BATCHES, BATCH_SIZE, EPOCHS = 512, 8, 3  # per epoch, of all streams together
+BATCHES, BATCH_SIZE, EPOCHS = 512, 8, 2  # per epoch, of all streams together
 PACE_BAR = 0.9  # of the batches per second with one client
 RESULTS, PICTURE = ROOT / "results" / "scale.json", ROOT / "docs" / "scale.svg"
 

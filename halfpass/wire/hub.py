@@ -107,6 +107,7 @@ class _Stream:
     remote_port: int
     context: grpc.ServicerContext
     sent: int  # place up to which the server's sequence was sent on it, or need not be
+    changed: threading.Condition  # of its own: what concerns one stream wakes no other's threads
     control: deque[pb.ServerMessage] = field(default_factory=deque)  # what has no place
     pulse: Pulse = field(default_factory=Pulse)
     said: float = field(default_factory=time.monotonic)  # when its newest message came
@@ -236,7 +237,9 @@ class Hub:
         self._gone_on_with = bool(peers)  # then clients may have more of its messages than this process has sent
         for peer in peers:
             peer.away = time.monotonic()
-        self._changed, self._admitting, self._answering = threading.Condition(), threading.Lock(), threading.Lock()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # for the thread that trains
+        self._admitting, self._answering = threading.Lock(), threading.Lock()
         self._turn = 0
         self._stopped = False
         self.refused = 0  # newcomers
@@ -354,7 +357,7 @@ class Hub:
                         peer.incoming_bytes -= received.size
                         peer.taken, peer.at_work = max(peer.taken, received.place), received
                         peer.ended -= received.kind == "epoch_end"
-                        self._changed.notify_all()
+                        _wake(peer)
                         if received.kind in kinds:
                             return client, received
                         expected, remedy = " or ".join(kinds), "both sides must run the same halfpass"
@@ -490,7 +493,7 @@ class Hub:
                     peer.meter.count_down(message, len(data))
                 else:
                     peer.control(message)
-            self._changed.notify_all()
+            _wake(peer)
 
     def done(self, client: int, received: Received) -> None:
         """The message has been worked off, and with it all before it."""
@@ -534,7 +537,7 @@ class Hub:
         with self._changed:
             if (stream := self._peers[client].stream) is not None:
                 stream.released = True
-            self._changed.notify_all()
+                stream.changed.notify_all()
 
     def fail(self, reason: str, exit_status: int = 1) -> None:
         """Tells every client why the run ends."""
@@ -545,6 +548,7 @@ class Hub:
                     failed = pb.ServerMessage(failed=pb.Failed(reason=reason, exit_status=exit_status))
                     peer.stream.control.append(failed)
                     peer.stream.released = True
+                _wake(peer)
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -554,6 +558,7 @@ class Hub:
             for peer in self._peers.values():
                 if peer.stream is not None:
                     peer.stream.released = True  # what is to be said on it is still said
+                _wake(peer)
             self._changed.notify_all()
         if self._front is not None:
             self._front.close()
@@ -585,6 +590,7 @@ class Hub:
 
     def _watch(self) -> None:
         """On a thread of its own: ends streams on which nothing comes, and calls."""
+        seconds, looked = min(1.0, self._timeout / 10), 0.0
         while not self._stopped:
             time.sleep(min(0.2, self._timeout / 4))
             if self._leaving():
@@ -597,6 +603,9 @@ class Hub:
             for context in [*(stream.context for stream in over),
                             *(call.context for call in silent if now - call.began > JOIN_SECONDS)]:  # fmt: skip
                 context.cancel()
+            if now - looked < seconds:
+                continue
+            looked = now
             with self._changed:
                 streams = [(peer, peer.stream) for peer in self._peers.values() if peer.stream is not None]
             for peer, stream in streams:
@@ -812,7 +821,7 @@ class Hub:
         LOG.info("client %d %s, from %s", peer.client, "is back" if event == "back" else event, host, extra=known)
         peer.incoming = deque(received for received in peer.incoming if received.place)  # no test's
         peer.incoming_bytes = sum(received.size for received in peer.incoming)
-        stream = _Stream(port, context, sent=join.received)
+        stream = _Stream(port, context, join.received, threading.Condition(self._lock))
         peer.stream, peer.away, peer.dropped = stream, None, None
         peer.streams, peer.process = peer.streams + 1, join.process
         joined = pb.Joined(run=self._run, received=peer.received)
@@ -834,6 +843,7 @@ class Hub:
             now, past = self._traffic(stream), peer.sockets
             peer.sockets = None if now is None or past is None else (past[0] + now[0], past[1] + now[1])
             peer.stream, peer.away = None, time.monotonic()
+        stream.changed.notify_all()
         self._changed.notify_all()
 
     def _identify(self, join: pb.Join, port: int, context: grpc.ServicerContext) -> None:
@@ -890,7 +900,7 @@ class Hub:
         """What is sent on a stream: what is to be, in order, and signs of life."""
         while True:
             with self._changed:
-                self._changed.wait_for(
+                stream.changed.wait_for(
                     lambda: stream.over or stream.control or stream.released or _behind(peer, stream),
                     heartbeat_seconds(self._timeout),
                 )
@@ -973,7 +983,7 @@ class Hub:
                 if stream.over:
                     return
                 stream.held = True
-                self._changed.wait(0.2)  # a client that sends more than its window is held back by TCP
+                stream.changed.wait(0.2)  # a client that sends more than its window is held back by TCP
                 stream.pulse.beat()  # it is we who do not listen
             stream.held = False
             if stream.over:
@@ -1057,6 +1067,12 @@ class Hub:
 
 def _same_process(join: pb.Join, peer: Peer) -> bool:
     return join.process != 0 and join.process == peer.process
+
+
+def _wake(peer: Peer) -> None:
+    """The threads of its stream, with the lock held."""
+    if peer.stream is not None:
+        peer.stream.changed.notify_all()
 
 
 def _behind(peer: Peer, stream: _Stream) -> bool:
