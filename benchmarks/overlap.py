@@ -39,7 +39,7 @@ from nullserver import NullServer
 from step import BATCH_SIZE, PLAIN_SAMPLES, RECIPE, ROOT, Row, epoch_seconds_per_step, say
 
 from halfpass.algorithm import client as client_side
-from halfpass.config import Config, DataConfig, ModelConfig, WireConfig
+from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, WireConfig
 from halfpass.data.batches import batch_count, train_batches
 from halfpass.errors import RunError
 from halfpass.files import write_json
@@ -131,13 +131,14 @@ def training(config: Config, way: Link) -> float:
 class Feeder:
     """A client that computes nothing: it sends batches that were made and encoded before."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, made: int = MADE_BATCHES) -> None:
+        """`made` batches, which are sent again and again."""
         data = setup.load_data(config.data)
-        shard = setup.make_shards(config, data)[0]
+        shard = setup.make_shards(replace(config, clients=ClientsConfig(1)), data)[0]
         self.network = build_network(config, data.train.sample_shape, data.classes)
         client = setup.build_client(config, self.network, 0)
         self._size = config.train.batch_size
-        drawn = list(itertools.islice(train_batches(data, shard, self._size, seed=0, client=0, epoch=0), MADE_BATCHES))
+        drawn = list(itertools.islice(train_batches(data, shard, self._size, seed=0, client=0, epoch=0), made))
         cut = [client_side.decoupled_step(client, x, labels, 0, step)[0] for step, (x, labels) in enumerate(drawn)]
         self.batches = [write_batch(batch, config.wire.codec) for batch in cut]
         client_side.set_training(client, False)

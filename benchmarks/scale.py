@@ -54,6 +54,7 @@ NODES, STREAMS = [2, 10, 100, 1000], [1, 32, 128, 512]
 SAMPLED, SAMPLES = 10, 16  # nodes that train in a round, and samples of each node
 ROUNDS = 8
 BATCHES, BATCH_SIZE, EPOCHS = 512, 8, 2  # per epoch, of all streams together
+MADE_BATCHES = 64  # which clients send again and again
 PACE_BAR = 0.9  # of the batches per second with one client
 RESULTS, PICTURE = ROOT / "results" / "scale.json", ROOT / "docs" / "scale.svg"
 
@@ -146,7 +147,7 @@ class Feeders(Feeder):
     be what is measured."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
+        super().__init__(config, MADE_BATCHES)
         client = setup.build_client(config, self.network, 0)
         self.weights = write_weights(handed_over(config, client))
         self._config = config
@@ -180,8 +181,10 @@ class Feeders(Feeder):
     async def _do(self, sending: "_Sending", message: pb.ServerMessage, client: int, steps: int) -> None:
         kind, epoch = message.WhichOneof("kind"), message.begin.epoch
         if kind == "begin":
-            for step in range(steps):
-                await sending.say(self._of(client, self.message(epoch, step, False)), placed=True)
+            for step in range(steps):  # of one batch alone a server would soon have learned all, and compute denormals
+                (made,) = self.message(epoch, client * steps + step, False)
+                made.batch.step = step
+                await sending.say(self._of(client, [made]), placed=True)
             weights = self.weights if message.begin.return_weights else []
             end = pb.EpochEnd(epoch=epoch, samples=steps * BATCH_SIZE, uploads=steps, weights=weights)
             await sending.say(pb.ClientMessage(epoch_end=end), placed=True)

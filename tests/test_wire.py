@@ -20,7 +20,7 @@ from halfpass.cut import CutBatch
 from halfpass.errors import InputError, PassedOnError, RunError
 from halfpass.wire import connection as connection_end
 from halfpass.wire import halfpass_pb2 as pb
-from halfpass.wire import messages, service
+from halfpass.wire import hub, messages, service
 from halfpass.wire.connection import AHEAD_BATCHES, Connection
 from halfpass.wire.hub import Hub
 from halfpass.wire.loopback import Loopback
@@ -350,6 +350,22 @@ def test_arrival_order_starves_nobody(served):
             connection.send_in_turn(partial(encoded, batch(client=k, step=step)))
     wait_until(lambda: all(len(one.hub.peer(k).incoming) == 4 for k in range(2)))
     assert [one.hub.take([0, 1], "batch")[0] for _ in range(8)] == [0, 1] * 4
+    for connection in connections:
+        connection.close()
+
+
+def test_what_concerns_one_client_wakes_no_other_s_thread(served, monkeypatch):
+    """A server has hundreds of them."""
+    one = served(clients=2)
+    connections = [one.connect(client=k) for k in range(2)]
+    looked, behind = [], hub._behind
+    monkeypatch.setattr(hub, "_behind", lambda peer, stream: (looked.append(peer.client), behind(peer, stream))[1])
+    for step in range(20):
+        connections[0].send_in_turn(partial(encoded, batch(step=step)))
+        take(one.hub, 0, "batch")
+    wait_until(lambda: connections[0]._applied == 20)
+    assert looked.count(0) >= 20
+    assert looked.count(1) <= 2  # to say that it lives
     for connection in connections:
         connection.close()
 
