@@ -478,8 +478,9 @@ class ServerConfig:
     turn, that is a batch of several of them, and its labels are less skewed than each one's (arXiv 2405.04875). The
     server keeps them in memory until they are together."""
     shard: bool = False
-    """Of the processes that torchrun starts for one server, each keeps a part of the server half's weights and of its
-    optimizer's memory, for halves that do not fit on one device. Default: each has all of them."""
+    """Of the processes that torchrun starts for one server, each keeps a part of the server half's weights, gradients
+    and optimizer's memory, for halves whose training does not fit on one device; when it is built, and for a step
+    layer by layer, a half must. Default: each has all of it."""
 
     def __post_init__(self) -> None:
         _settle(self, "server.", replay=1, store_limit=2**24, merge=1)

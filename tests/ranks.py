@@ -21,7 +21,9 @@ def half(normalize):
     layers = [nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)]
     if normalize:
         layers.insert(1, nn.BatchNorm2d(8))
-    return nn.Sequential(*layers)
+    whole = nn.Sequential(*layers)
+    whole.register_parameter("spare", nn.Parameter(torch.ones(6)))  # which nothing uses
+    return whole
 
 
 def network(sample_shape, outputs):

@@ -174,6 +174,24 @@ def test_what_several_processes_cannot_do_is_said(tmp_path, monkeypatch, capsys,
     assert not (tmp_path / "run").exists()
 
 
+def test_what_ends_a_sharded_run_is_said_and_its_half_is_saved(tmp_path):
+    """Both processes find out that a loss is not finite; the second keeps in step, and says nothing."""
+    words = ["--train.epochs", "3", "--train.lr", "1e30", "--clients.lr_scale", "1e-30", "--server.shard", "true"]
+    with pytest.raises(AssertionError, match=r"server, batch of client \d, epoch \d, step \d+.*: expected .*finite.*; lower train.lr"):
+        run_folder(tmp_path / "run", *words, kill=False)
+    assert (tmp_path / "run" / "server.safetensors").is_file()
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("words", [["resume"], ["resume", "--client", "1"]])
+def test_several_processes_resume_nothing_but_a_server(tmp_path, monkeypatch, capsys, words):
+    for key, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "run").mkdir()
+    assert main([words[0], str(tmp_path / "run"), *words[1:]]) == 2
+    assert "torchrun with several processes: expected halfpass serve, or resume of a server, found halfpass resume of " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["train", "serve"])
 def test_one_process_has_no_shards(tmp_path, capsys, command):
     assert main([command, "--server.shard", "true", "--out", str(tmp_path / "run")]) == 2

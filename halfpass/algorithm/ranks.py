@@ -124,5 +124,6 @@ def load_sharded_state(server: Server, state: dict[str, Any]) -> None:
     """The inverse of `sharded_state`, in all processes, each with all of it."""
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(server.half, state["modules"][0], options=options)
-    if state["optimizer"] is not None:
+    if state["optimizer"] is not None:  # which has nothing of a weight that never had a gradient
+        options = StateDictOptions(full_state_dict=True, strict=False)
         set_optimizer_state_dict(server.half, server.optimizer, state["optimizer"], options=options)

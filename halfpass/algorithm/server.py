@@ -59,6 +59,10 @@ class Server:
     def weights(self) -> dict[str, Tensor]:
         return self.half.state_dict()
 
+    def whole(self) -> bool:
+        """Whether its weights can be had, whatever has happened."""
+        return True
+
 
 def decoupled_step(server: Server, batch: CutBatch, use: int = 0, part: Part | None = None) -> float:
     """Trains the server half on one cut batch; returns the loss. No gradient of the activations is computed.

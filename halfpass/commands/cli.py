@@ -68,9 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         be_interruptible()
         options = _parse(words)
-        if several() and options.subcommand not in ("serve", "resume"):
-            expected, remedy = "halfpass serve, or resume of a server", "start one process, without torchrun"
-            raise InputError("torchrun with several processes", expected, f"halfpass {options.subcommand}", remedy)
+        if options.subcommand not in ("serve", "resume"):
+            _refuse_several(options.subcommand)
         COMMANDS[options.subcommand].run(options[options.subcommand])
         if (lost := lost_output()) is not None:
             expected, remedy = "a place that can be written", room_remedy(lost, "give another")
@@ -81,16 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if children.IS_CHILD and isinstance(error, KeyboardInterrupt):
             return INTERRUPTED  # its parent says what there is to say
         if line := describe(error):
-            level, event = (logging.INFO, "left") if isinstance(error, Left) else (logging.ERROR, "failed")
+            left = isinstance(error, Left) and not error.why
+            level, event = (logging.INFO, "left") if left else (logging.ERROR, "failed")
             logs.say(line, level, event=event, traceback="--debug" in words)
         if isinstance(error, Left):
             signal.setitimer(signal.ITIMER_REAL, 0)
-            return 0
+            return 1 if error.why else 0
         return error.exit_status if isinstance(error, HalfpassError) else 1
     return 0
 
 
 # ------------------------------------------------------------------------------------------------------ the commands
+
+
+def _refuse_several(what: str) -> None:
+    """Of processes that torchrun started, all would do the same in one folder."""
+    if several():
+        expected, remedy = "halfpass serve, or resume of a server", "start one process, without torchrun"
+        raise InputError("torchrun with several processes", expected, f"halfpass {what}", remedy)
 
 
 def _train(options: Namespace) -> None:
@@ -113,12 +120,14 @@ def _resume(options: Namespace) -> None:
         said = read_where(run / SERVED, "bind")
         _serve_run(config, options.bind or said["bind"], said["above"], insecure=said["insecure"], again=True)
         return None
+    _refuse_several("resume of something else")
     resume(run, debug=options.debug)
     return _report_own([run])
 
 
 def _resume_client(run: Path, clients: list[Path], options: Namespace) -> None:
     """A client that was started by hand, and has its state in a folder of its own."""
+    _refuse_several("resume of a client")
     numbers = {int(folder.name.removeprefix("client-")): folder for folder in clients}
     chosen = next(iter(numbers)) if options.client is None and len(numbers) == 1 else options.client
     if chosen not in numbers:
@@ -514,7 +523,7 @@ def _configs_first(words: list[str]) -> list[str]:
 
 
 def _with_run_settings(words: list[str]) -> list[str]:
-    """`retrain RUN …` starts from that run's settings."""
+    """`retrain RUN …` starts from that run's settings, but for its folder, and is one process."""
     if words[:1] != ["retrain"] or len(words) < 2 or {"-h", "--help"} & set(words):
         return words
     if words[1].startswith("-"):
@@ -522,7 +531,7 @@ def _with_run_settings(words: list[str]) -> list[str]:
     settings = _path("RUN", words[1]) / "config.yaml"
     if not settings.is_file():
         raise InputError("retrain", "the folder of a run", f"no config.yaml in {words[1]}", "check the path")
-    return [*words[:2], f"--config={settings}", "--out", "null", *words[2:]]  # all but its folder
+    return [*words[:2], f"--config={settings}", "--out", "null", "--server.shard", "false", *words[2:]]
 
 
 def _spelled_out(word: str) -> str:

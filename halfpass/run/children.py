@@ -133,11 +133,11 @@ def be_interruptible() -> None:
 
 class Left(BaseException):
     """This process was told to leave: what it has kept is what it can be gone on with, and its peers wait for it.
-    `kept`: whether that is so, once the run has begun."""
+    `kept`: whether that is so, once the run has begun. `why`: what made it leave, where nobody told it to."""
 
-    def __init__(self, kept: bool = True) -> None:
+    def __init__(self, kept: bool = True, why: str = "") -> None:
         super().__init__()
-        self.kept = kept
+        self.kept, self.why = kept, why
 
 
 def leave_when_told() -> None:
@@ -201,7 +201,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, Left):
-        return "left, as it was told to; go on with halfpass resume" if error.kept else "left, as it was told to"
+        what = f"left: {error.why}" if error.why else "left, as it was told to"
+        return f"{what}; go on with halfpass resume" if error.kept else what
     if isinstance(error, HalfpassError):
         return str(error)
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"

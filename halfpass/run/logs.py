@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,23 +75,33 @@ class _InFolder(logging.Handler):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
-        self._folder, self._lines = folder, list[str]()
-        self._of_another = (folder / "config.yaml").exists()
+        self._folder, self._lines, self._mode = folder, list[str](), "w"
+        self._before = self._run()
+
+    def _run(self) -> tuple[int, int] | None:
+        """Which run the folder holds, by the file that is written when one begins."""
+        try:
+            found = (self._folder / "config.yaml").stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self.format(record) + "\n")
-        if not self._of_another and (self._folder / "config.yaml").exists():
-            with suppress(OSError), (self._folder / EVENTS).open("a") as file:  # a full disk is said elsewhere
-                file.writelines(self._lines)
-                self._lines = []
+        try:
+            self._lines.append(self.format(record) + "\n")
+            if self._run() not in (None, self._before):  # else it is another's
+                with (self._folder / EVENTS).open(self._mode) as file:
+                    file.writelines(self._lines)
+                self._lines, self._mode = [], "a"
+        except Exception:  # a full disk, which is said elsewhere, or what cannot be written as JSON
+            self.handleError(record)
 
 
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
     """All events are kept in the run folder too, and the error by which the run ended."""
     handler = _InFolder(folder)
-    root = logging.getLogger()
-    root.addHandler(handler)
+    LOG.addHandler(handler)
     try:
         yield
     except BaseException as error:
@@ -99,12 +109,13 @@ def kept_in(folder: Path) -> Iterator[None]:
         handler.handle(logging.makeLogRecord(known | {"msg": "%s", "args": (str(error) or repr(error),)}))
         raise
     finally:
-        root.removeHandler(handler)
+        LOG.removeHandler(handler)
 
 
 def in_json() -> bool:
     """Whether all that goes to standard error is JSON."""
-    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+    handlers = logging.getLogger().handlers
+    return any(isinstance(handler.formatter, JsonLines) for handler in handlers if not isinstance(handler, _InFolder))
 
 
 def say(line: str, level: int = logging.INFO, *, event: str = "other", traceback: bool = False) -> None:

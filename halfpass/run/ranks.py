@@ -21,7 +21,7 @@ from halfpass.algorithm.server import Server, decoupled_step
 from halfpass.arithmetic.optimizers import set_learning_rate
 from halfpass.config import Config
 from halfpass.cut import CutBatch
-from halfpass.errors import InputError
+from halfpass.errors import InputError, RunError
 from halfpass.run import setup
 from halfpass.run.admission import Admission
 from halfpass.run.children import Left
@@ -30,7 +30,8 @@ from halfpass.wire import halfpass_pb2 as pb
 
 LOG = logging.getLogger("halfpass")
 BROKEN = ("gloo", "nccl")  # what says that another process is gone names one of these
-IDLE = timedelta(days=7)  # without a step; a process that ends is noticed at once
+IDLE = timedelta(days=7)  # without an order; a process that ends is noticed at once
+STEP = timedelta(minutes=10)  # for all to begin, or to make a step
 
 
 def several() -> bool:
@@ -83,7 +84,7 @@ class Ranks:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
         self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, device=device))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=IDLE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=STEP)
         self._group = dist.new_group(backend="gloo", timeout=IDLE)
 
     def __enter__(self) -> "Ranks":
@@ -97,15 +98,15 @@ class Ranks:
 
     def lead(self, network: Network, join: pb.Join) -> Server:
         """Rank 0's server, and all others'. `join`: the first client's."""
-        self.tell(_Begin(join.SerializeToString()))
-        server = self._build(network)
+        with self.all_there():
+            self.tell(_Begin(join.SerializeToString()))
+            server = self._build(network)
         kind = _ShardedLeader if self.config.server.shard else _Leader
         return kind(**vars(server), ranks=self)
 
     def tell(self, *orders: _Order) -> None:
-        """One to each process, or one to all."""
-        with self.all_there():
-            self._tell(orders if len(orders) == self.count else orders * self.count)
+        """One to each process, or one to all; to be called where all are there."""
+        self._tell(orders if len(orders) == self.count else orders * self.count)
 
     def _tell(self, orders: Sequence[_Order | None]) -> None:
         dist.scatter_object_list([None], list(orders), src=0, group=self._group)
@@ -119,7 +120,7 @@ class Ranks:
             if not any(word in str(error).lower() for word in BROKEN):
                 raise
             LOG.error("lost another process of the server: %s", " ".join(str(error).split())[:200])
-            raise Left from error
+            raise Left(why="another process of the server is lost") from error
 
     def _build(self, network: Network) -> Server:
         sharded = self.config.server.shard
@@ -133,30 +134,35 @@ class Ranks:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         setup.settle_process(self.config)
-        order, server = self._told(), None
-        while order is not None:
-            if isinstance(order, _Begin):
-                admission = Admission(self.config)
-                admission.admit(pb.Join.FromString(order.join))
-                assert admission.network is not None
-                server = self._build(admission.network)
-            else:
-                assert server is not None
-                self._do(server, order)
-            order = self._told()
+        server: Server | None = None
+        try:
+            while (order := self._told()) is not None:
+                if isinstance(order, _Begin):
+                    admission = Admission(self.config)
+                    admission.admit(pb.Join.FromString(order.join))
+                    assert admission.network is not None
+                    server = self._build(admission.network)
+                else:
+                    assert server is not None
+                    with suppress(RunError):  # what is not finite is so for all, and rank 0 says it
+                        self._do(server, order)
+        except RuntimeError as error:
+            if not any(word in str(error).lower() for word in BROKEN):
+                raise
+            place = f"process {self.rank} of the server"
+            raise RunError(place, "the first process", "it is gone", "see what that said") from error
         dist.destroy_process_group()
 
     def _told(self) -> _Order | None:
         order: list[Any] = [None]
-        with suppress(RuntimeError):  # rank 0 is gone
-            dist.scatter_object_list(order, None, src=0, group=self._group)
+        dist.scatter_object_list(order, None, src=0, group=self._group)
         return order[0]
 
     def _do(self, server: Server, order: _Load | _Learn | _Evaluate | _Give) -> None:
         if isinstance(order, _Learn):
             learn_part(server, order)
         elif isinstance(order, _Load):
-            state = torch.load(io.BytesIO(order.state), map_location=server.arithmetic.device)
+            state = torch.load(io.BytesIO(order.state), map_location="cpu")
             load_sharded_state(server, state) if self.config.server.shard else server.load_state(state)
         elif isinstance(order, _Give):
             sharded_state(server)
@@ -177,22 +183,30 @@ class _Leader(Server):
     """Rank 0's server: it has the others do their part of what it does."""
 
     ranks: Ranks = dataclasses.field(kw_only=True)
+    out_of_step: bool = dataclasses.field(default=False, kw_only=True)
+
+    @contextmanager
+    def _with_all(self, *orders: _Order) -> Iterator[None]:
+        """What this process does while the others do that. They are in step behind it, and where all raise RunError."""
+        self.out_of_step = True
+        with self.ranks.all_there():
+            self.ranks.tell(*orders)
+            try:
+                yield
+            except RunError:
+                self.out_of_step = False
+                raise
+        self.out_of_step = False
 
     def learn(self, batch: CutBatch, use: int = 0) -> float:
         lr = self.optimizer.param_groups[0]["lr"]
         orders = [_Learn(part, use, lr) for part in parts_of(batch, self.ranks.count)]
-        self.ranks.tell(*orders)
-        with self.ranks.all_there():
+        with self._with_all(*orders):
             return learn_part(self, orders[0])
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._load_others(state)
-        super().load_state(state)
-
-    def _load_others(self, state: dict[str, Any]) -> None:
-        file = io.BytesIO()
-        torch.save(state, file)
-        self.ranks.tell(_Load(file.getvalue()))
+        with self._with_all(_load(state)):
+            super().load_state(state)
 
 
 @dataclass
@@ -200,23 +214,29 @@ class _ShardedLeader(_Leader):
     """One that has a part of the weights alone."""
 
     def evaluate(self, batch: CutBatch) -> tuple[Tensor, Tensor | None]:
-        self.ranks.tell(_Evaluate(batch))
-        with self.ranks.all_there():
+        with self._with_all(_Evaluate(batch)):
             return super().evaluate(batch)
 
     def state(self) -> dict[str, Any]:
-        self.ranks.tell(_Give())
-        with self.ranks.all_there():
+        with self._with_all(_Give()):
             return sharded_state(self)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._load_others(state)
-        with self.ranks.all_there():
+        with self._with_all(_load(state)):
             load_sharded_state(self, state)
 
     def weights(self) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = self.state()["modules"][0]
         return weights
+
+    def whole(self) -> bool:
+        return not self.out_of_step
+
+
+def _load(state: dict[str, Any]) -> _Load:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return _Load(file.getvalue())
 
 
 def check_several(config: Config) -> None:

@@ -96,8 +96,8 @@ class RoundHub:
     # -- who is there
 
     def wait_for_clients(self, seconds: float) -> None:
-        """Until every client has said who it is. Raises InputError where there are too few nodes for that, or one of
-        them cannot take part, and RunError where one does not answer."""
+        """Until every client has said who it is, each within so long of the one before. Raises InputError where there
+        are too few nodes for that, or one of them cannot take part, and RunError where one does not answer."""
         count, nodes = self._config.clients.count, list(self._exchange.nodes())
         if len(nodes) != count:
             remedy = "start as many nodes as clients.count says, or change that"
@@ -113,6 +113,7 @@ class RoundHub:
                 again.append((time.monotonic() + PAUSE_SECONDS, reply.node))
             elif reply is not None:
                 self._meet(reply)
+                deadline = time.monotonic() + seconds  # of ten thousand nodes the last one is asked late
             if time.monotonic() > deadline:
                 silent = ", ".join(map(str, sorted(self._joining)))
                 raise RunError(f"node {silent}", f"an answer within {seconds:g} s", "none", "see its log")

@@ -699,8 +699,8 @@ def serve(
                     hub.peer(k).outbox.clear()
                 (out / SERVED).unlink(missing_ok=True)
                 return outcome
-    except (Left, Interrupted):
-        raise Left(keeps and (out / SERVED).is_file()) from None  # clients wait for it
+    except (Left, Interrupted) as left:
+        raise Left(keeps and (out / SERVED).is_file(), getattr(left, "why", "")) from None  # clients wait for it
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise
@@ -713,14 +713,14 @@ def run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | 
     try:
         rows = run_epochs(config, run, folder)
         wires = run.finish()
-    except (Left, Interrupted):
+    except (Left, Interrupted) as left:
         run.above.leave()
-        raise Left from None
+        raise Left(why=getattr(left, "why", "")) from None
     except BaseException as error:
         run.above.fail(*for_peer("edge", error))
         raise
     finally:  # what was trained is kept, whatever happened
-        if run.has_trained:
+        if run.has_trained and run.server.whole():
             folder.save_server(run.server, config)
     outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
     if config.clients.partition == "own" and not children.IS_CHILD:
