@@ -144,16 +144,11 @@ def check_near(alone, together, nearest):
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
-@pytest.mark.parametrize("words", [
-    ["--train.epochs", "2", "--server.replay", "2", "--server.merge", "2"],
-    ["--train.epochs", "12", "--checkpoint.every", "5", "--server.shard", "true"],
-], ids=["whole", "shards, one is killed"])  # fmt: skip
-def test_a_run_whose_server_is_two_processes(tmp_path, words):
-    """Where one is killed, the clients wait for it, and `--resume` takes the run up."""
-    words, sharded = [*words, "--train.lr", "0.02"], "--server.shard" in words
-    alone = [word for word in words if word not in ("--server.shard", "true")]
-    assert main(["train", *WORDS, *alone, "--out", str(tmp_path / "local")]) == 0
-    out = run_folder(tmp_path / "run", *words, kill=sharded)
+def test_a_run_whose_server_is_two_processes_of_which_one_is_killed(tmp_path):
+    """The clients wait for it, and `--resume` takes the run up."""
+    words = ["--train.epochs", "12", "--train.lr", "0.02", "--server.replay", "2", "--server.merge", "2", "--checkpoint.every", "5"]
+    assert main(["train", *WORDS, *words, "--out", str(tmp_path / "local")]) == 0
+    out = run_folder(tmp_path / "run", *words, kill=True)
     check_near(tmp_path / "local", out, 1e-5)
 
 
