@@ -309,9 +309,12 @@ def draw(rows: Sequence[Row], out: Path) -> None:
             figure.subplots(1, 2), ("seconds_a_round", "peak_mib_of_the_machine"),
             ("seconds a round", "memory of all processes, MiB"), (BLUE, VERMILLION), strict=True,
         ):  # fmt: skip
-            axes.plot([row["clients"] for row in shown], [row[key] for row in shown], "o-", color=colour)
+            counts, values = [row["clients"] for row in shown], [row[key] for row in shown]
+            axes.plot(counts, values, "o-", color=colour)
             axes.set_xscale("log")
-            axes.set_ylim(bottom=0)
+            axes.set_xticks(counts, [f"{count:,}" for count in counts])
+            axes.set_xticks([], minor=True)
+            axes.set_ylim(0, 1.15 * max(values))
             axes.set_xlabel("nodes, of which up to ten train in a round")
             axes.set_ylabel(label)
         figure.savefig(out, metadata={"Date": None})
