@@ -201,8 +201,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, Left):
-        what = f"left: {error.why}" if error.why else "left, as it was told to"
-        return f"{what}; go on with halfpass resume" if error.kept else what
+        if error.why:
+            return f"left: {error.why}{'; go on with halfpass resume' if error.kept else ''}"
+        return "left, as it was told to; go on with halfpass resume" if error.kept else "left, as it was told to"
     if isinstance(error, HalfpassError):
         return str(error)
     return f"internal error: {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"
