@@ -453,7 +453,8 @@ def faults(folder: Path, engines: Sequence[str]) -> Iterator[Row]:
                 nodes[1] = flower.supernode(1)
             done = ended(command)
             file = out / "events.jsonl"  # none where Flower ended the ServerApp before it had said anything
-            last = json.loads(file.read_text().splitlines()[-1]) if file.exists() else {"event": None, "text": ""}
+            lines = file.read_text().splitlines() if file.exists() else ['{"event": null, "text": ""}']
+            last = json.loads(lines[-1])
             found: Row = {"seconds_from_then": time.monotonic() - fault, "exit_status": done.returncode}
             found |= {"last_event": last["event"], "said": last["text"].replace(str(out), "RUN")}
             if done.returncode == 0:

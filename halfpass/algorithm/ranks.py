@@ -15,14 +15,6 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, fx, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from halfpass.algorithm.server import Server
@@ -85,6 +77,8 @@ def learn_together(server: Server) -> None:
 def shard(half: nn.Module) -> None:
     """Of its weights this process keeps a part from now on, the others the rest: they have the same half, and call this
     too. What is called as a whole is put together when it is; the rest for as long as a step takes."""
+    from torch.distributed.fsdp import fully_shard  # which takes long, and every command imports this file
+
     for part in _called(_synchronized(half)):
         fully_shard(part)
     fully_shard(half)
@@ -113,6 +107,8 @@ def _called(half: nn.Module) -> list[nn.Module]:
 def sharded_state(server: Server) -> dict[str, Any]:
     """What all processes have learned, on the CPU of the first; all must ask for it. Before its first step an optimizer
     has nothing, and PyTorch would make a step of zero gradients, whose weight decay stays in the momentum."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(server.half, options=options)
     stepped = bool(server.optimizer.state)
@@ -122,6 +118,8 @@ def sharded_state(server: Server) -> dict[str, Any]:
 
 def load_sharded_state(server: Server, state: dict[str, Any]) -> None:
     """The inverse of `sharded_state`, in all processes, each with all of it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(server.half, state["modules"][0], options=options)
     if state["optimizer"] is not None:  # which has nothing of a weight that never had a gradient

@@ -39,6 +39,11 @@ def several() -> bool:
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def _is_of_a_lost_one(error: RuntimeError) -> bool:
+    """Whether it says that another process is gone."""
+    return any(word in str(error).lower() for word in BROKEN)
+
+
 # What rank 0 has the others do.
 
 
@@ -117,7 +122,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if not any(word in str(error).lower() for word in BROKEN):
+            if not _is_of_a_lost_one(error):
                 raise
             LOG.error("lost another process of the server: %s", " ".join(str(error).split())[:200])
             raise Left(why="another process of the server is lost") from error
@@ -147,7 +152,7 @@ class Ranks:
                     with suppress(RunError):  # what is not finite is so for all, and rank 0 says it
                         self._do(server, order)
         except RuntimeError as error:
-            if not any(word in str(error).lower() for word in BROKEN):
+            if not _is_of_a_lost_one(error):
                 raise
             place = f"process {self.rank} of the server"
             raise RunError(place, "the first process", "it is gone", "see what that said") from error
