@@ -710,6 +710,7 @@ def serve(
 
 def run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | None = None) -> dict[str, Any]:
     """All epochs and the end; returns what `result.json` holds. `engine`: what carries it, where that is another's."""
+    LOG.info("training into %s", folder.path, extra={"event": "training", "folder": str(folder.path)})
     try:
         rows = run_epochs(config, run, folder)
         wires = run.finish()
