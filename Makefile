@@ -1,5 +1,6 @@
 # make demo: install, then compare the three methods on the embedded digits data, server and clients as processes.
-# make test: install, then lint, types and tests. make proto: halfpass_pb2.py from halfpass.proto.
+# make test: install, then lint, types and tests. make docs: install, then the site, docs/_build/index.html.
+# make proto: halfpass_pb2.py from halfpass.proto.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -
 # What is imported is compiled once, and not anew in each of the processes that tests start; nothing else is compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test proto
+.PHONY: demo test docs proto
 
 demo: .venv/installed
 	$(BIN)/halfpass compare --config examples/demo.yaml
@@ -17,6 +18,11 @@ test: .venv/engines
 	@# types beside the tests, which wait for each other's processes half of the time
 	$(BIN)/mypy & types=$$!; $(BIN)/pytest -n 3 --dist worksteal; tests=$$?; wait $$types && exit $$tests
 
+docs: .venv/documenting
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/.doctrees docs docs/_build
+	@echo "docs/_build/index.html"
+
 proto: .venv/installed
 	cd halfpass/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. halfpass.proto
 
@@ -25,8 +31,12 @@ proto: .venv/installed
 	$(INSTALL) '.[test]'
 	touch $@
 
-# Flower and NVFlare, 400 MB, which the tests of them need.
+.venv/documenting: .venv/installed
+	$(INSTALL) '.[docs]'
+	touch $@
+
+# Flower and NVFlare, 400 MB, which the tests of them need, and what makes the documentation.
 .venv/engines: .venv/installed
-	$(INSTALL) '.[flower,nvflare,test]'
+	$(INSTALL) '.[docs,flower,nvflare,test]'
 	$(BIN)/pip check
 	touch $@

@@ -2,7 +2,7 @@
 
     python benchmarks/frontier.py --data DIR              all trainings, hours; into results/frontier.json
     python benchmarks/frontier.py --data DIR --only "NAME; NAME" --jobs 1
-    python benchmarks/frontier.py --plot                  docs/frontier.svg from results/frontier.json
+    python benchmarks/frontier.py --plot                  docs/results/frontier.svg from results/frontier.json
 
 Every training is `halfpass train --runtime processes` in a folder of its own under runs/frontier: what is finished
 there is not trained again, so the command resumes where it stopped, and rows are written as they come. Rows are those
@@ -174,11 +174,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of two processes each")
     parser.add_argument("--work", type=Path, default=Path("runs/frontier"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
-    parser.add_argument("--plot", action="store_true", help="draw docs/frontier.svg from --out, train nothing")
+    parser.add_argument("--plot", action="store_true", help="draw docs/results/frontier.svg from --out, train nothing")
     parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="settings for all")
     options = parser.parse_args()
     if options.plot:
-        draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "frontier.svg")
+        draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "results" / "frontier.svg")
         return 0
     if options.data is None:
         parser.error("--data is needed")

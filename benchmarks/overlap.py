@@ -1,7 +1,7 @@
 """How close decoupled training comes to its slowest part alone, over links of several bandwidths and delays.
 
     python benchmarks/overlap.py --out results/overlap.json     all links; half an hour on two cores
-    python benchmarks/overlap.py --draw                         docs/overlap.svg from results/overlap.json
+    python benchmarks/overlap.py --draw                         docs/results/overlap.svg from results/overlap.json
     python benchmarks/overlap.py --quick                        one link, few steps, printed only: does it run?
 
 The halves are processes, `halfpass serve` and `halfpass join` with one thread each; the link between them is
@@ -61,7 +61,7 @@ LEAST_STEPS = 4
 CONVENTIONAL_SHARE = 0.5  # of decoupled's steps: a conventional one takes twice as long, and they are all alike
 MADE_BATCHES = 4  # that the feeder sends in turn
 START_SECONDS, RUN_SECONDS = 120.0, 900.0
-RESULTS, PICTURE = ROOT / "results" / "overlap.json", ROOT / "docs" / "overlap.svg"
+RESULTS, PICTURE = ROOT / "results" / "overlap.json", ROOT / "docs" / "results" / "overlap.svg"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Trains the recipes of examples/recipes, each at its own size, into results/recipes.json.
 
     python benchmarks/recipes.py [NAME ...]     # about ten minutes in all on one core
-    python benchmarks/tables.py                 # the table of docs/recipes.md, made from that file
+    python benchmarks/tables.py                 # the table of docs/how-to/recipes.md, made from that file
 
 A recipe whose run is in runs/recipes/NAME already is not trained again.
 """

@@ -3,7 +3,7 @@
     python benchmarks/scale.py --out results/scale.json      all rows, half an hour on two cores
     python benchmarks/scale.py --only streams --out FILE     rows of these groups alone; the others in FILE stay
     python benchmarks/scale.py --only streams --counts 1,4   does it run?
-    python benchmarks/scale.py --draw                        docs/scale.svg from results/scale.json
+    python benchmarks/scale.py --draw                        docs/results/scale.svg from results/scale.json
 
 nodes     Flower's simulation of 2, 10, 100 and 1,000 nodes with tiny networks; ten of them (`clients.sample`) train in
           each round. Seconds a round, until all nodes have said who they are, and the memory that the machine has less
@@ -56,7 +56,7 @@ ROUNDS = 8
 BATCHES, BATCH_SIZE, EPOCHS = 512, 8, 2  # per epoch, of all streams together
 MADE_BATCHES = 64  # which clients send again and again
 PACE_BAR = 0.9  # of the batches per second with one client
-RESULTS, PICTURE = ROOT / "results" / "scale.json", ROOT / "docs" / "scale.svg"
+RESULTS, PICTURE = ROOT / "results" / "scale.json", ROOT / "docs" / "results" / "scale.svg"
 
 
 # --- Nodes ------------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Feeders(Feeder):
 
 
 class _Sending:
-    """A client's messages, in their order (docs/protocol.md)."""
+    """A client's messages, in their order (docs/reference/protocol.md)."""
 
     def __init__(self, call: Any, window: int) -> None:
         self._call, self._window = call, window
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(GROUPS), help="groups, with commas")
     parser.add_argument("--counts", help="other numbers of clients, with commas")
     parser.add_argument("--out", type=Path, help="file to write, such as results/scale.json")
-    parser.add_argument("--draw", action="store_true", help="draw docs/scale.svg from results/scale.json")
+    parser.add_argument("--draw", action="store_true", help="draw docs/results/scale.svg from results/scale.json")
     options = parser.parse_args(arguments)
     if options.draw:
         draw(parse_json(RESULTS.read_text())["rows"], PICTURE)

@@ -19,7 +19,7 @@ from halfpass.errors import InputError
 from halfpass.report.tables import UNITS_NOTE, group_seeds, markdown_rows, markdown_table, settings_line
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "benchmarks/README.md", "results/README.md", "docs/*.md")
+PAGES = ("README.md", "benchmarks/README.md", "results/README.md", "docs/**/*.md")
 START = re.compile(r"^<!-- table:.*$", re.MULTILINE)
 PLACE = re.compile(
     r"^(?P<start><!-- table: (?P<file>results/[\w.-]+\.json)(?:, trained with (?P<seeds>\d+) seeds or more)? -->\n)"

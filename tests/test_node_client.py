@@ -151,7 +151,7 @@ def test_no_server_and_no_certificates_are_said(example, tmp_path):
 
 def test_what_the_client_knows_of_the_run_is_what_halfpass_says():
     """Remake it as README.md there says."""
-    words = re.search(r"^    halfpass (agreement .*) > join.json$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)[1]
+    words = re.search(r"^halfpass (agreement .*) > join.json$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)[1]
     made = commands.Command(words.split(), EXAMPLE)
     out, errors = made.communicate(120)
     assert (made.returncode, errors) == (0, "")

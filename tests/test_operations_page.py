@@ -1,4 +1,4 @@
-"""docs/operations.md says what the code does: every limit, and what is said of each fault."""
+"""The pages for operators say what the code does: every limit, and what is said of each fault."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,9 @@ from halfpass import bounded, config
 from halfpass.run import admission, checkpoint, children, overview, records, server_process
 from halfpass.wire import asking, connection, front, hub, messages, outbox, service, store, trust
 
-PAGE = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("how-to/two-machines", "how-to/several-devices", "how-to/some-clients-away", "how-to/monitor", "reference/faults", "reference/limits")
+PAGE = "\n".join((DOCS / f"{page}.md").read_text() for page in PAGES)
 CODE = Path(config.__file__).parent
 
 

@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does: its numbers, lists, formulas and examples, each read from the page."""
+"""docs/reference/protocol.md says what the code does: its numbers, lists, formulas and examples, each read from the page."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ from halfpass.wire import front, hub, messages, service, trust
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "protocol.md").read_text()
 EXAMPLE = Path(__file__).parent.parent / "examples" / "node-client"
 EXAMPLE_SETTINGS = config.from_dict(yaml.safe_load((EXAMPLE / "run.yaml").read_text()))
 FLAT = " ".join(PAGE.split())
@@ -42,8 +42,8 @@ def rows(first, columns):
 
 
 def block_with(word):
-    """The words of an indented block in which that word is."""
-    (found,) = (b for b in re.findall(r"(?:^    .*\n)+", PAGE, re.MULTILINE) if word in b.split())
+    """The words of a block of plain text in which that word is."""
+    (found,) = (b for b in re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) if word in b.split())
     return found.split()
 
 
@@ -169,7 +169,7 @@ def test_the_tasks_whose_heads_answer():
 
 def test_the_fingerprint_of_the_example(monkeypatch):
     monkeypatch.chdir(EXAMPLE)
-    text = re.search(r"```text\n(.*)\n```", PAGE)[1]
+    text = re.search(r"```text\n(\[.*)\n```", PAGE)[1]
     made = network.build_network(EXAMPLE_SETTINGS, (8, 4, 4), 4)
     state = [(f"server {name}", tuple(value.shape)) for name, value in made.halves.server.state_dict().items()]
     assert repr([*state, made.cut_shapes, 4]) == text
@@ -214,7 +214,7 @@ def test_a_join_as_the_page_says_is_taken(monkeypatch):
 
 # --- codecs -----------------------------------------------------------------------------------------------------------
 
-VALUES = json.loads(re.search(r"^    (\[\[0, -1\].*)$", PAGE, re.MULTILINE)[1])
+VALUES = json.loads(re.search(r"^(\[\[0, -1\].*)$", PAGE, re.MULTILINE)[1])
 BENDS = dict(zip(("int4", "int2"), map(float, re.search(r"by a bend of ([\d.]+) and ([\d.]+)\.", FLAT).groups()), strict=True))
 
 

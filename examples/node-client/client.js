@@ -1,4 +1,4 @@
-// A client of a halfpass run that is not Python: it knows halfpass.proto and docs/protocol.md, and what join.json says
+// A client of a halfpass run that is not Python: it knows halfpass.proto and docs/reference/protocol.md, and what join.json says
 // of the run. What it uploads is made up; a client half would compute it.
 //
 //     node client.js HOST:PORT CERTS [PROTO]

@@ -1,4 +1,4 @@
-// A client's streams to a halfpass server, one after the other where one is lost: docs/protocol.md, "A stream" to
+// A client's streams to a halfpass server, one after the other where one is lost: docs/reference/protocol.md, "A stream" to
 // "Connected again". What is sent is kept in memory until the server needs it no more; this process must live so long.
 "use strict";
 

@@ -1,5 +1,6 @@
 """Who takes part in a run between processes, when. All clients do all the time, unless `clients.quorum` of them are
-enough: then they may come late, be lost, come back and leave early. docs/operations.md says what an operator sees.
+enough: then they may come late, be lost, come back and leave early. What an operator sees of it:
+docs/how-to/some-clients-away.md.
 
 Each half's schedule of learning rates counts the steps that this half has been through, and what those that are there
 have still to do: a client that is never there leaves no trace.

@@ -1,7 +1,7 @@
 """What an operator reads of a server or a client: a line on standard error for each event that matters.
 
 Whoever logs names the event and what is known of it: `LOG.info("client %d joined", 3, extra={"event": "joined",
-"client": 3})`. docs/operations.md lists the events. Tests: tests/test_operating.py.
+"client": 3})`. docs/how-to/monitor.md lists the events. Tests: tests/test_operating.py.
 """
 
 import datetime

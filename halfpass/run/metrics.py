@@ -1,6 +1,6 @@
 """Figures for Prometheus, read from what a server or client counts anyway, when they are asked for.
 
-docs/operations.md lists them. Tests: tests/test_operating.py.
+docs/how-to/monitor.md lists them. Tests: tests/test_operating.py.
 """
 
 from __future__ import annotations

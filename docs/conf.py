@@ -1,0 +1,60 @@
+"""Settings of the documentation site, which `make docs` builds into docs/_build (open docs/_build/index.html).
+
+Pages are Markdown (MyST), so that they read on GitHub too. API pages come from the docstrings; the pages of options and
+commands from `docs/generate.py`. Checks: tests/test_docs.py.
+"""
+
+import re
+from importlib import metadata
+
+from sphinx.application import Sphinx
+
+project = "halfpass"
+author = "the halfpass authors"
+release = metadata.version("halfpass")
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
+exclude_patterns = ["_build", "notes", "README.md", "**.ipynb_checkpoints"]
+nitpicky = True
+nitpick_ignore_regex = [  # classes of others, whose documentation is not looked up: the build needs no network
+    (r"py:.*", r"(torch|np|numpy|jaxtyping|Tensor|nn|optim|Module|collections|pathlib|typing)\b.*"),
+    (r"py:.*", r".*\b(Float|Int|Bool|Shaped|Path|Any|Callable|Iterable|Iterator|Sequence|Mapping|Metric)\b.*"),
+]
+
+# What a backtick means in the docstrings.
+default_role = "code"
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+add_module_names = False
+
+# Headings are linked as on GitHub. A link to a file outside this folder gives that file.
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence", "deflist"]
+
+# Notebooks run while the site is built, anew where they have changed; one that fails or takes too long fails the build.
+nb_execution_mode = "cache"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+
+html_theme = "furo"
+html_title = "halfpass"
+html_static_path = ["_static"]
+html_css_files = ["halfpass.css"]
+html_copy_source = False
+html_show_sourcelink = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app: Sphinx) -> None:
+    """Markdown files outside this folder are given as they are; MyST does so with other files, but not with these."""
+
+    def as_files(app: Sphinx, name: str, source: list[str]) -> None:
+        source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./)+[\w./-]+\.md)(?:#[^)]*)?\)", lambda m: shown(name, m), source[0])
+
+    def shown(name: str, link: re.Match[str]) -> str:
+        outside = link[2].count("../") > name.count("/")
+        return f"{{download}}`{' '.join(link[1].split())} <{link[2]}>`" if outside else link[0]
+
+    app.connect("source-read", as_files)
