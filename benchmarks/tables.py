@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check    writes nothing; exits with 1 when a table is not what its results say
 
 A marked place begins with a line `<!-- table: results/NAME.json -->` and ends with a line `<!-- end table -->`. With
-`<!-- table: results/NAME.json, trained with N seeds or more -->` the other trainings are left out.
+`<!-- table: results/NAME.json, trained with N seeds or more -->` the other trainings are left out; with
+`<!-- table: results/NAME.json, in short -->` it is four measures of runs between processes, a column for each.
 """
 
 import argparse
@@ -22,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "benchmarks/README.md", "results/README.md", "docs/**/*.md")
 START = re.compile(r"^<!-- table:.*$", re.MULTILINE)
 PLACE = re.compile(
-    r"^(?P<start><!-- table: (?P<file>results/[\w.-]+\.json)(?:, trained with (?P<seeds>\d+) seeds or more)? -->\n)"
+    r"^(?P<start><!-- table: (?P<file>results/[\w.-]+\.json)"
+    r"(?:, trained with (?P<seeds>\d+) seeds or more|(?P<short>, in short))? -->\n)"
     r"(?:(?!^<!-- table:).)*?"
     r"(?P<end>^<!-- end table -->$)",
     re.MULTILINE | re.DOTALL,
@@ -60,6 +62,25 @@ def results_markdown(content: dict[str, Any]) -> str:
     return "\n\n".join([*parts, source_line(content) + note])
 
 
+def short_markdown(content: dict[str, Any]) -> str:
+    """Four measures of runs that differ by their method alone."""
+    rows = content["rows"]
+    columns = [str(row["method"]) for row in rows]
+    measures = {
+        "test accuracy": [f"{100 * row['test_accuracy']:.1f} %" for row in rows],
+        "bytes on the wire": [f"{_on_the_wire(row) / 1e9:.1f} GB" for row in rows],
+        "peak memory of the client": [f"{max(row['peak_memory_bytes']['client']) / 1e6:.0f} MB" for row in rows],
+        "training time": [f"{row['train_seconds'] / 60:.1f} min" for row in rows],
+    }
+    lines = [["", *columns], ["---", *(["---:"] * len(columns))], *([name, *cells] for name, cells in measures.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _on_the_wire(row: dict[str, Any]) -> int:
+    """Bytes at the socket, both ways, with all framing."""
+    return int(row["bytes"]["socket_up"] + row["bytes"]["socket_down"])
+
+
 def source_line(content: dict[str, Any]) -> str:
     """Command, commit, hardware and torch version in one line; trainings of a grid may have several of each."""
     made = [row["environment"] for row in content["rows"] if row.get("environment")] or [content["environment"]]
@@ -76,7 +97,8 @@ def filled(text: str, page: str, root: Path, problems: list[str]) -> str:
         try:
             content = load_results(root, place["file"])
             content = with_seeds(content, int(place["seeds"])) if place["seeds"] else content
-            return f"{place['start']}{results_markdown(content)}\n{place['end']}"
+            made = short_markdown(content) if place["short"] else results_markdown(content)
+            return f"{place['start']}{made}\n{place['end']}"
         except InputError as error:
             problems.append(f"{page}: {error}")
             return place[0]
