@@ -15,9 +15,9 @@ release = metadata.version("halfpass")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build", "notes", "README.md", "**.ipynb_checkpoints"]
 nitpicky = True
-nitpick_ignore_regex = [  # classes of others, whose documentation is not looked up: the build needs no network
-    (r"py:.*", r"(torch|np|numpy|jaxtyping|Tensor|nn|optim|Module|collections|pathlib|typing)\b.*"),
-    (r"py:.*", r".*\b(Float|Int|Bool|Shaped|Path|Any|Callable|Iterable|Iterator|Sequence|Mapping|Metric)\b.*"),
+nitpick_ignore_regex = [  # in type hints: names of other libraries, and ours by the file in which they are made
+    (r"py:.*", r"(?!halfpass\.).*"),
+    (r"py:.*", r"halfpass\.\w+\..*"),
 ]
 
 # What a backtick means in the docstrings.
@@ -48,13 +48,17 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app: Sphinx) -> None:
-    """Markdown files outside this folder are given as they are; MyST does so with other files, but not with these."""
-
     def as_files(app: Sphinx, name: str, source: list[str]) -> None:
+        """Markdown files outside this folder are given as they are, as MyST does with other files."""
         source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./)+[\w./-]+\.md)(?:#[^)]*)?\)", lambda m: shown(name, m), source[0])
 
     def shown(name: str, link: re.Match[str]) -> str:
         outside = link[2].count("../") > name.count("/")
         return f"{{download}}`{' '.join(link[1].split())} <{link[2]}>`" if outside else link[0]
 
+    def plain(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+        """A shape such as (B, *cut) in a docstring is no emphasis."""
+        lines[:] = [re.sub(r"(`[^`]*`)|\*", lambda m: m[1] or r"\*", line) for line in lines]
+
     app.connect("source-read", as_files)
+    app.connect("autodoc-process-docstring", plain)

@@ -28,19 +28,24 @@ from halfpass.tree import Tree, call, prediction, sample_count
 
 @dataclass
 class Client:
-    """What one data owner trains: the client half and, when decoupled, the auxiliary head.
+    """What one data owner trains: the client half and, when decoupled, the auxiliary head."""
 
-    `optimizer` holds the parameters of both, each once.
-    """
-
-    half: nn.Module  # (B, ...) → tuple of (B, ...): the values that are alive across the cut
-    head: nn.Module | None  # (B, *cut) → outputs (B, ...); None when conventional
+    half: nn.Module
+    """(B, ...) → tuple of (B, ...): the values that are alive across the cut."""
+    head: nn.Module | None
+    """(B, *cut) → outputs (B, ...); None when conventional."""
     optimizer: torch.optim.Optimizer
+    """Of the half and the head, each parameter once."""
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    """Precision and device."""
     index: int = 0
+    """The client's number."""
     seed: int = 0
-    loss: Loss = cross_entropy  # of outputs and targets: their mean, or a value per sample
-    probabilities: Callable[[Tensor], Tensor] | None = probabilities  # of the head's outputs, sent in tests; None: not
+    """Dropout and other random numbers of a step follow from it."""
+    loss: Loss = cross_entropy
+    """Of outputs and targets: their mean, or a value per sample."""
+    probabilities: Callable[[Tensor], Tensor] | None = probabilities
+    """Of the head's outputs, sent in tests; None: not."""
     _checked: bool = field(default=False, init=False, repr=False)
 
     @functools.cached_property

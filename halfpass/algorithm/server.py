@@ -32,13 +32,20 @@ class Part(Protocol):
 class Server:
     """What the compute owner trains: the server half, by the true loss."""
 
-    half: nn.Module  # forward(*tensors), each (B, ...) → outputs (B, ...)
+    half: nn.Module
+    """forward(*tensors), each (B, ...) → outputs (B, ...)."""
     optimizer: torch.optim.Optimizer
+    """Of the half."""
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    """Precision and device."""
     seed: int = 0
-    loss: Loss = cross_entropy  # of outputs and targets: their mean, or a value per sample
-    probabilities: Callable[[Tensor], Tensor] | None = probabilities  # of its outputs, to answer with a head; None: not
-    together: nn.Module | None = None  # the half, where it learns together with those of other processes
+    """Dropout and other random numbers of a step follow from it."""
+    loss: Loss = cross_entropy
+    """Of outputs and targets: their mean, or a value per sample."""
+    probabilities: Callable[[Tensor], Tensor] | None = probabilities
+    """Of its outputs, to answer together with a head; None: not."""
+    together: nn.Module | None = None
+    """The half, where it learns together with those of other processes."""
 
     # What a run wants of a server, which several processes do otherwise (ranks.py).
 
