@@ -11,7 +11,9 @@ says what else is to happen with it, and readers of the site and of GitHub do no
 
 import argparse
 import contextlib
+import itertools
 import json
+import os
 import re
 import runpy
 import shlex
@@ -191,73 +193,97 @@ def test_settings_that_a_page_names_are_there(page):
 # ------------------------------------------------------------------------------------------------- examples that run
 
 
-def run_shell(block, folder):
-    """Runs the block's commands, or starts them where it runs beside the next; those that were started."""
-    status = int(block.marker.removeprefix("fails with ")) if block.marker.startswith("fails with ") else 0
-    for words in block.commands:
-        if block.marker == "runs beside the next":
-            return [(block, Command(words[1:], folder))]
+def run_command(words, folder):
+    """The exit status of one command, and what it said of errors; `cd` is left to the caller."""
+    out = folder / words[words.index(">") + 1] if ">" in words else folder / "printed"
+    words = words[: words.index(">")] if ">" in words else words
+    with out.open("w") as printed, (folder / "said").open("w+") as said:
         if words[0] == "halfpass":
-            out = folder / words[words.index(">") + 1] if ">" in words else folder / "printed"
-            with out.open("w") as printed, (folder / "said").open("w") as said:
-                options = words[1 : words.index(">") if ">" in words else None]
-                found = start(options, folder, printed.fileno(), said.fileno()).wait(SECONDS)
+            status = start(words[1:], folder, printed.fileno(), said.fileno()).wait(SECONDS)
         else:
-            made = subprocess.run(["bash", "-c", shlex.join(words)], cwd=folder, timeout=SECONDS, check=False)
-            found = made.returncode
-        if found != status:
-            pytest.fail(f"{block}: {shlex.join(words)}: exit status {found}: {(folder / 'said').read_text()}")
-    return []
+            ours = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # this Python, and what is installed beside it
+            made = {"cwd": folder, "stdout": printed, "stderr": said, "env": {**os.environ, "PATH": ours}}
+            status = subprocess.run(words, **made, timeout=SECONDS, check=False).returncode
+        said.seek(0)
+        return status, said.read()
+
+
+def run_shell(block, folder):
+    """Runs the block's commands; the folder in which the next is to run."""
+    expected = int(block.marker.removeprefix("fails with ")) if block.marker.startswith("fails with ") else 0
+    for words in block.commands:
+        if words[0] == "cd":
+            folder = folder / words[1]
+            continue
+        status, said = run_command(words, folder)
+        assert status == expected, f"{block}: {shlex.join(words)}: expected exit status {expected}, found {status}: {said}"
+    return folder
 
 
 def run_python(block, names, folder):
     if file := re.match(r"# ([\w.-]+\.py)\n", block.text):
         (folder / file[1]).write_text(block.text)
     else:
-        exec(compile(block.text, str(block), "exec"), names)
+        with contextlib.chdir(folder):
+            exec(compile(block.text, str(block), "exec"), names)
 
 
 def run_blocks(page, folder):
     """All blocks of a page that run, in their order; the names that the Python in it made."""
-    names, beside = {"__name__": name_of(page)}, []
+    names, beside = {"__name__": "__main__"}, []
     for block in (block for block in blocks(page) if block.runs):
         if block.language == "python":
             run_python(block, names, folder)
+        elif block.marker == "runs beside the next":
+            beside += [(block, Command(words[1:], folder)) for words in block.commands]
             continue
-        started = run_shell(block, folder)
+        else:
+            folder = run_shell(block, folder)
         for earlier, process in beside:
             _, errors = process.communicate(SECONDS)
             assert process.returncode == 0, f"{earlier}: {errors}"
-        beside = started
+        beside = []
     assert not beside, "expected a block behind the one that runs beside the next, found none"
     return names
 
 
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in BLOCKS if block.runs), ids=name_of)
-def test_examples_run_as_typed(page, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def test_examples_run_as_typed(page, tmp_path):
     names = run_blocks(page, tmp_path)
     if page == DOCS / "reference/library.md":
-        assert dict(names["wire"].meter.up) | {"other": 0} == {"activations": 32_944, "labels": 272, "other": 0}
+        up = names["wire"].meter.up
+        assert (up["activations"], up["labels"]) == (32_944, 272)  # 256 samples of 32 values, in float32, with framing
         assert torch.isfinite(torch.tensor([names["local_loss"], names["loss"]])).all()
         for side in ("client", "server"):
             assert all(p.grad is not None for group in names[side].optimizer.param_groups for p in group["params"])
         assert names["result"]["epochs"] == 1
 
 
-def test_an_example_that_fails_is_found_out(tmp_path):
-    page = tmp_path / "page.md"
-    for text in (
-        "```shell\nhalfpass train --train.epochs 0 --out x\n```", "```shell\nls no-such-file\n```",
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```shell\nhalfpass train --train.epochs 0 --out x\n```",
+        "```shell\nls no-such-file\n```",
         "<!-- fails with 2 -->\n```shell\nls .\n```",
         "<!-- runs beside the next -->\n```shell\nhalfpass train --train.epochs 0\n```\n\n```shell\nls .\n```",
-    ):  # fmt: skip
-        page.write_text(text)
-        (tmp_path / "said").write_text("")
-        with pytest.raises((AssertionError, pytest.fail.Exception)), contextlib.ExitStack() as stack:
-            stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys.modules[__name__], "name_of", str)
-            run_blocks(page, tmp_path)
+        "<!-- runs beside the next -->\n```shell\nhalfpass train --train.epochs 0\n```",
+        "```python\nassert not 1\n```",
+    ],
+)
+def test_an_example_that_fails_is_found_out(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(AssertionError):
+        run_blocks(tmp_path / "page.md", tmp_path)
+
+
+def test_commands_run_one_behind_the_other_in_the_folder_that_cd_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    lines = "mkdir a  # a folder", "cd a", "touch b && touch \\", "    c", "ls > d"
+    (tmp_path / "page.md").write_text("```shell\n" + "\n".join(lines) + "\n```\n\n```python\n# e.py\nx = 1\n```\n")
+    run_blocks(tmp_path / "page.md", tmp_path)
+    assert (tmp_path / "a/d").read_text().split() == ["b", "c", "d", "printed", "said"]
+    assert (tmp_path / "a/e.py").read_text() == "# e.py\nx = 1\n"
 
 
 def test_make_demo_compares_three_methods(tmp_path, monkeypatch, capsys):
@@ -289,7 +315,7 @@ def anchors(page):
     """The anchors of a page's headings, as GitHub makes them."""
     found: list[str] = []
     all_tokens = tokens(page)
-    for heading, text in zip(all_tokens, all_tokens[1:], strict=False):
+    for heading, text in itertools.pairwise(all_tokens):
         if heading.type == "heading_open":
             words = "".join(part.content for part in text.children if part.type in ("text", "code_inline"))
             slug = re.sub(r"[^\w\- ]", "", words.lower()).strip().replace(" ", "-")
