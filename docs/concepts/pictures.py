@@ -130,7 +130,7 @@ def how_a_batch_travels() -> Picture:
     p.box(216, 216, 168, 46, "client", "client half")
     p.text(310, 292, "waits for gradients", "soft", bold=True)
     p.arrow((234, 311), (234, 265))
-    p.lines(100, 364, "half the bytes,|no waiting", "t-head", bold=True)
+    p.lines(100, 364, "half the bytes,|no wait for gradients", "t-head", bold=True)
     p.lines(300, 364, "up and down,|a wait for every batch", "soft", bold=True)
     return p
 
@@ -186,8 +186,7 @@ def time_lines() -> Picture:
                 batch(free, 231, server, "server", number)
             free += server
         start += width
-    p.text(200, 352, "The client waits for no gradient. It stops only", size=13)
-    p.text(200, 368, "when wire.window bytes are not acknowledged.", size=13)
+    p.lines(200, 352, "Within an epoch the client stops only when|wire.window bytes are not acknowledged.")
     p.text(200, 386, "Drawn, not measured.", "soft")
     return p
 
@@ -247,7 +246,7 @@ def topologies() -> Picture:
             left = x - 84 + 60 * number
             p.box(left, y + 84, 48, 44, "client", f"client|{number}")
             p.arrow((left + 24, y + 82), (left + 24, y + 49))
-        p.lines(x, y + 188, what, "soft")
+        p.lines(x, y + 191, what, "soft")
 
     three(100, 30, "relay", "one client half goes|from client to client")
     p.arrow((40, 160), (40, 176), (98, 176), (98, 161), dash=True)
