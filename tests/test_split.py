@@ -622,6 +622,16 @@ def test_the_cut_table_agrees_with_the_halves() -> None:
     assert len({row.client_flops + row.server_flops for row in rows.values()}) == 1
 
 
+def test_the_cut_table_of_a_network_at_hand_is_that_of_its_name_and_leaves_it_as_it_is() -> None:
+    model = build_model("digits-cnn", (1, 8, 8), 10, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert cut_table(model, (1, 8, 8), 10) == cut_table("digits-cnn", (1, 8, 8), 10, "linear")
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match=r"^network Linear: expected a forward pass of "):
+        cut_table(nn.Linear(3, 4), (8,), 4)
+
+
 def test_the_cut_table_marks_a_head_that_does_not_fit() -> None:
     rows = cut_table("digits-cnn", (1, 8, 8), 10, "conv")
     assert rows[-1].layer == "pool"

@@ -1,5 +1,6 @@
 """The cut table: what every possible cut of a network costs, on the wire and on each side. See `halfpass cuts`."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,11 @@ class CutRow:
 
 
 def cut_table(
-    model_name: str, sample_shape: Any, classes: int, head: str, seed: int = 0,
+    model: str | nn.Module, sample_shape: Any, classes: int, head: str = "linear", seed: int = 0,
     samples: Tree | None = None, frozen: str | None = None, may_cross: Iterable[str] = (),
 ) -> list[CutRow]:  # fmt: skip
-    """A row for every valid cut, in the order of the forward pass. `sample_shape` is a dict where inputs have names.
+    """A row for every valid cut, in the order of the forward pass. `model` is a network, which stays as it is, or the
+    name of one, as `build_model` takes it; `sample_shape` is a dict where inputs have names.
 
     Sizes and FLOPs are measured by one forward pass on the CPU: of a graph, node by node, or, where the network cannot
     be traced, of itself on `samples`, call by call. Raises InputError for a network that cannot be built, nor traced
@@ -55,24 +57,27 @@ def cut_table(
     """
     if ":" not in head:
         choose("model.head", head, HEADS)
-    model = build_model(model_name, sample_shape, classes, seed, example=samples)
-    if isinstance(model, tuple):
-        raise InputError(
-            f"model.name {model_name!r}", "a whole network", "two halves", "it is cut already: there is nothing to list"
-        )
+    place = f"model.name {model!r}" if isinstance(model, str) else f"network {type(model).__name__}"
+    network = (
+        build_model(model, sample_shape, classes, seed, example=samples)
+        if isinstance(model, str)
+        else copy.deepcopy(model).cpu()
+    )
+    if isinstance(network, tuple):
+        raise InputError(place, "a whole network", "two halves", "it is cut already: there is nothing to list")
     if frozen is not None:
-        freeze("model.freeze", model, frozen)
+        freeze("model.freeze", network, frozen)
     heads = _Heads(head, classes, seed)
     try:
         if samples is not None and not isinstance(samples, Tensor):
-            raise InputError(f"model.name {model_name!r}", "one input", "several", "give samples of all")
-        traced = trace(model)
+            raise InputError(place, "one input", "several", "give samples of all")
+        traced = trace(network)
         some = torch.zeros(SAMPLES, *sample_shape) if samples is None else samples[:SAMPLES]
-        measured = _measure(f"model.name {model_name!r}", traced, some)
+        measured = _measure(place, traced, some)
     except InputError:
         if samples is None:
             raise
-        return _watched_rows(model, samples, heads, may_cross)
+        return _watched_rows(network, samples, heads, may_cross)
     return [_row(traced, cut, measured, heads) for cut in all_cuts(traced) if _can_cross(cut, measured)]
 
 
