@@ -89,7 +89,7 @@ class Picture:
             f'height="{self.height * SHOWN / WIDTH:g}" role="img" aria-labelledby="title desc">\n'
             f'<title id="title">{escape(self.title)}</title>\n<desc id="desc">{escape(self.desc)}</desc>\n'
             f"<style>{STYLE}</style>{tip}\n"
-            f'<rect width="{WIDTH}" height="{self.height}" rx="8" class="ground"/>\n'
+            f'<rect width="{WIDTH}" height="{self.height}" class="ground"/>\n'
             + "\n".join(self.parts)
             + "\n</svg>\n"
         )
