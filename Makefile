@@ -1,5 +1,5 @@
 # make demo: install, then compare the three methods on the embedded digits data, server and clients as processes.
-# make test: install, then lint, types and tests. make docs: install, then the site, docs/_build/index.html.
+# make test: install, then lint, types and tests. make docs: install, then the site, docs/_build/html/index.html.
 # make proto: halfpass_pb2.py from halfpass.proto.
 
 PYTHON ?= python3
@@ -20,8 +20,8 @@ test: .venv/engines
 
 docs: .venv/documenting
 	$(BIN)/python docs/generate.py
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/.doctrees docs docs/_build
-	@echo "docs/_build/index.html"
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/.doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 proto: .venv/installed
 	cd halfpass/wire && ../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. halfpass.proto

@@ -1,4 +1,4 @@
-"""Settings of the documentation site, which `make docs` builds into docs/_build (open docs/_build/index.html).
+"""Settings of the documentation site, which `make docs` builds: docs/_build/html/index.html.
 
 Pages are Markdown (MyST), so that they read on GitHub too. API pages come from the docstrings; the pages of options and
 commands from `docs/generate.py`. Checks: tests/test_docs.py.
@@ -41,6 +41,7 @@ html_static_path = ["_static"]
 html_css_files = ["halfpass.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 
