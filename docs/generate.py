@@ -10,6 +10,7 @@ Settings, their types, defaults and meanings are those of `halfpass/config.py`, 
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def options_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+@functools.cache
 def actions_of(name: str) -> list[argparse.Action]:
     """The arguments of a command."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
