@@ -129,7 +129,8 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
             "the client half and its own head, nothing sent", (0, 100 * alone), (4, -3), ha="left", va="top",
             xycoords=("axes fraction", "data"), textcoords="offset points",
         )  # fmt: skip
-        axes.set(xscale="log", xlabel="GB of training at the socket, up and down", ylabel="test accuracy, last epoch (%)")
+        axes.set(xscale="log", xlabel="GB of training at the socket, up and down")
+        axes.set_ylabel("test accuracy, last epoch (%)")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())

@@ -43,8 +43,8 @@ from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, Wire
 from halfpass.data.batches import batch_count, train_batches
 from halfpass.errors import RunError
 from halfpass.files import write_json
-from halfpass.report.theme import BLUE, GREY, INK, VERMILLION, picture_file
 from halfpass.report.tables import significant
+from halfpass.report.theme import BLUE, GREY, INK, VERMILLION, picture_file
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.client_process import connect, end_of_test, join_of
