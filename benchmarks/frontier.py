@@ -139,7 +139,10 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
         title = "codec, with or without zstd"
         figure.legend(handles=patches, loc="outside upper left", title=title, ncols=4, alignment="left")
         handles = [
-            Line2D([], [], linestyle="", marker=marker, color=INK, markerfacecolor=INK if full else WHITE, label=kind)
+            Line2D(
+                [], [], linestyle="", marker=marker, markersize=6, color=INK, markerfacecolor=INK if full else WHITE,
+                label=kind,
+            )
             for kind, (marker, full) in kinds.items()
         ]
         figure.legend(handles=handles, loc="outside lower left")

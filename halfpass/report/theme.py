@@ -37,10 +37,11 @@ STYLE: dict[Any, Any] = {
 
 
 def dark_rules() -> str:
-    """A style sheet's rules: what is drawn in a light colour has its dark counterpart."""
+    """A style sheet's rules: what is drawn in a light colour has its dark counterpart. No `svg` stands before them:
+    what is in <defs> would not be found where it is used."""
     return "\n".join(
-        f'svg [style*="fill: {light}"], svg [fill="{light}"] {{ fill: {dark} !important; }}\n'
-        f'svg [style*="stroke: {light}"] {{ stroke: {dark} !important; }}'
+        f'[style*="fill: {light}"], [fill="{light}"] {{ fill: {dark} !important; }}\n'
+        f'[style*="stroke: {light}"] {{ stroke: {dark} !important; }}'
         for light, dark in DARK.items()
     )
 
