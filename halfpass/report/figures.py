@@ -466,7 +466,7 @@ def bars(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], cap
 
 def _letters_inches(names: Sequence[str]) -> float:
     """Room for names left of axes."""
-    return max(map(len, names)) / LETTERS_PER_INCH + EDGE_INCHES
+    return max(map(len, names)) / 13 + EDGE_INCHES + 0.1  # they stand a little off the axis
 
 
 def _paint_bar(axes: "Axes", place: int, bar: Bar, gap: float) -> None:
