@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
@@ -27,7 +26,7 @@ from halfpass.commands.grid import Member, grid_rows, read_pairs, run_grid
 from halfpass.config import from_dict, nested
 from halfpass.errors import HalfpassError
 from halfpass.files import write_json
-from halfpass.report.figures import COLOURS, INK, STYLE
+from halfpass.report.theme import COLOURS, INK, WHITE, picture_file
 from halfpass.run.records import command_line, environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,18 +111,17 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
     """Accuracy against socket bytes, a logarithmic axis: colour for the codec, marker for what else is done."""
     codecs = list(dict.fromkeys(row["codec"].removesuffix("+zstd") for row in found))
     colours = dict(zip(sorted(codecs, key=CODEC_ORDER.index), COLOURS, strict=False))
-    style: dict[Any, Any] = {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "frontier", "font.size": 9}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.0, 4.2), layout="constrained", facecolor="white")
+    kinds = {kind: (marker, filled) for kind, marker, filled in map(_look, found)}
+
+    def paint(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
         axes = figure.add_subplot()
-        kinds: dict[str, tuple[str, bool]] = {}
         for row in found:
-            kind, marker, filled = _look(row)
-            kinds[kind] = (marker, filled)
+            _, marker, filled = _look(row)
             colour = colours[row["codec"].removesuffix("+zstd")]
             axes.plot(
-                socket_bytes(row) / 1e9, 100 * row["test_accuracy"], linestyle="", marker=marker, markersize=7,
-                color=colour, markerfacecolor=colour if filled else "white",
+                socket_bytes(row) / 1e9, 100 * row["test_accuracy"], linestyle="", marker=marker, markersize=6,
+                color=colour, markerfacecolor=colour if filled else WHITE,
             )  # fmt: skip
         alone = statistics.median(row["aux_test_accuracy"] for row in found if _learns_alone(row))
         axes.axhline(100 * alone, color=INK, linestyle=":", linewidth=1)
@@ -131,21 +129,25 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
             "the client half and its own head, nothing sent", (0, 100 * alone), (4, -3), ha="left", va="top",
             xycoords=("axes fraction", "data"), textcoords="offset points",
         )  # fmt: skip
-        axes.set(
-            xscale="log", xlabel="GB of training at the socket, up and down",
-            ylabel="test accuracy, last epoch (%)",
-        )  # fmt: skip
+        axes.set(xscale="log", xlabel="GB of training at the socket, up and down")
+        axes.set_ylabel("test accuracy, last epoch (%)")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid()
-        legend = [Line2D([], [], color=colour, linewidth=5, label=codec) for codec, colour in colours.items()]
-        legend += [
-            Line2D([], [], linestyle="", marker=marker, color=INK, markerfacecolor=INK if full else "white", label=kind)
+        patches = [Line2D([], [], color=colour, linewidth=5, label=codec) for codec, colour in colours.items()]
+        title = "codec, with or without zstd"
+        figure.legend(handles=patches, loc="outside upper left", title=title, ncols=4, alignment="left")
+        handles = [
+            Line2D(
+                [], [], linestyle="", marker=marker, markersize=6, color=INK, markerfacecolor=INK if full else WHITE,
+                label=kind,
+            )
             for kind, (marker, full) in kinds.items()
         ]
-        figure.legend(handles=legend, loc="outside right upper", title="codec, with or without zstd")
-        figure.savefig(file, metadata={"Date": None, "Creator": None})
+        figure.legend(handles=handles, loc="outside lower left")
+
+    file.write_text(picture_file("frontier", 3.5 + 0.18 * len(kinds), paint), encoding="utf-8")
 
 
 def _learns_alone(row: dict[str, Any]) -> bool:

@@ -43,8 +43,8 @@ from halfpass.config import ClientsConfig, Config, DataConfig, ModelConfig, Wire
 from halfpass.data.batches import batch_count, train_batches
 from halfpass.errors import RunError
 from halfpass.files import write_json
-from halfpass.report.figures import BLUE, GREY, INK, STYLE, VERMILLION
 from halfpass.report.tables import significant
+from halfpass.report.theme import BLUE, GREY, INK, VERMILLION, picture_file
 from halfpass.run import setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.client_process import connect, end_of_test, join_of
@@ -316,32 +316,28 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """Seconds per step of both methods on each link, and the bound, as SVG or, by its name, PNG."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import LogLocator, NullLocator
+    """Seconds per step of both methods on each link, and the bound, as SVG."""
 
-    style: dict[Any, Any] = {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "overlap", "font.size": 9}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+    def paint(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        figure.set_layout_engine("constrained")
         axes = figure.add_subplot()
         for place, one in enumerate(rows):
             for shift, name, colour in ((-0.19, "decoupled", BLUE), (0.19, "conventional", VERMILLION)):
                 seconds = one[f"{name}_seconds_per_step"]
                 axes.barh(place + shift, seconds, 0.36, color=colour)
                 axes.annotate(f"{significant(seconds, 2)} s", (seconds, place + shift), (5, 0),
-                              textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+                              textcoords="offset points", va="center")  # fmt: skip
             axes.vlines(bound_seconds(one), place - 0.42, place + 0.04, color=INK, linewidth=2)
         every = [one[f"{name}_seconds_per_step"] for one in rows for name in ("decoupled", "conventional")]
         axes.set_xscale("log")
-        axes.set(xlim=(0.5 * min(every), 1.8 * max(every)), ylim=(len(rows) - 0.5, -0.5), xlabel="seconds per step")
-        axes.set_yticks(range(len(rows)), [one["link"] for one in rows])
+        axes.set(xlim=(0.5 * min(every), 2.5 * max(every)), ylim=(len(rows) - 0.5, -0.5), xlabel="seconds per step")
+        axes.set_yticks(range(len(rows)), [one["link"].replace(", ", ",\n") for one in rows])
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(axis="x")
@@ -352,13 +348,10 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         figure.legend(
             [Patch(color=BLUE), Patch(color=VERMILLION), Line2D([], [], color=INK, linestyle="", **tick)],
             ["decoupled", "conventional", "slowest of client, server and wire, each alone"],
-            loc="outside upper left", ncols=3,
+            loc="outside upper left",
         )  # fmt: skip
-        without = {"Date": None, "Creator": None} if out.suffix == ".svg" else {"Software": None}
-        figure.savefig(out, dpi=150, metadata=without)
 
-
-# --- The command ------------------------------------------------------------------------------------------------------
+    out.write_text(picture_file("overlap", 1.1 + 0.42 * len(rows), paint), encoding="utf-8")
 
 
 def chosen_links(text: str) -> list[Link]:

@@ -294,20 +294,15 @@ GROUPS: dict[str, tuple[Callable[[Sequence[int]], Iterator[Row]], list[int]]] = 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
     """Seconds a round and memory by number of nodes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from halfpass.report.theme import BLUE, VERMILLION, picture_file
 
-    from halfpass.report.figures import BLUE, STYLE, VERMILLION
-
-    style: dict[Any, Any] = {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "scale", "font.size": 9}
     shown = [row for row in rows if row["group"] == "nodes"]
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.0, 2.6), layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+
+    def paint(figure: Any) -> None:
+        figure.set_layout_engine("constrained")
         for axes, key, label, colour in zip(
-            figure.subplots(1, 2), ("seconds_a_round", "peak_mib_of_the_machine"),
-            ("seconds a round", "memory of all processes, MiB"), (BLUE, VERMILLION), strict=True,
+            figure.subplots(2, 1, sharex=True), ("seconds_a_round", "peak_mib_of_the_machine"),
+            ("seconds a round", "memory of all\nprocesses, MiB"), (BLUE, VERMILLION), strict=True,
         ):  # fmt: skip
             counts, values = [row["clients"] for row in shown], [row[key] for row in shown]
             axes.plot(counts, values, "o-", color=colour)
@@ -315,9 +310,11 @@ def draw(rows: Sequence[Row], out: Path) -> None:
             axes.set_xticks(counts, [f"{count:,}" for count in counts])
             axes.set_xticks([], minor=True)
             axes.set_ylim(0, 1.15 * max(values))
-            axes.set_xlabel("nodes, of which up to ten train in a round")
             axes.set_ylabel(label)
-        figure.savefig(out, metadata={"Date": None})
+            axes.grid(axis="y")
+        axes.set_xlabel("nodes, of which up to ten train in a round")
+
+    out.write_text(picture_file("scale", 3.4, paint), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,6 +29,7 @@ from halfpass.commands.certs import make_certificates
 from halfpass.commands.cuts import print_cuts
 from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
+from halfpass.commands.report import find_runs, write_for_paper
 from halfpass.commands.retrain import retrain
 from halfpass.commands.status import as_json, show
 from halfpass.commands.streams import lost_output, outlive
@@ -262,15 +263,13 @@ def _paper(options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
-    runs = [run for name in options.runs for run in _runs_in(_path("RUN", name))]
-    once = {run.resolve(): run for run in runs}  # one that is named twice is no second seed
-    _report_on(list(once.values()), _path("--out", options.out))
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    """The folder, or the runs in it where it is a comparison's or a grid's."""
-    inner = [] if (folder / "config.yaml").exists() else sorted(file.parent for file in folder.glob("*/config.yaml"))
-    return inner or [folder]
+    runs = find_runs([_path("RUN", name) for name in options.runs])
+    asked = [_path(f"--{name}", options[name]) if options[name] else None for name in ("figures", "csv", "latex")]
+    out = _path("--out", options.out)
+    written = write_for_paper(runs, out, *asked)
+    _report_on(runs, out)
+    for file in written:
+        print(f"wrote {file}")
 
 
 def _report_own(runs: list[Path], folder: Path | None = None) -> None:
@@ -425,9 +424,14 @@ def _add_paper(parser: ArgumentParser) -> None:
 
 
 def _add_report(parser: ArgumentParser) -> None:
-    runs = "Run folders, or folders of several: a comparison's, a grid's."
+    runs = "Run folders, or folders with runs in them: a comparison's, a grid's, or one of several comparisons."
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help=runs)
     parser.add_argument("--out", type=str, default="report.html", help="HTML file to write.")
+    for_paper = "Folder to write each figure to, as SVG and PDF, one and two columns of a paper wide."
+    parser.add_argument("--figures", type=str, default=None, metavar="DIR", help=for_paper)
+    numbers = "CSV file to write: a row for each line of the table, mean and standard deviation of each measure."
+    parser.add_argument("--csv", type=str, default=None, metavar="FILE", help=numbers)
+    parser.add_argument("--latex", type=str, default=None, metavar="FILE", help="LaTeX table to write, with booktabs.")
 
 
 def _add_export(parser: ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from halfpass.config import RECORDED
 from halfpass.report import tables
 from halfpass.report.runs import Series
-from halfpass.report.tables import MISSING, Result
+from halfpass.report.tables import MISSING, Measure, Result
 
 # Of decoupled training alone, or of each run by itself
 OWN = {"method", "seed", "head", "every", "budget", "replay", "merge", "micro_batch", "feedback_every"}
@@ -29,22 +29,39 @@ class Pair(NamedTuple):
     conventional: list[Result]
 
 
+class Compared(NamedTuple):
+    """The pairs of a decoupled series, and whether both were cut at the same place: else only scores are comparable."""
+
+    pairs: Sequence[Pair]
+    same_cut: bool
+
+
 Cell = Callable[[Sequence[Pair]], str]
 
 
 def beside(series: Sequence[Series]) -> list[Beside]:
     """A row for every decoupled series that has a conventional one with a seed in common."""
-    # "decoupled (unfinished)" is none of them, nor is "(retrained)", nor a link of a chain
-    decoupled, conventional = ([one for one in series if one.method == m] for m in ("decoupled", "conventional"))
     rows = []
-    for one in decoupled:
-        if pairs := _pairs(one, conventional):
-            cells = _cells(ACCURACY | BYTES, pairs) | _cells(MEMORY | TIME, _on_one_machine(pairs))
-        else:
-            cells = _cells(ACCURACY, _pairs(one, conventional, but={"cut"}) if _any_cut(one.results[0]) else [])
-        if cells:
-            rows.append(Beside(one.label, cells))
+    for one in series:
+        if found := compared(one, series):
+            cells = _cells(ACCURACY, found.pairs)
+            if found.same_cut:
+                cells |= _cells(BYTES, found.pairs) | _cells(MEMORY | TIME, on_one_machine(found.pairs))
+            if cells:
+                rows.append(Beside(one.label, cells))
     return rows
+
+
+def compared(one: Series, series: Sequence[Series]) -> Compared | None:
+    """What conventional training, of `series`, a decoupled series is to be compared with; None where there is none."""
+    # "decoupled (unfinished)" is none of them, nor is "(retrained)", nor a link of a chain
+    if one.method != "decoupled":
+        return None
+    conventional = [other for other in series if other.method == "conventional"]
+    if pairs := _pairs(one, conventional):
+        return Compared(pairs, True)
+    elsewhere = _pairs(one, conventional, but={"cut"}) if _any_cut(one.results[0]) else []
+    return Compared(elsewhere, False) if elsewhere else None
 
 
 def columns(rows: Sequence[Beside]) -> list[str]:
@@ -75,7 +92,8 @@ def _any_cut(result: Result) -> bool:
     return result.get("clients") == 1 and result.get("codec") in ("none", "none+zstd") and usual_rate
 
 
-def _on_one_machine(pairs: Sequence[Pair]) -> list[Pair]:
+def on_one_machine(pairs: Sequence[Pair]) -> list[Pair]:
+    """Those of which both sides had the same hardware."""
     machines = [{tables.value_at(r, "environment", "hardware") for side in pair for r in side} for pair in pairs]
     return [pair for pair, found in zip(pairs, machines, strict=True) if len(found) == 1]
 
@@ -87,9 +105,7 @@ def _cells(named: Mapping[str, Cell], pairs: Sequence[Pair]) -> dict[str, str]:
     return {name: text for name, cell in named.items() if (text := cell(pairs)) != MISSING}
 
 
-def _values(
-    pairs: Sequence[Pair], ours: Callable[[Result], float | None], theirs: Callable[[Result], float | None]
-) -> list[tuple[float, float]]:
+def values_of(pairs: Sequence[Pair], ours: Measure, theirs: Measure) -> list[tuple[float, float]]:
     """(decoupled, conventional) of every pair that has both."""
     sides = [(tables.mean(list(map(ours, a))), tables.mean(list(map(theirs, b)))) for a, b in pairs]
     return [(a, b) for a, b in sides if a is not None and b is not None]
@@ -101,7 +117,7 @@ def _points(part: str, accuracy: bool) -> Cell:
 
     def cell(pairs: Sequence[Pair]) -> str:
         fitting = [p for p in pairs if (tables.lead(p.decoupled[0]) == "accuracy") == accuracy]
-        values = _values(fitting, lambda result: tables.score(result, part), tables.score)
+        values = values_of(fitting, lambda result: tables.score(result, part), tables.score)
         if not values:
             return MISSING
         scale, decimals = (100, 2) if tables.unit(fitting[0].decoupled[0]) == "%" else (1, 4)
@@ -112,11 +128,11 @@ def _points(part: str, accuracy: bool) -> Cell:
     return cell
 
 
-def _change(value: Callable[[Result], float | None]) -> Cell:
+def _change(value: Measure) -> Cell:
     """Percent above conventional's, of the means over the seeds."""
 
     def cell(pairs: Sequence[Pair]) -> str:
-        values = _values(pairs, value, value)
+        values = values_of(pairs, value, value)
         ours, theirs = sum(a for a, _ in values), sum(b for _, b in values)
         return f"{_signed(100 * (ours / theirs - 1), 1)} %" if theirs else MISSING
 
@@ -131,7 +147,7 @@ def _signed(value: float, decimals: int) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def _sent(result: Result) -> float | None:
+def sent(result: Result) -> float | None:
     """MB up and down, by the application's count."""
     up, down = (tables.megabytes(result, "bytes", way) for way in ("up", "down"))
     return None if up is None or down is None else up + down
@@ -141,7 +157,7 @@ ACCURACY = {
     "accuracy": _points("test", True), "accuracy with its head": _points("joint_test", True),
     "score": _points("test", False), "score with its head": _points("joint_test", False),
 }  # fmt: skip
-BYTES = {"bytes": _change(_sent)}
+BYTES = {"bytes": _change(sent)}
 MEMORY = {
     "client memory": _peak("client"), "server memory": _peak("server"), "one process memory": _peak("colocated"),
 }  # fmt: skip

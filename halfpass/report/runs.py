@@ -36,7 +36,7 @@ ROW_NUMBERS = (
     "loss", "test_accuracy", "aux_test_accuracy", "joint_test_accuracy", "busy_seconds", "waiting_seconds",
     "peak_memory_bytes", "bytes_up", "bytes_down", "socket_up", "socket_down",
 )  # fmt: skip
-
+LAST_BYTES = 2**16  # of events.jsonl, in which the last event is
 
 PARTS = ("test", "aux_test", "joint_test")  # of a row: metrics by name
 
@@ -94,6 +94,7 @@ def read_run(path: Path) -> Run:
     else:
         last = max((row["epoch"] for row in metrics), default=0)
         notes = [*notes, f"unfinished: there is no result.json; the last epoch in metrics.jsonl is {last}"]
+        notes += _failure(path / "events.jsonl")
     return Run(path, config, flatten(settings), metrics, result, notes)
 
 
@@ -113,6 +114,17 @@ def _read_metrics(file: Path) -> tuple[list[Row], list[str]]:
         _check_row(row, f"{file}:{number}")
         rows.append(row)
     return rows, []
+
+
+def _failure(file: Path) -> list[str]:
+    """Why the run ended, where its last event is that it failed; nothing is said of a file that cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - LAST_BYTES))
+            event = parse_json(opened.read().splitlines()[-1].decode())
+        return [f"failed: {event['text']}"] if event["event"] == "failed" else []
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def _check_row(row: Any, place: str) -> None:
@@ -139,6 +151,19 @@ def _check_result(file: Path, flat: Mapping[str, Any]) -> None:
                 _check_number(number, f"{file}: {key}")
         elif key.split(".")[0] in NUMBERS:
             _check_number(flat[key], f"{file}: {key}")
+    _check_sites(f"{file}: sites", flat.get("sites") or [])
+
+
+def _check_sites(place: str, sites: Any) -> None:
+    for site in sites if isinstance(sites, list) else [sites]:
+        known = site if isinstance(site, dict) else {}
+        if not (isinstance(known.get("client"), int) and isinstance(known.get("samples"), int)):
+            raise InputError(place, "rows with 'client' and 'samples' (whole numbers)", repr(site)[:80], "run again")
+        for part in PARTS:
+            if not isinstance(known.get(part) or {}, dict):
+                raise InputError(f"{place} {part}", "metrics and their values", repr(known[part])[:80], "run again")
+            for metric, value in (known.get(part) or {}).items():
+                _check_number(value, f"{place} {part} {metric}")
 
 
 def _check_number(value: Any, place: str) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from halfpass.config import RECORDED, SPLIT
+from halfpass.config import RECORDED, SPLIT, Config, as_dict, flatten
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Result = Mapping[str, Any]  # the content of a run's result.json; `settings`, where there, are further ones by name
+Measure = Callable[[Result], float | None]
 Group = Sequence[Result]  # results that differ only by the seed
 Item = TypeVar("Item")
 
@@ -28,6 +29,7 @@ OFF = {"validation", "compile", *DECOUPLED_ONLY}  # whose None or False says so,
 USUAL = {  # of which a caption says nothing, nor of "off"
     "task": "classification", "rounds": "1", "lr_scale": "1.0", "every": "1", "replay": "1", "merge": "1",
 }  # fmt: skip
+NOT_OF_TRAINING = ("checkpoint", "tls", "log", "metrics")  # groups of settings that leave the weights as they are
 SETTINGS = tuple(name for name in RECORDED if name not in ("method", "seed"))
 
 
@@ -62,14 +64,15 @@ def _applies(result: Result, name: str) -> bool:
     return not ((name in SPLIT and method == "centralized") or (name in DECOUPLED_ONLY and method != "decoupled"))
 
 
-def _setting(group: Group, name: str) -> str | None:
+def setting(group: Group, name: str) -> str | None:
+    """A setting's value as text; None where it does not apply to the group's method, or is not known."""
     if not _applies(group[0], name):
         return None
     value = (group[0] if name in SETTINGS else group[0].get("settings") or {}).get(name)
     value = USUAL.get(name) if value is None else value  # an older run does not know it
     if name in OFF and not value:
         return "off"
-    return None if value is None else "on" if value is True else str(value)
+    return _said(value)
 
 
 def _seeds(group: Group) -> str:
@@ -85,26 +88,41 @@ def _shared_seed(groups: Sequence[Group]) -> str | None:
     return found.pop() if len(found) == 1 and all(len(group) == 1 for group in groups) else None
 
 
+def changed_settings(groups: Sequence[Group]) -> dict[str, str]:
+    """The further settings of halfpass that all groups share and that are not their defaults, by their dotted names."""
+    defaults = flatten(as_dict(Config()))
+    settings = [group[0].get("settings") or {} for group in groups]
+    of_training = [name for name in defaults if name.partition(".")[0] not in NOT_OF_TRAINING]
+    known = [name for name in of_training if all(name in own for own in settings)]
+    found = {name: {setting(group, name) for group in groups} for name in known}
+    same = {name: values.pop() for name, values in found.items() if len(values) == 1}
+    return {n: value for n, value in same.items() if value is not None and str(value) != _said(defaults[n])}
+
+
+def _said(value: Any) -> str | None:
+    return None if value is None else "on" if value is True else str(value)
+
+
 def shared_settings(groups: Sequence[Group]) -> dict[str, str]:
     """The settings that are the same wherever they apply, with their value; without those that change nothing."""
-    values = {name: {_setting(group, name) for group in groups} - {None} for name in SETTINGS}
+    values = {name: {setting(group, name) for group in groups} - {None} for name in SETTINGS}
     shared = {name: str(found.pop()) for name, found in values.items() if len(found) == 1}
     return {name: value for name, value in shared.items() if value != USUAL.get(name, "off")}
 
 
 def telling_settings(groups: Sequence[Group]) -> list[str]:
     """The settings that tell groups apart, and of the further ones those that tell two of the same method apart."""
-    main = [name for name in SETTINGS if len({_setting(group, name) for group in groups} - {None}) > 1]
+    main = [name for name in SETTINGS if len({setting(group, name) for group in groups} - {None}) > 1]
     further = dict.fromkeys(name for group in groups for name in group[0].get("settings") or {})
     methods = {str(group[0].get("method")) for group in groups}
     alike = [[group for group in groups if str(group[0].get("method")) == method] for method in methods]
-    return main + [n for n in further if any(len({_setting(group, n) for group in some}) > 1 for some in alike)]
+    return main + [n for n in further if any(len({setting(group, n) for group in some}) > 1 for some in alike)]
 
 
 def names(groups: Sequence[Group]) -> list[tuple[str, dict[str, str]]]:
     """Each group's method, and the settings that tell it apart."""
     telling = telling_settings(groups)
-    told = [{n: value for n in telling if (value := _setting(group, n)) not in (None, "off")} for group in groups]
+    told = [{n: value for n in telling if (value := setting(group, n)) not in (None, "off")} for group in groups]
     return [(_method(group), settings) for group, settings in zip(groups, told, strict=True)]
 
 
@@ -177,6 +195,11 @@ def mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(present) if present else None
 
 
+def log10(value: float) -> float:
+    """Of a positive number; minus infinity of others, which lie below every place of a logarithmic axis."""
+    return math.log10(value) if value > 0 else -math.inf
+
+
 def significant(value: float | None, digits: int = 4) -> str:
     """`value` with so many significant digits and no exponent where that is readable: 12.34, 81,920, 0.01234."""
     if value is None:
@@ -219,6 +242,7 @@ class Column:
     cell: Callable[[Group], str]
     numeric: bool = True
     in_terminal: bool = True  # whose 80 columns do not hold all
+    value: Measure | None = None  # the number of each result, where it is one
 
     @property
     def heading(self) -> str:
@@ -244,8 +268,15 @@ def _score_cell(metric: str, unit: str, key: str) -> Callable[[Group], str]:
     return cell
 
 
-def _megabytes(*keys: str) -> Callable[[Group], str]:
-    return lambda group: amount(mean([megabytes(result, *keys) for result in group]))
+def _in_megabytes(title: str, *keys: str, in_terminal: bool = True) -> Column:
+    def value(result: Result) -> float | None:
+        return megabytes(result, *keys)
+
+    return Column(title, "MB", lambda group: amount(mean(list(map(value, group)))), True, in_terminal, value)
+
+
+def _seconds(result: Result) -> float | None:
+    return result.get("train_seconds")
 
 
 def _method(group: Group) -> str:
@@ -256,19 +287,19 @@ def _method(group: Group) -> str:
 
 
 MEASURES = (
-    Column("bytes up", "MB", _megabytes("bytes", "up")),
-    Column("bytes down", "MB", _megabytes("bytes", "down")),
-    Column("socket up", "MB", _megabytes("bytes", "socket_up"), in_terminal=False),
-    Column("socket down", "MB", _megabytes("bytes", "socket_down"), in_terminal=False),
-    Column("client peak memory", "MB", _megabytes("peak_memory_bytes", "client")),
-    Column("server peak memory", "MB", _megabytes("peak_memory_bytes", "server")),
-    Column("one process peak memory", "MB", _megabytes("peak_memory_bytes", "colocated")),
-    Column("training time", "s", lambda group: spread([r.get("train_seconds") for r in group], 1)),
+    _in_megabytes("bytes up", "bytes", "up"),
+    _in_megabytes("bytes down", "bytes", "down"),
+    _in_megabytes("socket up", "bytes", "socket_up", in_terminal=False),
+    _in_megabytes("socket down", "bytes", "socket_down", in_terminal=False),
+    _in_megabytes("client peak memory", "peak_memory_bytes", "client"),
+    _in_megabytes("server peak memory", "peak_memory_bytes", "server"),
+    _in_megabytes("one process peak memory", "peak_memory_bytes", "colocated"),
+    Column("training time", "s", lambda group: spread(list(map(_seconds, group)), 1), value=_seconds),
 )
 
 
 def _setting_column(name: str) -> Column:
-    return Column(name, "", lambda group: _setting(group, name) or MISSING, numeric=False)
+    return Column(name, "", lambda group: setting(group, name) or MISSING, numeric=False)
 
 
 def table_columns(groups: Sequence[Group]) -> list[Column]:
