@@ -53,7 +53,8 @@ def draw(name: str, width: float, height: float, paint: Callable[["Figure"], Non
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name, **changes}):
+    settings: dict[Any, Any] = {**STYLE, "svg.hashsalt": name, **changes}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height), facecolor="none")
         FigureCanvasSVG(figure)
         paint(figure)
