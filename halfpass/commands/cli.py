@@ -27,7 +27,7 @@ from rich.console import Console
 from halfpass.commands.arguments import Known, check_config, check_words, reworded
 from halfpass.commands.certs import make_certificates
 from halfpass.commands.cuts import print_cuts
-from halfpass.commands.export import export
+from halfpass.commands.export import FORMATS, export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.report import find_runs, write_for_paper
 from halfpass.commands.retrain import retrain
@@ -293,7 +293,11 @@ def _report_on(runs: list[Path], out: Path) -> None:
 def _export(options: Namespace) -> None:
     run, out = _path("RUN", options.run), _path("--out", options.out) if options.out else None
     _check_code(run, read_config(run) if (run / "config.yaml").is_file() else Config(), options.allow_code)
-    exported = export(run, options.client, out, data_path=options.data_path, with_head=options.with_head)
+    parts = [_path("--parts", part) for part in options.parts]
+    exported = export(
+        run, options.client, out, data_path=options.data_path, with_head=options.with_head, form=options.format,
+        parts=parts,
+    )  # fmt: skip
     print(f"wrote {exported.file}: {exported.remark}")
 
 
@@ -438,8 +442,12 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="Folder of a finished run, with all halves in it.")
     parser.add_argument("--client", type=int, default=0, help="Whose client half to join (independent clients differ).")
     parser.add_argument("--with_head", action="store_true", help="Let the auxiliary head answer too: the mean of both.")
-    parser.add_argument("--out", type=str, default=None, help="File to write. Default: RUN/model.safetensors, or "
-                        "RUN/joint.safetensors with the head.")  # fmt: skip
+    forms = "safetensors; state, a state dict of PyTorch (.pt); or onnx, the joined network and each half."
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=forms)
+    further = "Further folders, where the files of other owners lie: sites', an edge's."
+    parser.add_argument("--parts", type=str, nargs="+", default=[], metavar="FOLDER", help=further)
+    parser.add_argument("--out", type=str, default=None, help="File to write, of ONNX a folder. Default: RUN/model, "
+                        "or RUN/joint with the head, .safetensors or .pt; RUN/onnx.")  # fmt: skip
     place = "The test set's place, where it is not the run's."
     parser.add_argument("--data_path", "--data.path", type=str, default=None, help=place)
     _add_allow_code(parser)

@@ -420,19 +420,22 @@ class RunFolder:
                 sync(path)
             self._rows = []
 
-    def save_client(self, client: Client, config: Config) -> None:
+    def save_client(self, client: Client, config: Config, signature: str) -> None:
         head = {} if client.head is None else client.head.state_dict()
         parts = {"client_half": client.half.state_dict(), "auxiliary_head": head}
-        self._save_weights(f"client-{client.index}", parts, config)
+        self._save_weights(f"client-{client.index}", parts, config, signature)
 
-    def save_server(self, server: Server, config: Config) -> None:
-        self._save_weights("server", {"server_half": server.weights()}, config)
+    def save_server(self, server: Server, config: Config, signature: str) -> None:
+        self._save_weights("server", {"server_half": server.weights()}, config, signature)
 
-    def save_whole(self, whole: Whole, config: Config) -> None:
-        self._save_weights("whole", {"whole": whole.model.state_dict()}, config)
+    def save_whole(self, whole: Whole, config: Config, signature: str) -> None:
+        self._save_weights("whole", {"whole": whole.model.state_dict()}, config, signature)
 
-    def _save_weights(self, name: str, parts: Mapping[str, Mapping[str, Tensor]], config: Config) -> None:
-        """`NAME.safetensors`, each part's tensors under `PART.`: one owner's weights and nobody else's."""
+    def _save_weights(
+        self, name: str, parts: Mapping[str, Mapping[str, Tensor]], config: Config, signature: str
+    ) -> None:
+        """`NAME.safetensors`, each part's tensors under `PART.`: one owner's weights and nobody else's. The signature
+        (`signature.py`) says how to use them."""
         tensors = {
             f"{part}.{key}": value.detach().cpu().contiguous().clone()  # tied weights share memory; in a file none may
             for part, state in parts.items()
@@ -440,7 +443,7 @@ class RunFolder:
         }
         make_folder("out", self.path)
         with replacing(self.path / f"{name}.safetensors") as partial:
-            save_file(tensors, partial, metadata={"config": json.dumps(as_dict(config))})
+            save_file(tensors, partial, metadata={"config": json.dumps(as_dict(config)), "signature": signature})
 
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
         self._write_rows()
