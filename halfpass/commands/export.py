@@ -44,10 +44,10 @@ def export(
 ) -> Exported:  # fmt: skip
     """Writes the joined weights, named as in the uncut network, and tests them on the CPU, on the run's test set.
 
-    `form`: `safetensors`; `state`, a state dict for `torch.load(weights_only=True)`; or `onnx`, of each half and joined.
-    A JSON file beside says how to feed the network. `with_head` adds the auxiliary head's, and tests the mean of both
-    answers (`split.joint`). `parts` are further folders, where owners' files lie apart. Raises InputError where the
-    folders do not hold a finished run with the parts that are asked for.
+    `form`: `safetensors`; `state`, a state dict for `torch.load(weights_only=True)`; or `onnx`, of each half and
+    joined. A JSON file beside says how to feed the network. `with_head` adds the auxiliary head's, and tests the mean
+    of both answers (`split.joint`). `parts` are further folders, where owners' files lie apart. Raises InputError where
+    the folders do not hold a finished run with the parts that are asked for.
     """
     if form not in FORMATS:
         raise choice_error("--format", FORMATS, form)

@@ -193,13 +193,12 @@ def feeding_of(data: Dataset, separator: str = ",") -> Feeding:
         for name, leaf in flatten(one.inputs).items()
     }
     more = dict(data.sites) | dict(data.scales)
-    grays = more.get("gray range")
+    grays, scales = more.get("gray range"), more.get("mean and deviation of columns", ())
     return Feeding(
         READS.get(data.name, ARRAYS), inputs, tuple(data.mean), tuple(data.std),
         None if grays is None else (int(grays[0]), int(grays[1])),
         tuple((str(name), kind) for name, kind in more.get("columns", ())),
-        tuple((str(name), float(mean), float(std)) for name, mean, std in more.get("mean and deviation of columns", ())),
-        separator,
+        tuple((str(name), float(mean), float(std)) for name, mean, std in scales), separator,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from halfpass.arithmetic.precision import Arithmetic, arithmetic
 from halfpass.data.feeding import PICTURES, TABLE, Feeding
 from halfpass.errors import InputError, RunError
 from halfpass.plugin import origin
+from halfpass.run.network import Network
 from halfpass.run.saved import SavedRun, joined_module
 from halfpass.run.signature import Signature
 from halfpass.tasks.task import Task
@@ -204,9 +205,10 @@ def load(run: str | Path | Sequence[str | Path], client: int = 0, *, allow_code:
 
 def predictor(
     saved: SavedRun, client: int = 0, *, allow_code: bool = False, exit_above: float | None = None,
-    above: Callable[[Signature], Above] | None = None,
+    above: Callable[[Signature, Network], Above] | None = None,
 ) -> Predictor:  # fmt: skip
-    """`exit_above` as in Predictor. `above` makes the way to a server half elsewhere, of the client's signature."""
+    """`exit_above` as in Predictor. `above` makes the way to a server half elsewhere, of the client's signature
+    and network."""
     check_code(saved, allowed=allow_code)
     config, centralized = saved.config, saved.config.method == "centralized"
     check_exit(saved, exit_above)
@@ -230,8 +232,9 @@ def predictor(
             head.load_state_dict(saved.weights("auxiliary_head", client))
             head.eval()
             _check_parts(network.halves.client.eval(), network)
-        way = above(signature) if above is not None else _above(place, saved, network.halves.server, client)
-        return Predictor(signature, task, place, below.eval(), way, head, size, exit_above, AHEAD if above else 0)
+        below.eval()
+        way = above(signature, network) if above is not None else _above(place, saved, network.halves.server, client)
+        return Predictor(signature, task, place, below, way, head, size, exit_above, AHEAD if above else 0)
     halves = saved.halves(signature)
     model = place.place(joined_module(halves, saved.joined_state(client)))
     return Predictor(signature, task, place, None, _alone(place, model), batch_size=size)
@@ -290,7 +293,7 @@ def check_exit(saved: SavedRun, exit_above: float | None) -> None:
             raise InputError(place, what, found, "leave it out")
 
 
-def _check_parts(client_half: nn.Module, network: Any) -> None:
+def _check_parts(client_half: nn.Module, network: Network) -> None:
     if getattr(client_half, "whole", 0):
         expected, found = "values of samples alone at the cut", "values of whole batches, which cannot be sent in part"
         raise InputError("--exit_above", expected, found, f"leave it out, or cut elsewhere than at {network.cut}")

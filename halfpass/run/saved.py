@@ -123,8 +123,8 @@ class SavedRun:
             data = setup.load_data(self.config.data, client)
             task = setup.task_of(self.config, data)
         except InputError as error:
-            expected, found_instead = "weights that say how to use them, or the run's data", f"neither ({error})"
-            raise InputError(str(file), expected, found_instead, "put the data in their place, or train again") from None
+            expected, remedy = "weights that say how to use them, or the run's data", "train again, or restore the data"
+            raise InputError(str(file), expected, f"neither ({error})", remedy) from None
         if self.config.method == "centralized":
             return signature_of_whole(self.config, task, data)
         return signature_of(self.config, network_of(self.config, data, task), "", data)
@@ -183,8 +183,9 @@ def _for_use(config: Config) -> Config:
 
 def check_same_run(one: Signature | None, other: Signature | None, place: str, other_place: str) -> None:
     """Raises InputError where the halves were not trained together, which nothing in their shapes shows."""
-    if one is not None and other is not None and one.run and other.run and one.run != other.run:
-        expected, found = f"the half of run {one.run}, as {place}", f"that of run {other.run}"
+    names = ["" if each is None else each.run for each in (one, other)]  # none in a run of an older version
+    if names[0] != names[1]:
+        expected, found = f"the half of run {names[0] or 'none'}, as {place}", f"that of run {names[1] or 'none'}"
         raise InputError(other_place, expected, found, "take both halves from one training")
 
 

@@ -52,8 +52,8 @@ def write_signature(signature: Signature) -> str:
     return json.dumps({
         "format": FORMAT, "run": signature.run, "task": signature.task, "outputs": signature.outputs,
         "names": list(signature.names), "targets": written_spec(signature.targets),
-        "inputs": written_spec(signature.inputs), "cut": signature.cut, "plans": json.loads(write_plans(signature.plans)),
-        "fingerprint": signature.fingerprint,
+        "inputs": written_spec(signature.inputs), "cut": signature.cut, "fingerprint": signature.fingerprint,
+        "plans": json.loads(write_plans(signature.plans)),
         "feeding": None if signature.feeding is None else feeding_as_dict(signature.feeding),
     })  # fmt: skip
 
