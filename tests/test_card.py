@@ -38,5 +38,5 @@ def test_a_card_is_written_from_the_run(tmp_path, capsys, method):
     write_card([run], tmp_path / "card.md")
     assert "Numbers of samples: TODO" in (tmp_path / "card.md").read_text()
     (run / "result.json").unlink()
-    with pytest.raises(InputError, match="expected a finished run's folder, found no result.json"):
+    with pytest.raises(InputError, match=r"expected a finished run's folder, found no result.json"):
         write_card([run], tmp_path / "card.md")

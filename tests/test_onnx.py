@@ -161,7 +161,7 @@ class Off(nn.Module):
 def test_a_graph_that_computes_something_else_is_refused(runs, tmp_path, monkeypatch):
     signature = halfpass.load(runs / "digits").signature
     piece = to_onnx.Piece("joined", Baked(), {"input": torch.rand(9, 1, 8, 8)})
-    with pytest.raises(InputError, match="joined: expected (a graph that onnxruntime runs|PyTorch's outputs)"):
+    with pytest.raises(InputError, match=r"joined: expected (a graph that onnxruntime runs|PyTorch's outputs)"):
         to_onnx._write(piece, tmp_path / "x.onnx", signature)
     trace = to_onnx._trace
     monkeypatch.setattr(to_onnx, "_trace", lambda place, flat, *rest: trace(place, Off(flat), *rest))

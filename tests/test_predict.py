@@ -152,7 +152,7 @@ def test_arrays_must_be_as_the_training_samples_were(tmp_path):
     assert torch.equal(feeding.arrays(pixels), torch.from_numpy(pixels))
     assert torch.equal(feeding.arrays(pixels[0]), torch.from_numpy(pixels[:1]))  # one sample by itself
     for wrong in (pixels.astype(np.float32), pixels[:, :, :7], pixels[:0], {"x": pixels, "y": pixels}, "text", np.array([{}])):
-        with pytest.raises(InputError, match="input.*: expected"):
+        with pytest.raises(InputError, match=r"input.*: expected"):
             feeding.arrays(wrong)
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "text.npy").write_text("no array")
@@ -225,7 +225,7 @@ def test_owners_files_may_lie_apart_and_say_themselves_what_they_are(runs, tmp_p
     with pytest.raises(InputError, match=r"found none in .*server, .*site; copy it here from its owner, or name the folder"):
         halfpass.load(apart, 0)
     trained(tmp_path / "other", clients=ClientsConfig(2))  # the same shapes, another training
-    with pytest.raises(InputError, match="expected the half of run .*, found that of run .*; take both halves from one training"):
+    with pytest.raises(InputError, match=r"expected the half of run .*, found that of run .*; take both halves from one training"):
         halfpass.load([tmp_path / "site", tmp_path / "other"], 1)
 
 
@@ -244,9 +244,9 @@ def test_damaged_weights_are_refused_by_name(runs, tmp_path):
         with pytest.raises(InputError, match=r"client-0.safetensors.*: expected"):
             halfpass.load([tmp_path, runs / "digits"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="expected the folder of a run, found no config.yaml, and no weights"):
+    with pytest.raises(InputError, match=r"expected the folder of a run, found no config.yaml, and no weights"):
         halfpass.load(tmp_path / "empty")
-    with pytest.raises(InputError, match="expected the folder of a run, found none; check the path"):
+    with pytest.raises(InputError, match=r"expected the folder of a run, found none; check the path"):
         halfpass.load(tmp_path / "nothing")
 
 
@@ -300,7 +300,8 @@ def test_predict_prints_text_json_and_csv(runs, tmp_path, said):
 
 @pytest.mark.parametrize(("words", "text"), [
     ([], "INPUT: expected inputs, or --test, found neither"),
-    (["--test", "x.npy"], "INPUT: expected inputs, or --test, found both"),
+    (["x.npy", "--test"], "INPUT: expected inputs, or --test, found both"),
+    (["--test", "x.npy"], "INPUT: expected all inputs right behind RUN, found 'x.npy'; write the options behind them"),
     (["x.npy", "--json", "--csv"], "--json: expected one form of output, found --csv too"),
     (["x.png"], r"x.png: expected arrays \(.npy, .npz: uint8 of \(N, 1, 8, 8\)\), found another kind of file"),
     (["x.npy", "--client", "2"], "client: expected a number from 0 to 1, found 2"),

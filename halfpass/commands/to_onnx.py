@@ -186,6 +186,13 @@ class _Flat(nn.Module):
         self.made = tuple(named)
         return tuple(named.values())
 
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Of all that it holds, by its own names: joined halves would give theirs without a prefix."""
+        found = {} if destination is None else destination
+        for name, value in (*self.named_parameters(), *self.named_buffers()):
+            found[f"{prefix}{name}"] = value if keep_vars else value.detach()
+        return found
+
 
 def _plain(output: Any) -> Any:
     """Outputs as a tree; of an object with fields, those that are tensors."""
