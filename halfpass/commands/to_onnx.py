@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from halfpass.errors import InputError, reason
 from halfpass.files import make_folder, replacing, write_json
 from halfpass.networks.replay import CutPlan
-from halfpass.networks.split import joint
+from halfpass.networks.split import Halves
 from halfpass.run.network import zeros_of
 from halfpass.run.saved import SavedRun
 from halfpass.run.signature import Signature, for_others
-from halfpass.tree import call, flatten, map_leaves, unflatten
+from halfpass.tree import call, flatten, map_leaves, prediction, unflatten
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the largest output, and at least of 1: other kernels add up in other orders
@@ -137,13 +137,12 @@ def _pieces(
         yield Piece("joined", saved.uncut(signature, state), named)
         return
     head = _head(saved, signature, network, client)
-    joined = joint(halves, head)
     if saved.config.model.edge_cut is not None:
         halves.client.load_state_dict(saved.client_state(client))
     else:
         halves.client.load_state_dict(saved.weights("client_half", client))
     yield Piece("auxiliary_head", head, {names[0]: crossing[0]}, ("output",))
-    yield Piece("joined", joined.eval(), named, ("log_probabilities",))
+    yield Piece("joined", _Both(halves, head).eval(), named, ("probabilities",))
 
 
 def _head(saved: SavedRun, signature: Signature, network: Any, client: int) -> nn.Module:
@@ -167,6 +166,19 @@ def _refuse_reads(plan: CutPlan | None) -> None:
         found = "one whose Python reads values of the data, and goes its way by them"
         expected, remedy = "a network whose way is the same for all data", "export its weights: --format safetensors"
         raise InputError(f"--format onnx, layer {plan.layer}", expected, found, remedy)
+
+
+class _Both(nn.Module):
+    """The mean of the server half's and the head's class probabilities (B, classes)."""
+
+    def __init__(self, halves: Halves, head: nn.Module) -> None:
+        super().__init__()
+        self.client, self.server, self.head = halves.client, halves.server, head
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        crossing = self.client(*args, **kwargs)
+        answers = (prediction(self.server(*crossing)), prediction(self.head(crossing[0])))
+        return sum(each.float().softmax(1) for each in answers) / len(answers)
 
 
 class _Flat(nn.Module):

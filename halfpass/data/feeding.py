@@ -223,6 +223,9 @@ def feeding_from_dict(place: str, said: Any) -> Feeding:
         sound = made.reads in (PICTURES, TABLE, ARRAYS) and inputs and len(mean) == len(std) and all(
             math.isfinite(value) and value > 0 for value in std
         ) and all(n >= 0 for _, shape in inputs.values() for n in shape)
+        sound = sound and {name for name, kind in columns if kind == "number"} <= {name for name, *_ in scales}
+        sound = sound and (made.reads != TABLE or bool(columns))
+        sound = sound and (made.reads != PICTURES or len(inputs.get("", ("", ()))[1]) == 3)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"{place}, how to feed it", "what halfpass wrote", reason(error), REMEDY) from None
     if not sound:

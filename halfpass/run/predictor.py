@@ -20,7 +20,7 @@ from halfpass.run.network import Network
 from halfpass.run.saved import SavedRun, joined_module
 from halfpass.run.signature import Signature
 from halfpass.tasks.task import Task
-from halfpass.tree import Tree, call, prediction
+from halfpass.tree import Tree, call, prediction, sample_count
 
 AHEAD = 2  # batches that wait for the server half's answer
 Above = Callable[[tuple[Tensor, ...]], Tensor]  # what crosses → outputs (B, ...)
@@ -134,10 +134,7 @@ class Predictor:
     def _client_side(self, inputs: Any) -> tuple[Tensor | None, Tensor, tuple[Tensor, ...] | None]:
         """(the head's answers, which of them are sure, what is to be asked of the rest)"""
         if self._below is None:
-            count = len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(
-                inputs[0] if isinstance(inputs, tuple) else inputs
-            )
-            return None, torch.zeros(count, dtype=torch.bool), (inputs,)
+            return None, torch.zeros(sample_count(inputs), dtype=torch.bool), (inputs,)
         with self._place.autocast():
             crossing = call(self._below, inputs)
         sure, answers = torch.zeros(len(crossing[0]), dtype=torch.bool), None
@@ -170,10 +167,7 @@ class Predictor:
 
 
 def _numbers(raw: Tree, name: str = "sample") -> list[str]:
-    leaf = raw
-    while not isinstance(leaf, Tensor):
-        leaf = next(iter(leaf.values())) if isinstance(leaf, dict) else leaf[0]
-    return [f"{name} {i}" for i in range(len(leaf))]
+    return [f"{name} {i}" for i in range(sample_count(raw))]
 
 
 def _read_files(feeding: Feeding, files: list[Path]) -> tuple[Tree, list[str], list[str]]:
