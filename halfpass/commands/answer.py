@@ -7,7 +7,7 @@ from pathlib import Path
 from halfpass.config import LogConfig, TlsConfig
 from halfpass.run import children, logs
 from halfpass.run.answer_process import answer
-from halfpass.run.children import leave_when_told
+from halfpass.run.children import Left, leave_when_told
 from halfpass.run.saved import SavedRun
 
 LOG = logging.getLogger("halfpass")
@@ -21,7 +21,10 @@ def answer_here(
     saved, host = SavedRun(folders), bind.rpartition(":")[0]
     if not children.IS_CHILD:
         leave_when_told()
-    answer(saved, bind, _announce(host), tls, insecure=insecure, allow_code=allow_code)
+    try:
+        answer(saved, bind, _announce(host), tls, insecure=insecure, allow_code=allow_code)
+    except Left:
+        raise Left(kept=False) from None  # there is nothing to go on with
 
 
 def _announce(host: str) -> Callable[[int], None]:
