@@ -2,7 +2,7 @@
 
     python benchmarks/early_exit.py --data DIR   trains both, where they are not in --work yet; results/early_exit.json
     python benchmarks/early_exit.py              digits alone
-    python benchmarks/early_exit.py --plot       docs/early-exit.svg from results/early_exit.json
+    python benchmarks/early_exit.py --plot       docs/results/early-exit.svg from results/early_exit.json
 
 Both trainings are short: what matters is the way between the head alone and the server half alone. A row is one
 threshold of `halfpass predict --exit_above`, over the whole test set in batches of the run's size: bytes are those of
@@ -139,10 +139,10 @@ def main() -> int:
     parser.add_argument("--data", help="folder of CIFAR-10, official layout")
     parser.add_argument("--work", type=Path, default=Path("runs/early-exit"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "early_exit.json")
-    parser.add_argument("--plot", action="store_true", help="draw docs/early-exit.svg from --out, measure nothing")
+    parser.add_argument("--plot", action="store_true", help="draw docs/results/early-exit.svg from --out, measure nothing")
     options = parser.parse_args()
     if options.plot:
-        draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "early-exit.svg")
+        draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "results" / "early-exit.svg")
         return 0
     made = {"environment": environment(), "command": command_line("python benchmarks/early_exit.py")}
     try:

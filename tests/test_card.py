@@ -31,7 +31,7 @@ def test_a_card_is_written_from_the_run(tmp_path, capsys, method):
     trained_on = sum(row["samples"] for row in rows if row["process"] != "server")
     assert f"Training samples in an epoch: {trained_on:,}." in text
     assert "license: TODO" in text
-    assert ("docs/threat-model.md" in text) == (method == "decoupled")
+    assert ("docs/concepts/threat-model.md" in text) == (method == "decoupled")
     assert ("| cut behind | block_2 |" in text) == (method == "decoupled")
     assert ("## Score of each site" in text) == (method == "decoupled")
     (run / "metrics.jsonl").unlink()

@@ -210,7 +210,7 @@ def _limits(config: Config) -> Iterator[str]:
     yield LEAK[config.method].format(feedback=feedback)
     if config.method != "centralized":
         yield ("Activations tell something of the inputs: this is no privacy guarantee. See halfpass's "
-               "docs/threat-model.md for who sees what.")  # fmt: skip
+               "docs/concepts/threat-model.md for who sees what.")  # fmt: skip
         if config.clients.count > 1 and config.clients.topology != "independent":
             yield "The clients' halves passed through the server, which hands them on."
     yield "One training with one seed; the score of another may differ."
