@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--data", help="folder of CIFAR-10, official layout")
     parser.add_argument("--work", type=Path, default=Path("runs/early-exit"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "early_exit.json")
-    parser.add_argument("--plot", action="store_true", help="draw docs/results/early-exit.svg from --out, measure nothing")
+    parser.add_argument("--plot", action="store_true", help="draw the figure from --out, measure nothing")
     options = parser.parse_args()
     if options.plot:
         draw(json.loads(options.out.read_text())["rows"], ROOT / "docs" / "results" / "early-exit.svg")
