@@ -25,6 +25,7 @@ from halfpass.networks.cut_table import cut_table
 from halfpass.networks.heads import build_head
 from halfpass.networks.models import build_model
 from halfpass.networks.split import Halves, cut_shapes, join_state, joint, split
+from halfpass.run.predictor import Predictor, load
 from halfpass.run.train import compare, train
 from halfpass.tasks.task import Task
 from halfpass.wire.loopback import Loopback
@@ -40,6 +41,7 @@ __all__ = [
     "InputError",
     "Loopback",
     "ModelConfig",
+    "Predictor",
     "RunError",
     "Server",
     "ServerConfig",
@@ -56,6 +58,7 @@ __all__ = [
     "export",
     "join_state",
     "joint",
+    "load",
     "server_steps",
     "split",
     "train",

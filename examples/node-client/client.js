@@ -12,7 +12,7 @@ const fs = require("node:fs");
 const path = require("node:path");
 const { Connection, RunError, grpc } = require("./connection.js");
 
-const PROTOCOL = 10;
+const PROTOCOL = 11;
 const CLIENT = 0;
 const TEST_SAMPLES = 50;
 const PROTO = path.join(__dirname, "../../halfpass/wire/halfpass.proto");

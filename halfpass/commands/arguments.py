@@ -65,6 +65,8 @@ def reworded(message: str, known: Known) -> HalfpassError:
 
 def _unknown(match: re.Match[str], known: Known) -> HalfpassError:
     name = match["name"].split("=")[0]
+    if not name.startswith("-") and "--exit_above" in known.options:  # of predict
+        return InputError("INPUT", "all inputs right behind RUN", repr(name), "write the options behind them")
     if not name.startswith("-"):
         keys = [option.removeprefix("--") for option in known.options]
         if "." in name or match.re.pattern.startswith("Subcommand"):

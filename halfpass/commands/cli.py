@@ -24,16 +24,29 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
+from halfpass.commands.answer import answer_here
 from halfpass.commands.arguments import Known, check_config, check_words, reworded
+from halfpass.commands.card import write_card
 from halfpass.commands.certs import make_certificates
 from halfpass.commands.cuts import print_cuts
-from halfpass.commands.export import export
+from halfpass.commands.export import FORMATS, export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
+from halfpass.commands.predict import Wanted, predict
 from halfpass.commands.report import find_runs, write_for_paper
 from halfpass.commands.retrain import retrain
 from halfpass.commands.status import as_json, show
 from halfpass.commands.streams import lost_output, outlive
-from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, TlsConfig, from_dict, named_code, number_keys
+from halfpass.config import (
+    Config,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    TaskConfig,
+    TlsConfig,
+    from_dict,
+    named_code,
+    number_keys,
+)
 from halfpass.data.workers import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError, room_remedy
 from halfpass.files import at_home, refuse_file, write_json
@@ -293,8 +306,41 @@ def _report_on(runs: list[Path], out: Path) -> None:
 def _export(options: Namespace) -> None:
     run, out = _path("RUN", options.run), _path("--out", options.out) if options.out else None
     _check_code(run, read_config(run) if (run / "config.yaml").is_file() else Config(), options.allow_code)
-    exported = export(run, options.client, out, data_path=options.data_path, with_head=options.with_head)
+    parts = [_path("--parts", part) for part in options.parts]
+    exported = export(
+        run, options.client, out, data_path=options.data_path, with_head=options.with_head, form=options.format,
+        parts=parts,
+    )  # fmt: skip
     print(f"wrote {exported.file}: {exported.remark}")
+
+
+def _predict(options: Namespace) -> None:
+    if options.json and options.csv:
+        raise InputError("--json", "one form of output", "--csv too", "leave one of them out")
+    form = "json" if options.json else "csv" if options.csv else "text"
+    out = _path("--out", options.out) if options.out else None
+    if out is not None:
+        refuse_file("--out", out)
+    wanted = Wanted(
+        [_path("RUN", options.run), *(_path("--parts", part) for part in options.parts)],
+        [_path("INPUT", name) for name in options.inputs], options.test, options.client, options.server,
+        options.exit_above, options.data_path, options.allow_code, options.insecure,
+    )  # fmt: skip
+    predict(wanted, TlsConfig(**options.tls.as_dict()), form, out)
+
+
+def _answer(options: Namespace) -> None:
+    tls, log = TlsConfig(**options.tls.as_dict()), LogConfig(**options.log.as_dict())
+    answer_here(
+        [_path("RUN", options.run)], options.bind, tls, log, insecure=options.insecure, allow_code=options.allow_code
+    )  # fmt: skip
+
+
+def _card(options: Namespace) -> None:
+    run = _path("RUN", options.run)
+    out = _path("--out", options.out) if options.out else run / "README.md"
+    write_card([run, *(_path("--parts", part) for part in options.parts)], out)
+    print(f"wrote {out}: look for TODO")
 
 
 def _path(place: str, text: str) -> Path:
@@ -438,11 +484,56 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="Folder of a finished run, with all halves in it.")
     parser.add_argument("--client", type=int, default=0, help="Whose client half to join (independent clients differ).")
     parser.add_argument("--with_head", action="store_true", help="Let the auxiliary head answer too: the mean of both.")
-    parser.add_argument("--out", type=str, default=None, help="File to write. Default: RUN/model.safetensors, or "
-                        "RUN/joint.safetensors with the head.")  # fmt: skip
+    forms = "safetensors; state, a state dict of PyTorch (.pt); or onnx, the joined network and each half."
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=forms)
+    _add_parts(parser)
+    parser.add_argument("--out", type=str, default=None, help="File to write, of ONNX a folder. Default: RUN/model, "
+                        "or RUN/joint with the head, .safetensors or .pt; RUN/onnx.")  # fmt: skip
     place = "The test set's place, where it is not the run's."
     parser.add_argument("--data_path", "--data.path", type=str, default=None, help=place)
     _add_allow_code(parser)
+
+
+def _add_parts(parser: ArgumentParser) -> None:
+    further = "Further folders, where the files of other owners lie: sites', an edge's."
+    parser.add_argument("--parts", type=str, nargs="+", default=[], metavar="FOLDER", help=further)
+
+
+def _add_predict(parser: ArgumentParser) -> None:
+    run = "Folder of a finished run, with all halves in it; with --server a client's own folder is enough."
+    parser.add_argument("run", type=str, metavar="RUN", help=run)
+    inputs = "Picture files, a CSV file, or an .npy or .npz file, as the run's training data were."
+    parser.add_argument("inputs", nargs="*", type=str, metavar="INPUT", help=inputs)
+    parser.add_argument("--test", action="store_true", help="The run's own test set instead, and the score on it.")
+    place = "The test set's place, where it is not the run's."
+    parser.add_argument("--data_path", "--data.path", type=str, default=None, help=place)
+    parser.add_argument("--client", type=int, default=0, help="Whose client half (independent clients differ).")
+    parser.add_argument("--json", action="store_true", help="Print JSON, with all probabilities.")
+    parser.add_argument("--csv", action="store_true", help="Print CSV, a row for each input.")
+    parser.add_argument("--out", type=str, default=None, help="File to write to, instead of standard output.")
+    parser.add_argument("--server", type=str, default=None, help="HOST:PORT of a server half (halfpass answer).")
+    sure = "The auxiliary head answers by itself where its largest probability is at least this, such as 0.9."
+    parser.add_argument("--exit_above", type=float, default=None, help=sure)
+    _add_parts(parser)
+    parser.add_class_arguments(TlsConfig, "tls")
+    _add_insecure(parser)
+    _add_allow_code(parser)
+
+
+def _add_answer(parser: ArgumentParser) -> None:
+    run = "Folder with the server half of a finished run; no other's files are needed."
+    parser.add_argument("run", type=str, metavar="RUN", help=run)
+    parser.add_argument("--bind", default=DEFAULT_BIND, help="HOST:PORT to listen on; port 0 takes a free one.")
+    parser.add_class_arguments(TlsConfig, "tls")
+    parser.add_class_arguments(LogConfig, "log")
+    _add_insecure(parser)
+    _add_allow_code(parser)
+
+
+def _add_card(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="Folder of a finished run.")
+    _add_parts(parser)
+    parser.add_argument("--out", type=str, default=None, help="Markdown file to write. Default: RUN/README.md.")
 
 
 def _add_cuts(parser: ArgumentParser) -> None:
@@ -465,6 +556,9 @@ COMMANDS = {
     "paper": Command(_paper, "Train every combination that a grid file names; goes on where it stopped.", _add_paper),
     "report": Command(_report, "Draw run folders as one HTML page.", _add_report),
     "export": Command(_export, "Join the saved halves of a run into one network, and test it.", _add_export),
+    "predict": Command(_predict, "Predict with a trained network: pictures, a table, arrays.", _add_predict),
+    "answer": Command(_answer, "Answer with the server half of a finished run, for halfpass predict.", _add_answer),
+    "card": Command(_card, "Write a model card of a finished run, in Markdown.", _add_card),
     "cuts": Command(_cuts, "List every place where a network can be cut, and what each costs.", _add_cuts),
 }  # fmt: skip
 

@@ -31,6 +31,8 @@ from halfpass.run.records import (
     result,
 )
 from halfpass.run.replay import in_steps, read_step, shuffled
+from halfpass.run.saved import read_weights
+from halfpass.run.signature import signature_of, write_signature
 from halfpass.tasks.task import CLASS_NUMBERS, Task
 from halfpass.wire.messages import read_batch
 from halfpass.wire.store import Key, UploadStore
@@ -87,7 +89,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
                 new = epoch_rows(epoch, seconds, network.task, tally, {}, score, {}, {}, {}, before=rows)[-1]
                 rows += folder.add_rows([new])
                 progress.epoch(new)
-            folder.save_server(server, config)
+            folder.save_server(server, config, write_signature(signature_of(config, network, _name_of(run))))
             _copy_clients(run, folder, store.identity == identity(network))
             used_once = dataclasses.replace(config, server=dataclasses.replace(config.server, replay=1))
             outcome = result(used_once, network.task, network.cut, rows, Wires([], None), folder.environment)
@@ -149,6 +151,13 @@ def _test(server: Server, store: UploadStore, task: Task) -> Score:
             score.add(batch, *evaluate(server, batch))
     server.half.train()
     return score
+
+
+def _name_of(run: Path) -> str:
+    """Of the run whose client halves the new server half goes with."""
+    file = run / "server.safetensors"
+    signature = read_weights(file)[1] if file.is_file() else None
+    return "" if signature is None else signature.run
 
 
 def _copy_clients(run: Path, folder: RunFolder, same_network: bool) -> None:

@@ -88,7 +88,8 @@ def _batch(data: Dataset, samples: Samples, indices: Tensor, draws: torch.Genera
     if draws is not None and data.crop_padding is not None:  # of one input
         moves = draw_crop_and_flip(len(inputs), data.crop_padding, draws)
         inputs = crop_and_flip(inputs, *(move.to(device) for move in moves))
-    return _normalized(data, inputs, samples.inputs), map_leaves(lambda leaf: leaf[indices], samples.targets)
+    targets = map_leaves(lambda leaf: leaf[indices], samples.targets)
+    return _normalized(data.mean, data.std, inputs, samples.inputs), targets
 
 
 def _channels_behind(leaf: Tensor) -> Tensor:
@@ -96,13 +97,18 @@ def _channels_behind(leaf: Tensor) -> Tensor:
     return leaf.permute(0, 2, 3, 1) if leaf.ndim == 4 else leaf
 
 
-def _normalized(data: Dataset, inputs: Tree, like: Tree) -> Any:
+def as_network_inputs(inputs: Tree, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
+    """A batch of raw inputs as the network gets them: uint8 pictures normalized, all else as it is."""
+    return _normalized(mean, std, map_leaves(lambda leaf: _channels_behind(leaf).contiguous(), inputs), inputs)
+
+
+def _normalized(mean: tuple[float, ...], std: tuple[float, ...], inputs: Tree, like: Tree) -> Any:
     """Floating point of what was taken from `like`, its channels behind; the channels before them again."""
     first, made = 0, []
     for x, whole in zip(leaves(inputs), leaves(like), strict=True):
         if whole.dtype == torch.uint8:  # pictures
             last = first + whole.shape[1]
-            x = normalize(x, data.mean[first:last], data.std[first:last])
+            x = normalize(x, mean[first:last], std[first:last])
             first = last
         elif whole.is_floating_point():
             x = x.to(torch.float32)
@@ -144,7 +150,7 @@ def _streamed(
             raise taken[0]
         batch = stacked(taken)
         check_classes(f"data {data.name}, a batch", batch.targets, data.classes)
-        yield _normalized(data, map_leaves(_channels_behind, batch.inputs), batch.inputs), batch.targets
+        yield as_network_inputs(batch.inputs, data.mean, data.std), batch.targets
 
 
 def _started(data: Dataset, loader: "DataLoader[Any]") -> Iterator[Any]:

@@ -240,7 +240,7 @@ def _tree(place: str, value: object, *, uint8: bool = False) -> Tree:
         return tuple(_tree(f"{place} #{i}", part, uint8=uint8) for i, part in enumerate(value))
     if isinstance(value, (Tensor, np.ndarray, np.generic, bool, int, float)) or _is_numbers(value):
         try:
-            tensor = value if isinstance(value, Tensor) else _from_array(np.asarray(value))
+            tensor = value if isinstance(value, Tensor) else from_array(np.asarray(value))
         except (TypeError, ValueError, OverflowError):  # objects
             found = str(getattr(value, "dtype", type(value).__name__))
             raise InputError(place, "numbers", found, "convert it in the data set") from None
@@ -252,7 +252,7 @@ def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(part, (bool, int, float)) for part in value)
 
 
-def _from_array(array: np.ndarray) -> Tensor:
+def from_array(array: np.ndarray) -> Tensor:
     if array.dtype.kind == "u" and array.itemsize > 1:
         array = array.astype(np.int64)
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True))

@@ -62,7 +62,7 @@ def read_table(source: Source) -> Dataset:
         else:
             values = [_numbers(rows, column) for rows in (train, test)]
             mean, std = float(values[0].mean()), float(values[0].std()) or 1.0
-            parts.append([((value - mean) / std)[:, None] for value in values])
+            parts.append([_standardized(value, mean, std) for value in values])
             columns.append([column, "number"])
             scales.append([column, mean, std])
     if not parts:
@@ -74,6 +74,26 @@ def read_table(source: Source) -> Dataset:
         source.name, first, second, number_of_outputs(source, first, second, names), (), (), names=names,
         notes=tuple(notes), sites=(("columns", columns),), scales=(("mean and deviation of columns", scales),),
     ))  # fmt: skip
+
+
+def encode(
+    rows: Rows, columns: Sequence[tuple[str, Any]], scales: Sequence[tuple[str, float, float]]
+) -> tuple[Tensor, list[str]]:
+    """((N, F) float32, what is to be said of it) of further rows, by what a data set says of its columns: names with
+    categories or "number", in order, and (name, mean, deviation) of the numbers."""
+    known, parts, notes = {name: (mean, std) for name, mean, std in scales}, [], []
+    for column, kind in columns:
+        if kind == "number":
+            parts.append(_standardized(_numbers(rows, column), *known[column]))
+        else:
+            parts.append(_one_hot(rows, column, tuple(kind), strict=False))
+            notes += _unseen("csv", rows, column, tuple(kind))
+    return torch.from_numpy(np.concatenate(parts, 1)).float(), notes
+
+
+def _standardized(values: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """(N,) → (N, 1)"""
+    return ((values - mean) / std)[:, None]
 
 
 def number_of_outputs(source: Source, train: Samples, test: Samples, names: tuple[str, ...]) -> int:
@@ -94,13 +114,13 @@ def read_splits(source: Source) -> tuple[Rows, Rows]:
         if source.test_share is not None:
             expected = f"its default where {path} has train.csv and test.csv"
             raise InputError("data.test_share", expected, str(source.test_share), "leave it out")
-        train, test = (_read_file(path / f"{part}.csv", source.separator) for part in ("train", "test"))
+        train, test = (read_rows(path / f"{part}.csv", source.separator) for part in ("train", "test"))
         if different := sorted(train.columns.keys() ^ test.columns.keys()):
             where = "train.csv" if different[0] in train.columns else "test.csv"
             found = f"{different[0]!r} only in {where}"
             raise InputError(str(path), "the same columns in both files", found, "mend one")
     else:
-        rows = _read_file(path, source.separator)
+        rows = read_rows(path, source.separator)
         if source.test_share is None:
             raise InputError("data.test_share", f"a share of {path} to be tested on", "none", "0.2 is usual")
         tested = round(source.test_share * len(rows))
@@ -120,7 +140,8 @@ def _rows(rows: Rows, chosen: Sequence[int]) -> Rows:
     return Rows([rows.places[i] for i in chosen], columns)
 
 
-def _read_file(file: Path, separator: str) -> Rows:
+def read_rows(file: Path, separator: str) -> Rows:
+    """All rows of a CSV file with a header; raises InputError where it is none."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
             reader = csv.reader(content, delimiter=separator, strict=True)

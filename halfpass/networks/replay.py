@@ -8,6 +8,7 @@ the other side must be told, is a `CutPlan`, found in observed passes (`planning
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -269,6 +270,17 @@ class Part(nn.Module):
         return new
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """What is computed of sizes alone has no place in a trace, as ONNX is made of."""
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(tracing)
+
+
 def _small(value: Tensor) -> Tensor:
     """One element that looks like the whole; no number, so that nothing can be computed of it without a word."""
     if value.is_floating_point() or value.is_complex():
@@ -324,7 +336,7 @@ class _Memory:
         """Stand-ins for so many samples."""
         key = (samples, device)
         if key not in self._inputs:
-            with self.mode:
+            with untraced(), self.mode:
                 named = {
                     name: torch.empty((samples, *shape), dtype=getattr(torch, dtype), device=device)
                     for name, (shape, dtype) in plan.inputs.items()
@@ -351,7 +363,7 @@ class _Memory:
     def fake_weight(self, value: Tensor, device: torch.device) -> Tensor:
         """For a weight of the other side."""
         if id(value) not in self.fakes:
-            with self.mode, torch.no_grad():
+            with untraced(), self.mode, torch.no_grad():
                 like = torch.empty(value.shape, dtype=value.dtype, device=device)
             is_parameter = isinstance(value, nn.Parameter)
             self._weights.append(value)
@@ -492,7 +504,7 @@ class _Run(TorchFunctionMode):
         args, kwargs = with_tensors(args, self._fake), with_tensors(kwargs, self._fake)
         if name_of(func) in BY_COMPUTING:
             return self._on_zeros(func, args, kwargs)
-        with self.memory.mode:
+        with untraced(), self.memory.mode:
             return func(*args, **kwargs)
 
     def _on_zeros(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -17,6 +17,7 @@ from halfpass.run.epoch import Tally, Test, Values
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import RunFolder, Wires, peak_so_far, result, row, scores
+from halfpass.run.signature import signature_of_whole, write_signature
 from halfpass.tasks.task import Task
 from halfpass.tree import sample_count
 
@@ -56,7 +57,7 @@ def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[
             except RunError as error:
                 not_kept(error)
             progress.epoch(new)
-    folder.save_whole(whole, config)
+    folder.save_whole(whole, config, write_signature(signature_of_whole(config, task, data)))
     return folder.finish(result(config, task, None, rows, Wires([], None), folder.environment))
 
 

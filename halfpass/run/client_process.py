@@ -42,6 +42,7 @@ from halfpass.run.network import Network, network_of, write_plans, written_spec
 from halfpass.run.records import CHECKPOINT, JOINED, RunFolder, refuse_changes
 from halfpass.run.roles import ToServer
 from halfpass.run.rounds import chosen
+from halfpass.run.signature import signature_of, write_signature
 from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
@@ -384,7 +385,7 @@ def join(
         finally:  # what was trained is kept, whatever happened
             run.written()
             if run.has_trained:
-                folder.save_client(client, config)
+                folder.save_client(client, config, write_signature(signature_of(config, network, connection.run, data)))
         connection.finish()
     except (Left, Interrupted):
         connection.leave()

@@ -5,6 +5,7 @@ its run folder is the whole run's, and the edge's is `edge/` in it.
 """
 
 import json
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from halfpass.run.network import Network, above_edge, build_network, read_plans,
 from halfpass.run.records import Row, RunFolder, Wires, epoch_rows, peak_so_far, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import place_in_epoch, schedule_position
+from halfpass.run.signature import signature_of, write_signature
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
@@ -88,6 +90,7 @@ class LocalLink(_Link):
         self.server = setup.build_server(self.config, network)
         self.task = network.task
         self._cut, self._folder, self._wire = network.cut, folder, Loopback(self.config.wire.codec)
+        self._network, self._name = network, secrets.token_hex(8)
         self._lessons = Lessons(self.config, self.server, store, Above())
         self._memory = PeakMemory(self.server.arithmetic.device)
         self._rows: list[Row] = []
@@ -149,7 +152,8 @@ class LocalLink(_Link):
         self._wire.ack(test=test)
 
     def save(self) -> None:
-        self._folder.save_server(self.server, self.config)
+        signature = write_signature(signature_of(self.config, self._network, self._name))
+        self._folder.save_server(self.server, self.config, signature)
 
     def result(self) -> dict[str, Any]:
         """What `result.json` of the run holds."""

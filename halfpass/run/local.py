@@ -5,6 +5,7 @@ the order (step, client), which is also the order of `processes`: equal seeds gi
 """
 
 import dataclasses
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from halfpass.run.network import Network, above_edge, network_of
 from halfpass.run.records import RunFolder, Wires, result
 from halfpass.run.replay import Lessons
 from halfpass.run.rounds import Handover, Schedule, chosen, in_turn, schedule_position, testers
+from halfpass.run.signature import signature_of, write_signature
 from halfpass.run.uplink import Uplink
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.loopback import Loopback
@@ -228,8 +230,15 @@ def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: Netwo
         run.finish()
     finally:  # what was trained is kept, whatever happened
         if run.has_trained:
-            for client in run.clients:
-                folder.save_client(client, config)
-            folder.save_server(run.server, config)
+            _save(config, folder, run, network)
     wires = Wires(list(run.meters().values()), None)
     return folder.finish(result(config, network.task, network.cut, rows, wires, folder.environment))
+
+
+def _save(config: Config, folder: RunFolder, run: LocalRun, network: Network) -> None:
+    """All halves, by one name, so that those of another run are not taken for theirs."""
+    name = secrets.token_hex(8)
+    signatures = [write_signature(signature_of(config, network, name, site)) for site in run.sites]
+    for client in run.clients:
+        folder.save_client(client, config, signatures[min(client.index, len(signatures) - 1)])
+    folder.save_server(run.server, config, write_signature(signature_of(config, network, name)))

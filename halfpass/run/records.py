@@ -26,6 +26,7 @@ from halfpass.algorithm.server import Server
 from halfpass.algorithm.whole import Whole
 from halfpass.bounded import MOST_YAML_BYTES, parse_json, parse_yaml, read_text
 from halfpass.config import DECOUPLED, RECORDED, SPLIT, Config, as_dict, flatten, from_dict, nested
+from halfpass.data.feeding import feeding_as_dict, feeding_of
 from halfpass.data.samples import Dataset, digest
 from halfpass.errors import InputError, RunError, reason
 from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
@@ -266,6 +267,11 @@ def _digests(data: Dataset, *, test_alone: bool = False) -> dict[str, str]:
     return {part: digest(samples) for part, samples in parts.items()}
 
 
+def _fed(data: Dataset) -> dict[str, Any]:
+    feeding = feeding_of(data)
+    return {"how_to_feed": feeding.as_text(), "names": list(data.names), **feeding_as_dict(feeding)}
+
+
 class RunFolder:
     """A folder that one run is written to."""
 
@@ -301,8 +307,9 @@ class RunFolder:
         return part
 
     def keep_digests(self, sites: Sequence[Dataset]) -> None:
-        """Notes which samples are trained and tested on: what goes on with the run, or tests it, must find them."""
-        write_json(self.path / DATA, {"sites": [_digests(site) for site in sites]})
+        """Notes which samples are trained and tested on: what goes on with the run, or tests it, must find them. Beside
+        that, for who uses the weights elsewhere, what was done to the inputs."""
+        write_json(self.path / DATA, {"sites": [_digests(site) | {"inputs": _fed(site)} for site in sites]})
 
     def check_digests(self, sites: Sequence[Dataset], *, test_alone: bool = False, first: int = 0) -> None:
         """Raises InputError where `sites`, of which the first has that number, have other samples than were noted; a
@@ -420,19 +427,22 @@ class RunFolder:
                 sync(path)
             self._rows = []
 
-    def save_client(self, client: Client, config: Config) -> None:
+    def save_client(self, client: Client, config: Config, signature: str) -> None:
         head = {} if client.head is None else client.head.state_dict()
         parts = {"client_half": client.half.state_dict(), "auxiliary_head": head}
-        self._save_weights(f"client-{client.index}", parts, config)
+        self._save_weights(f"client-{client.index}", parts, config, signature)
 
-    def save_server(self, server: Server, config: Config) -> None:
-        self._save_weights("server", {"server_half": server.weights()}, config)
+    def save_server(self, server: Server, config: Config, signature: str) -> None:
+        self._save_weights("server", {"server_half": server.weights()}, config, signature)
 
-    def save_whole(self, whole: Whole, config: Config) -> None:
-        self._save_weights("whole", {"whole": whole.model.state_dict()}, config)
+    def save_whole(self, whole: Whole, config: Config, signature: str) -> None:
+        self._save_weights("whole", {"whole": whole.model.state_dict()}, config, signature)
 
-    def _save_weights(self, name: str, parts: Mapping[str, Mapping[str, Tensor]], config: Config) -> None:
-        """`NAME.safetensors`, each part's tensors under `PART.`: one owner's weights and nobody else's."""
+    def _save_weights(
+        self, name: str, parts: Mapping[str, Mapping[str, Tensor]], config: Config, signature: str
+    ) -> None:
+        """`NAME.safetensors`, each part's tensors under `PART.`: one owner's weights and nobody else's. The signature
+        (`signature.py`) says how to use them."""
         tensors = {
             f"{part}.{key}": value.detach().cpu().contiguous().clone()  # tied weights share memory; in a file none may
             for part, state in parts.items()
@@ -440,7 +450,7 @@ class RunFolder:
         }
         make_folder("out", self.path)
         with replacing(self.path / f"{name}.safetensors") as partial:
-            save_file(tensors, partial, metadata={"config": json.dumps(as_dict(config))})
+            save_file(tensors, partial, metadata={"config": json.dumps(as_dict(config)), "signature": signature})
 
     def finish(self, outcome: dict[str, Any]) -> dict[str, Any]:
         self._write_rows()

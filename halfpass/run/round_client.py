@@ -23,6 +23,7 @@ from halfpass.run.children import for_peer
 from halfpass.run.client_process import ClientRun, client_folder, join_of_client
 from halfpass.run.network import Network, network_of
 from halfpass.run.records import RunFolder, refuse_changes
+from halfpass.run.signature import signature_of, write_signature
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.frames import NO_RUN, Frames, pack, unpack
 from halfpass.wire.messages import few_parts
@@ -124,7 +125,9 @@ class RoundClient:
             self._keep(run, name, number)
             self._behind = name, number
             return connection.reply
-        RunFolder(self.config.folder).save_client(run.client, self.config)
+        data, _, network = _part(self.config, self.index)
+        signature = write_signature(signature_of(self.config, network, connection.run, data))
+        RunFolder(self.config.folder).save_client(run.client, self.config, signature)
         shutil.rmtree(self._own, ignore_errors=True)
         connection.send(pb.ClientMessage(finished=pb.Finished()))
         return connection.reply

@@ -27,9 +27,9 @@ def serve_rounds(config: Config, exchange: Exchange, engine: str) -> dict[str, A
     out: Path = config.folder
     refuse_run(out)
     setup.settle_process(config)
-    admission = Admission(config)
+    admission, name = Admission(config), secrets.token_hex(8)
     hub = RoundHub(
-        exchange, config, run=secrets.token_hex(8), admit=admission.admit, check=admission.check,
+        exchange, config, run=name, admit=admission.admit, check=admission.check,
         check_values=admission.check_values, keep_uploads=setup.keeps_uploads(config),
     )  # fmt: skip
     try:
@@ -37,7 +37,7 @@ def serve_rounds(config: Config, exchange: Exchange, engine: str) -> dict[str, A
         assert admission.network is not None
         with setup.open_store(config, admission.network) as store, alone_in(out):
             folder = RunFolder.create(out, config)
-            return run_to_end(config, folder, ServerRun(config, hub, admission, store, None), engine)
+            return run_to_end(config, folder, ServerRun(config, hub, admission, store, None, run=name), engine)
     except BaseException as error:
         hub.fail(*for_peer("server", error))
         raise

@@ -37,6 +37,7 @@ from halfpass.run.records import SERVED, RunFolder, Wires, read_result, refuse_r
 from halfpass.run.replay import Lessons
 from halfpass.run.roles import Clients
 from halfpass.run.rounds import Handover, Turn, testers
+from halfpass.run.signature import signature_of, write_signature
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.hub import ClientLost, Hub, Misbehaved, Received, StreamLost
 from halfpass.wire.messages import (
@@ -113,7 +114,7 @@ class ServerRun:
         self.has_trained = False
         self.seconds_before = 0.0
         self.lessons = Lessons(config, self.server, store, self.above)
-        self._folder, self._run, self._ready = folder, run, ready
+        self._folder, self.name, self._ready = folder, run, ready
         self._keeper = Keeper(config, hub, folder, run)
         self._at: _Place | None = None  # in the epoch that goes on
         self._ahead = hub.ahead and config.clients.quorum is None  # who may be lost is asked for one thing at a time
@@ -539,7 +540,7 @@ class ServerRun:
             "server": self.server.state(), "handover": self.handover.state(),
             "lessons": self.lessons.state(), "above": self.above.state(), "at": self._at and self._at.state(),
             "seconds": seconds, "last": self._last, "evaluation_sockets": self._evaluation_sockets,
-            "attendance": self.attendance.state(), "run": self._run, "finished": self.finished,
+            "attendance": self.attendance.state(), "run": self.name, "finished": self.finished,
             "ledger": self._folder and self._folder.ledger_bytes(),
             "joins": [as_tensor(join.SerializeToString()) for join in list(self._joins.values())],
             "peers": {k: peer_state(self.hub.peer(k)) for k in range(len(self.steps))},
@@ -722,7 +723,8 @@ def run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | 
         raise
     finally:  # what was trained is kept, whatever happened
         if run.has_trained and run.server.whole():
-            folder.save_server(run.server, config)
+            signature = write_signature(signature_of(config, run.network, run.name))
+            folder.save_server(run.server, config, signature)
     outcome = result(config, run.task, run.network.cut, rows, wires, folder.environment)
     if config.clients.partition == "own" and not children.IS_CHILD:
         outcome["dataset"] = None  # the clients' own, which they need not name

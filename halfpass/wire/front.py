@@ -87,12 +87,17 @@ class Front:
             if (peer := self._peers.get(port)) is None:
                 return
             before, self._joined[client] = self._joined.get(client), peer
-            if not peer.known:
+        self.settle(port)
+        if before is not None and before is not peer:
+            _cut(before)
+
+    def settle(self, port: int) -> None:
+        """It is known whose connection it is, and it may stay."""
+        with self._lock:
+            if (peer := self._peers.get(port)) is not None and not peer.known:
                 peer.known = True
                 self._leave(peer.host)
         self.vouch(port)
-        if before is not None and before is not peer:
-            _cut(before)
 
     def vouch(self, port: int) -> None:
         """It has shown that it is no stranger's, and so the one before it was none by which a client looks."""

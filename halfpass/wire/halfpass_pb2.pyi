@@ -331,3 +331,27 @@ class ClientStatus(_message.Message):
     queued_bytes: int
     reconnections: int
     def __init__(self, client: _Optional[int] = ..., state: _Optional[str] = ..., away_seconds: _Optional[float] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., applied: _Optional[int] = ..., queued: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., reconnections: _Optional[int] = ...) -> None: ...
+
+class Question(_message.Message):
+    __slots__ = ("protocol", "run", "cut", "fingerprint", "codec", "tensors", "whole")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    run: str
+    cut: str
+    fingerprint: str
+    codec: str
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    whole: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[str] = ..., cut: _Optional[str] = ..., fingerprint: _Optional[str] = ..., codec: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., whole: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Answers(_message.Message):
+    __slots__ = ("outputs",)
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    outputs: Tensor
+    def __init__(self, outputs: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...

@@ -25,6 +25,7 @@ from halfpass.wire.front import Front
 from halfpass.wire.meter import Meter
 from halfpass.wire.outbox import Outbox
 from halfpass.wire.service import (
+    ANSWER,
     LOG,
     METHOD,
     OVERHEAD_BYTES,
@@ -216,17 +217,19 @@ class Hub:
         peers: Sequence[Peer] = (),
         leaving: Callable[[], bool] = lambda: False, trouble: Callable[[], HalfpassError | None] = lambda: None,
         status: Callable[[], pb.StatusReply] = pb.StatusReply,
+        answer: Callable[[bytes, Callable[[], bool]], bytes] | None = None,
         watched: bool = False,
         opened: bool = True,
     ) -> None:
-        """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its client
-        is an edge. `reconnect`: seconds for which a lost client is waited for; or `timeout`, where as many others as
-        `quorum` says are there. `run` names the run for those that come again; without a name nobody can. `outbox`
-        makes what is kept for a client. `peers`: of a run that is gone on with. `leaving`: whether waits are to be
-        given up, with Interrupted. `status` says how far the run is, on a thread of gRPC's. `watched`: a client that
-        fails or misbehaves ends the run, as somebody watches them all. `trouble`: why a client does not come, once
-        that is known, which ends a run that needs all of them. Without `opened`, nobody may join before
-        `open`."""
+        """`trust`: of a server that encrypts. `insecure`: strangers may reach one that does not. `of_edge`: its
+        client is an edge. `reconnect`: seconds for which a lost client is waited for; or `timeout`, where as many
+        others as `quorum` says are there. `run` names the run for those that come again; without a name nobody can.
+        `outbox` makes what is kept for a client. `peers`: of a run that is gone on with. `leaving`: whether waits are
+        to be given up, with Interrupted. `status` says how far the run is, on a thread of gRPC's. `watched`: a client
+        that fails or misbehaves ends the run, as somebody watches them all. `trouble`: why a client does not come,
+        once that is known, which ends a run that needs all of them. `answer`: of a server that answers questions
+        after the training, to a Question's bytes, on a thread of gRPC's; it may ask whether somebody still waits.
+        Without `opened`, nobody may join before `open`."""
         self._trust, self._of_edge = trust, of_edge
         self._clients, self._window_bytes, self._timeout = clients, window_bytes, timeout
         self._admit, self._check, self._check_values, self._keep_uploads = admit, check, check_values, keep_uploads
@@ -251,6 +254,7 @@ class Hub:
         check_address(bind, "server address", encrypted=trust is not None, insecure=insecure)
         self._front: Front | None = None
         self._status, self._told = status, (0.0, b"")  # when it was last said, and what
+        self._reply_to = answer
         self._health, self._opened = HealthServicer(), False
         for service in ("", SERVICE):
             self._health.set(service, HealthCheckResponse.NOT_SERVING)
@@ -277,9 +281,12 @@ class Hub:
         # Bytes in, bytes out: parsed and counted here. Questions are streams of one message, or gRPC would keep a
         # thread for as long as it does not come.
         session = grpc.stream_stream_rpc_method_handler(self._session)
-        status, check = map(grpc.stream_unary_rpc_method_handler, (self._answer, self._check_health))
+        status, check, answer = map(
+            grpc.stream_unary_rpc_method_handler, (self._say_status, self._check_health, self._answer)
+        )
+        methods = {METHOD: session, STATUS: status} | ({} if self._reply_to is None else {ANSWER: answer})
         server.add_generic_rpc_handlers((
-            grpc.method_handlers_generic_handler(SERVICE, {METHOD: session, STATUS: status}),
+            grpc.method_handlers_generic_handler(SERVICE, methods),
             grpc.method_handlers_generic_handler(HEALTH, {"Check": check}),
         ))  # fmt: skip
         try:
@@ -638,15 +645,41 @@ class Hub:
         """How often a connection was refused, and somebody that wanted to join or know something."""
         return {"connection": 0 if self._front is None else self._front.refused, "newcomer": self.refused}
 
-    def _answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        """A question how far the run is; what it says is nothing. It costs the same however often it comes."""
+    def _trusted(self, place: str, context: grpc.ServicerContext) -> str:
+        """As `_who`; ends the call of a stranger."""
         try:
-            who = self._who("status", context)
+            return self._who(place, context)
         except InputError as error:
             self.refused += 1
             LOG.warning("refused to say: %s", str(error), extra={"event": "refused", "host": self._host(context)})
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        with self._few(who, context):
+            raise
+
+    def _answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """What the server half predicts. From when they come to their answers questions are few at a time, and so their
+        memory has a bound."""
+        assert self._reply_to is not None
+        who = self._trusted("asking", context)
+        if self._front is not None:
+            self._front.settle(int(context.peer().rpartition(":")[2]))
+        with self._few(who, context) as call:
+            data = next(requests, b"")
+            with self._changed:
+                if call in self._calls:
+                    self._calls[call] = True
+            try:
+                return self._reply_to(data, context.is_active)
+            except HalfpassError as error:
+                self.refused += 1
+                known = {"event": "refused", "host": self._host(context)}
+                LOG.warning("refused a question: %s", str(error), extra=known)
+                code = grpc.StatusCode.INVALID_ARGUMENT if error.exit_status == 2 else grpc.StatusCode.INTERNAL
+                context.abort(code, str(error))
+                raise
+
+    def _say_status(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """A question how far the run is; what it says is nothing. It costs the same however often it comes."""
+        with self._few(self._trusted("status", context), context):
             next(requests, b"")
         with self._answering:
             if time.monotonic() - self._told[0] > SAME_ANSWER_SECONDS:

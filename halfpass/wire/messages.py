@@ -15,7 +15,7 @@ from halfpass.tree import flatten, unflatten
 from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.codec import CODECS
 
-PROTOCOL = 10
+PROTOCOL = 11
 
 Crossing = tuple[tuple[int, ...], str]  # shape and dtype; any of CROSSING_DTYPES stands for them all
 MOST_READS = 2**12
@@ -218,17 +218,11 @@ def check_batch(
     together = batch.before + samples + batch.after
     if samples == 0 or together > batch_size:
         raise InputError(place, f"1 to {batch_size} samples", f"{samples} of {together}", "send configured batches")
-    _check_crossing(place, batch.tensors, [((samples, *shape), dtype) for shape, dtype in crossing])
+    check_crossing(place, batch.tensors, batch.whole, samples, crossing, whole, reads)
     for i, tensor in enumerate(batch.tensors if codec is not None else ()):
         if tensor.codec != codec and (i == 0 or tensor.codec not in EXACT):
             found = repr(tensor.codec[:20])
             raise InputError(f"{place}, tensor {i}", f"codec {codec}", found, "use the same wire.codec")
-    read = list(batch.whole)[len(whole) :] if reads else []
-    _check_crossing(place, batch.whole[: len(whole)] if reads else batch.whole, whole)
-    if reads and ([(tensor.dtype, tensor.codec) for tensor in read] != [("int64", "none")] or not _few(read[0].shape)):
-        expected = f"one tensor of at most {MOST_READS} values that were read, as int64"
-        found = f"{[(tensor.dtype, tuple(tensor.shape)) for tensor in read]}"
-        raise InputError(place, expected, found, "both sides must run the same halfpass")
     answers = batch.answers
     if batch.HasField("answers") != with_answers:
         said = ("no answers", "the head's answers")
@@ -237,6 +231,22 @@ def check_batch(
         stated = f"{tuple(answers.shape)} of {answers.dtype} in {answers.codec}"
         raise InputError(place, f"answers of {(samples, outputs)} of float16", stated, "send the head's probabilities")
     _check_targets(place, batch, samples, outputs, targets)
+
+
+def check_crossing(
+    place: str, tensors: Sequence[pb.Tensor], whole: Sequence[pb.Tensor], samples: int, crossing: Sequence[Crossing],
+    of_batch: Sequence[Crossing], reads: bool,
+) -> None:  # fmt: skip
+    """Raises InputError unless these tensors of so many samples, and of the batch as a whole, are what crosses. To be
+    asked before anything is decoded."""
+    _check_dimensions(place, [*tensors, *whole])
+    _check_shapes(place, tensors, [((samples, *shape), dtype) for shape, dtype in crossing])
+    read = list(whole)[len(of_batch) :] if reads else []
+    _check_shapes(place, whole[: len(of_batch)] if reads else whole, of_batch)
+    if reads and ([(tensor.dtype, tensor.codec) for tensor in read] != [("int64", "none")] or not _few(read[0].shape)):
+        expected = f"one tensor of at most {MOST_READS} values that were read, as int64"
+        found = f"{[(tensor.dtype, tuple(tensor.shape)) for tensor in read]}"
+        raise InputError(place, expected, found, "both sides must run the same halfpass")
 
 
 def _check_dimensions(place: str, tensors: Iterable[pb.Tensor]) -> None:
@@ -250,7 +260,7 @@ def _few(shape: Sequence[int]) -> bool:
     return len(shape) == 1 and shape[0] <= MOST_READS
 
 
-def _check_crossing(place: str, tensors: Sequence[pb.Tensor], expected: Sequence[Crossing]) -> None:
+def _check_shapes(place: str, tensors: Sequence[pb.Tensor], expected: Sequence[Crossing]) -> None:
     for tensor, (_, dtype) in zip(tensors, expected, strict=False):
         wanted = CROSSING_DTYPES if dtype in CROSSING_DTYPES else (dtype,)
         if tensor.dtype not in wanted:
