@@ -360,6 +360,11 @@ class TrainConfig:
         if not 0 <= self.label_smoothing < 1:
             found = f"{self.label_smoothing}"
             raise InputError("train.label_smoothing", "at least 0 and less than 1", found, "0.1 is usual")
+        for name, usual in (("momentum", 0.9), ("nesterov", True)):
+            if self.optimizer != "sgd" and (value := getattr(self, name)) != usual:
+                expected = f"its default with train.optimizer {self.optimizer}"
+                remedy = "leave it out, or set train.optimizer to sgd"
+                raise InputError(f"train.{name}", expected, str(value), remedy)
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise InputError("train.nesterov", "a momentum above 0", "train.momentum 0", "set train.nesterov to false")
 
