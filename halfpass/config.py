@@ -633,15 +633,27 @@ def from_dict(settings: dict[str, Any]) -> Config:
     return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(given).items()})
 
 
+def refused_groups(settings: Mapping[str, Any]) -> dict[str, InputError]:
+    """Why a group of settings, nested as in YAML, is refused by itself; only those that are."""
+    refused: dict[str, InputError] = {}
+    for name, group in _GROUPS.items():
+        try:
+            group(**settings.get(name, {}))
+        except InputError as error:
+            refused[name] = error
+    return refused
+
+
+def setting_types() -> dict[str, Any]:
+    """The type hint of each setting, by its dotted name."""
+    groups = {"": Config, **_GROUPS}
+    hints = {group: get_type_hints(made) for group, made in groups.items()}
+    return {f"{group}.{name}".lstrip("."): hint for group, named in hints.items() for name, hint in named.items()}
+
+
 def number_keys() -> list[str]:
     """The settings that are numbers, by their dotted names."""
-    groups = {"": Config, **_GROUPS}
-    return [
-        f"{group}.{name}".lstrip(".")
-        for group, made in groups.items()
-        for name, hint in get_type_hints(made).items()
-        if {int, float} & {hint, *get_args(hint)}
-    ]
+    return [name for name, hint in setting_types().items() if {int, float} & {hint, *get_args(hint)}]
 
 
 def named_code(config: Config) -> dict[str, str]:

@@ -18,7 +18,7 @@ import torch
 
 from halfpass.algorithm.whole import whole_step
 from halfpass.arithmetic.optimizers import set_learning_rate
-from halfpass.config import Config, from_dict, named_code
+from halfpass.config import Config, from_dict, named_code, refused_groups
 from halfpass.data.batches import train_batches
 from halfpass.data.samples import Dataset, Samples, digest
 from halfpass.errors import HalfpassError, InputError, printable, reason
@@ -124,12 +124,8 @@ def check(settings: Mapping[str, Any], where: Where, *, insecure: bool = False) 
 
 def _config_of(settings: Mapping[str, Any], checks: Checks) -> Config | None:
     """None where a group of settings is refused: each one that is has been said."""
-    for group in [key for key, value in settings.items() if isinstance(value, Mapping)]:
-        try:
-            from_dict({group: settings[group]})
-        except InputError as error:
-            if error.place.startswith(f"{group}."):  # and not what two groups have with each other
-                checks.refuse(group, error)
+    for group, error in refused_groups(settings).items():
+        checks.refuse(group, error)
     if checks.refused == 0:
         try:
             config = from_dict(dict(settings))

@@ -4,10 +4,11 @@ All of it is in the script, so that completing starts no Python. Tests: tests/te
 """
 
 import argparse
+import dataclasses
 from argparse import Action
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
-from halfpass.config import _GROUPS, Config
+from halfpass.config import setting_types
 from halfpass.data.datasets import DATASETS
 from halfpass.errors import choice_error
 from halfpass.networks.heads import HEADS
@@ -38,7 +39,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The script for that shell; `parser` has all commands with all options, which are then described for this."""
     import shtab
 
-    hints = _hints()
+    hints = setting_types()
     for action in _all_actions(parser):
         _describe(action, hints)
     return str(shtab.complete(parser, shell))
@@ -52,13 +53,6 @@ def _all_actions(parser: argparse.ArgumentParser) -> list[Action]:
             found += _all_actions(child)
         found.append(action)
     return found
-
-
-def _hints() -> dict[str, Any]:
-    """The types of the settings, by their dotted names."""
-    groups = {"": Config, **_GROUPS}
-    return {f"{group}.{name}".lstrip("."): hint for group, made in groups.items()
-            for name, hint in get_type_hints(made).items()}  # fmt: skip
 
 
 def _describe(action: Action, hints: dict[str, Any]) -> None:
@@ -76,7 +70,7 @@ def _describe(action: Action, hints: dict[str, Any]) -> None:
         action.complete = shtab.FILE  # type: ignore[attr-defined]
     elif name in FOLDERS:
         action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    if name in _GROUPS:
+    if dataclasses.is_dataclass(hint):
         action.help = argparse.SUPPRESS  # it would take a file of that group alone
     elif action.help:
         action.help = " ".join(action.help.replace("%", "%%").split()).partition(". ")[0]

@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 from halfpass.report.figures import BLUE, GREY, INK, STYLE, VERMILLION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH_INCHES, ROW_INCHES, HEAD_INCHES = 8.0, 0.22, 1.1
 LIGHT, DARK = (INK, "#ffffff"), ("#e6e9ed", "#15191e")  # ink and ground of an SVG, as its reader has it
@@ -25,7 +29,7 @@ def cut_figure(
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=9)
-        every = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        every: "list[Axes]" = list(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0])
         colours = [VERMILLION if number == chosen else BLUE for number in range(len(names))]
         for axes, (heading, values) in zip(every, columns, strict=True):
             bars = axes.barh(range(len(names)), values, color=colours)
