@@ -48,8 +48,16 @@ def test_its_own_tests_pass_and_can_fail(folder, tmp_path):
     own = importlib.import_module("test_mine")
     own.test_the_halves_compute_what_the_whole_network_does()
     own.test_a_short_training_is_better_than_guessing(tmp_path, "my_task:task")
+    split = own.halfpass.split
+
+    def other(*given):
+        halves = split(*given)
+        for parameter in halves.server.parameters():
+            parameter.data += 1
+        return halves
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(own.torch, "equal", lambda a, b: not (a == b).all())
+        patched.setattr(own.halfpass, "split", other)
         with pytest.raises(AssertionError):
             own.test_the_halves_compute_what_the_whole_network_does()
 
