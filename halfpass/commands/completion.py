@@ -6,6 +6,7 @@ All of it is in the script, so that completing starts no Python. Tests: tests/te
 import argparse
 import dataclasses
 from argparse import Action
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from halfpass.config import setting_types
@@ -22,7 +23,7 @@ SHELLS = {  # where each shell looks for such scripts
     "fish": "~/.config/fish/completions/halfpass.fish",
 }
 INSTALL = "; ".join(f"{shell}: halfpass completion {shell} > {place}" for shell, place in SHELLS.items())
-NAMES = {  # what a setting's text may be, besides module:function
+NAMES: dict[str, Iterable[str]] = {  # what a setting's text may be, besides module:function
     "data.name": DATASETS, "model.name": MODELS, "model.head": HEADS, "task.name": TASKS, "wire.codec": CODECS,
 }  # fmt: skip
 FILES = ("config", "model.weights", "grid", "results", "data.path", "data_path", "out")  # or folders
