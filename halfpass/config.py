@@ -360,6 +360,11 @@ class TrainConfig:
         if not 0 <= self.label_smoothing < 1:
             found = f"{self.label_smoothing}"
             raise InputError("train.label_smoothing", "at least 0 and less than 1", found, "0.1 is usual")
+        for name, usual in (("momentum", 0.9), ("nesterov", True)):
+            if self.optimizer != "sgd" and (value := getattr(self, name)) != usual:
+                expected = f"its default with train.optimizer {self.optimizer}"
+                remedy = "leave it out, or set train.optimizer to sgd"
+                raise InputError(f"train.{name}", expected, str(value), remedy)
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise InputError("train.nesterov", "a momentum above 0", "train.momentum 0", "set train.nesterov to false")
 
@@ -628,15 +633,27 @@ def from_dict(settings: dict[str, Any]) -> Config:
     return Config(**{key: _GROUPS[key](**value) if key in _GROUPS else value for key, value in nested(given).items()})
 
 
+def refused_groups(settings: Mapping[str, Any]) -> dict[str, InputError]:
+    """Why a group of settings, nested as in YAML, is refused by itself; only those that are."""
+    refused: dict[str, InputError] = {}
+    for name, group in _GROUPS.items():
+        try:
+            group(**settings.get(name, {}))
+        except InputError as error:
+            refused[name] = error
+    return refused
+
+
+def setting_types() -> dict[str, Any]:
+    """The type hint of each setting, by its dotted name."""
+    groups = {"": Config, **_GROUPS}
+    hints = {group: get_type_hints(made) for group, made in groups.items()}
+    return {f"{group}.{name}".lstrip("."): hint for group, named in hints.items() for name, hint in named.items()}
+
+
 def number_keys() -> list[str]:
     """The settings that are numbers, by their dotted names."""
-    groups = {"": Config, **_GROUPS}
-    return [
-        f"{group}.{name}".lstrip(".")
-        for group, made in groups.items()
-        for name, hint in get_type_hints(made).items()
-        if {int, float} & {hint, *get_args(hint)}
-    ]
+    return [name for name, hint in setting_types().items() if {int, float} & {hint, *get_args(hint)}]
 
 
 def named_code(config: Config) -> dict[str, str]:

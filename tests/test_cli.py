@@ -46,8 +46,8 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
 
 
 @pytest.mark.parametrize(("words", "pattern"), [
-    (["tran"], r"command: expected one of train, compare, .*, found 'tran'; did you mean 'train'\?"),
-    ([], "command: expected one of train, .*, found none; see halfpass --help"),
+    (["tran"], r"command: expected one of new, .*, found 'tran'; did you mean 'train'\?"),
+    ([], "command: expected one of new, .*, found none; see halfpass --help"),
     (["--train.lr=0.1", "train"], "command: expected the command before its options, found --train.lr=0.1; write the command first"),
     (["train", "--train.epoch", "3"], r"arguments: .* found --train.epoch; did you mean '--train.epochs'\?"),
     (["train", "--method", "decopled"], rf"method: expected one of {CHOICES}, found 'decopled'; did you mean 'decoupled'\?"),
@@ -58,6 +58,9 @@ TWO = [*QUICK, "--clients.count", "2", "--train.batch_size", "4"]
     (["train", "--name", "x"], r"arguments: expected a known option, found --name; did you mean '--data.name' or '--task.name' or '--model.name'\?"),
     (["train", "--model", "resnet20"], "--model: expected one of its settings by name, such as --model.name, found 'resnet20'; name it"),
     (["train", "--wire.budget", "10MB"], "wire.budget: expected a whole number, found '10MB'; write 10000000"),
+    (["train", "--wire.window", "32MB"], "wire.window: expected a whole number, found '32MB'; write 32000000"),
+    (["train", "--server.store_limit", "1.5GiB"], "server.store_limit: expected a whole number, found '1.5GiB'; write 1610612736"),
+    (["train", "--train.momentum", "0.5", "--train.optimizer", "adamw"], "train.momentum: expected its default with train.optimizer adamw, found 0.5; leave it out, or set train.optimizer to sgd"),
     (["train", "--wire.budget", "1 KiB"], "wire.budget: expected a whole number, found '1 KiB'; write 1024"),
     (["train", "--data.limit", "1e3"], "data.limit: expected a whole number, found '1e3'; change it"),
     (["train", "--wire.window", "3000000000"], "wire.window: expected a number of at most 2146435071, found 3000000000; change it"),
@@ -372,10 +375,10 @@ def test_an_option_counts_before_a_file_of_settings_too(capsys):
     assert (ended.value.code, model["name"], model["head"]) == (0, "digits-cnn", "mlp")
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper", "agreement"])
+@pytest.mark.parametrize("command", ["train", "compare", "serve", "join", "resume", "retrain", "report", "export", "cuts", "paper", "agreement", "check"])
 def test_help_describes_every_option(capsys, command):
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([command, "--help", "all"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     # an option, what it takes, perhaps its type and default, and a description that begins with a letter

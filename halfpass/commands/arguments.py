@@ -82,7 +82,15 @@ def _wrong_value(match: re.Match[str], known: Known) -> HalfpassError:
         return choice_error(key, re.findall(r"'([^']*)'", literal[1]), found)
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
     named = re.findall(r"\b(int|float|bool|str)\b", expected)
-    return InputError(key, kinds[named[0]] if named else expected, repr(found), "change it")
+    return InputError(key, kinds[named[0]] if named else expected, repr(found), _in_digits(found))
+
+
+def _in_digits(found: str) -> str:
+    """The remedy for a number: of one with a unit, its digits."""
+    if amount := re.fullmatch(r"(\d+(?:\.\d+)?) *([kKMGT])(i?)B?", found.strip("'\"")):
+        size = round(float(amount[1]) * (1024 if amount[3] else 1000) ** " KMGT".index(amount[2].upper()))
+        return f"write {size}"
+    return "change it"
 
 
 def _no_group(match: re.Match[str], known: Known) -> HalfpassError:
@@ -95,10 +103,8 @@ def _no_group(match: re.Match[str], known: Known) -> HalfpassError:
 def _wrong_optional(match: re.Match[str], known: Known) -> HalfpassError:
     """Of a setting that may be null."""
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    found, remedy = match["found"].strip(), "change it"
-    if amount := re.fullmatch(r"(\d+) *([kKMGT])(i?)B?", found):
-        remedy = f"write {int(amount[1]) * (1024 if amount[3] else 1000) ** (' KMGT'.index(amount[2].upper()))}"
-    return InputError(match["key"], kinds.get(match["kind"], "text"), repr(found), remedy)
+    found = match["found"].strip()
+    return InputError(match["key"], kinds.get(match["kind"], "text"), repr(found), _in_digits(found))
 
 
 def _wrong_command(match: re.Match[str], known: Known) -> HalfpassError:

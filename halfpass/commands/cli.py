@@ -28,25 +28,20 @@ from halfpass.commands.answer import answer_here
 from halfpass.commands.arguments import Known, check_config, check_words, reworded
 from halfpass.commands.card import write_card
 from halfpass.commands.certs import make_certificates
-from halfpass.commands.cuts import print_cuts
+from halfpass.commands.check import Where, check
+from halfpass.commands.completion import INSTALL, SHELLS, check_shell, completion_script
+from halfpass.commands.cuts import AFFORD, print_cuts
 from halfpass.commands.export import FORMATS, export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
+from halfpass.commands.help import help_text, topic_of
+from halfpass.commands.joining import join_command
+from halfpass.commands.new import print_new
 from halfpass.commands.predict import Wanted, predict
 from halfpass.commands.report import find_runs, write_for_paper
 from halfpass.commands.retrain import retrain
 from halfpass.commands.status import as_json, show
 from halfpass.commands.streams import lost_output, outlive
-from halfpass.config import (
-    Config,
-    DataConfig,
-    LogConfig,
-    ModelConfig,
-    TaskConfig,
-    TlsConfig,
-    from_dict,
-    named_code,
-    number_keys,
-)
+from halfpass.config import Config, LogConfig, TlsConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError, room_remedy
 from halfpass.files import at_home, refuse_file, write_json
@@ -66,7 +61,6 @@ from halfpass.run.train import between_processes, compare, read_methods, read_se
 from halfpass.wire.asking import ask_status
 
 LOG = logging.getLogger("halfpass")
-EVERYWHERE = ("0.0.0.0", "[::]")  # all addresses of a machine, none of which a client can call by that
 DEFAULT_BIND = "127.0.0.1:7465"
 
 # What is imported stays: Python's collector need not look through all of it again and again, nor at the end, where that
@@ -165,16 +159,19 @@ def _compare(options: Namespace) -> None:
 
 def _serve(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
-    _serve_run(config, options.bind, options.above, insecure=options.insecure, again=options.resume)
+    files = [str(file) for file in options.config or ()]
+    _serve_run(config, options.bind, options.above, insecure=options.insecure, again=options.resume, files=files)
 
 
-def _serve_run(config: Config, bind: str, above: str | None, *, insecure: bool, again: bool) -> None:
+def _serve_run(
+    config: Config, bind: str, above: str | None, *, insecure: bool, again: bool, files: Sequence[str] = ()
+) -> None:
     host = bind.rpartition(":")[0]
 
     def announce(port: int) -> None:
         address = f"{host}:{port}"
-        reached = f"HOST:{port}" if host in EVERYWHERE else address
-        print(f"listening on {address} for {config.clients.count} client(s): halfpass join {reached}", flush=True)
+        command = join_command(config, address, insecure=insecure, files=files)
+        print(f"listening on {address} for {config.clients.count} client(s): {command}", flush=True)
         if not children.IS_CHILD:
             LOG.info("listening on %s", address, extra={"event": "listening", "address": address})
 
@@ -225,7 +222,9 @@ def _certs(options: Namespace) -> None:
 
 def _join(options: Namespace) -> None:
     config = between_processes(with_folder(options.config_object))
-    _join_run(config, options.address, options.client, insecure=options.insecure, again=options.resume)
+    _join_run(
+        config, options.address, options.client, insecure=options.insecure, again=options.resume, wait=options.wait
+    )
 
 
 def _agreement(options: Namespace) -> None:
@@ -233,13 +232,15 @@ def _agreement(options: Namespace) -> None:
     print(json.dumps(agreement(config, options.client), indent=2))
 
 
-def _join_run(config: Config, address: str, client: int, *, insecure: bool, again: bool) -> None:
+def _join_run(
+    config: Config, address: str, client: int, *, insecure: bool, again: bool, wait: float = 0.0
+) -> None:
     draw_beside_threads()
     if not children.IS_CHILD:
         logs.begin(config.log)
         leave_when_told()
     with listening(config.metrics) as register:
-        folder = join(config, address, client, insecure=insecure, again=again, register=register)
+        folder = join(config, address, client, insecure=insecure, again=again, wait=wait, register=register)
     _say_done(folder)
     if not children.IS_CHILD:
         print(f"saved {folder / f'client-{client}.safetensors'}")
@@ -362,9 +363,21 @@ def _check_code(run: Path, config: Config, allowed: bool) -> None:
 
 
 def _cuts(options: Namespace) -> None:
-    groups = options.model, options.data, options.task
-    model, data, task = (group.as_dict() for group in groups)
-    print_cuts(ModelConfig(**model), DataConfig(**data), TaskConfig(**task))
+    print_cuts(options.config_object, options.afford, options.numbers)
+
+
+def _new(options: Namespace) -> None:
+    print_new(_path("DIR", options.folder))
+
+
+def _check(options: Namespace) -> None:
+    where = Where(**{field.name: options[field.name] for field in dataclasses.fields(Where)})
+    check(options.settings, where, insecure=options.insecure)
+
+
+def _completion(options: Namespace) -> None:
+    check_shell(options.shell)
+    print(completion_script(_parser(None, with_help=True, whole=True)[0], options.shell))
 
 
 # ------------------------------------------------------------------------------------------------------- the options
@@ -434,6 +447,8 @@ def _add_certs(parser: ArgumentParser) -> None:
 def _add_join(parser: ArgumentParser) -> None:
     parser.add_argument("address", type=str, help="HOST:PORT of the server.")
     parser.add_argument("--client", type=int, default=0, help="Number of this client, from 0.")
+    wait = "Seconds for which a server is waited for that is not there yet. Default: 10 seconds."
+    parser.add_argument("--wait", type=float, default=0.0, help=wait)
     _add_insecure(parser)
     _add_again(parser)
     _add_config(parser)
@@ -537,13 +552,32 @@ def _add_card(parser: ArgumentParser) -> None:
 
 
 def _add_cuts(parser: ArgumentParser) -> None:
-    parser.add_class_arguments(ModelConfig, "model")
-    parser.add_class_arguments(DataConfig, "data")
-    parser.add_class_arguments(TaskConfig, "task")
-    parser.add_argument("--config", action="config", help="YAML file with the same keys as the options.")
+    afford = "Per cent of the computing that the client can afford, head included: what is recommended depends on it."
+    parser.add_argument("--afford", type=float, default=AFFORD, help=afford)
+    parser.add_argument("--numbers", action="store_true", help="A table of all numbers, too.")
+    _add_config(parser)
+    figure = next(action for action in parser._actions if action.dest == "out")
+    figure.help = "Figure to write: a file that ends in .svg, .pdf or .png. Default: none."
+
+
+def _add_new(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, metavar="DIR", help="Folder to write, new or empty.")
+
+
+def _add_check(parser: ArgumentParser) -> None:
+    parser.add_class_arguments(Where)
+    _add_insecure(parser)
+    _add_config(parser)
+
+
+def _add_completion(parser: ArgumentParser) -> None:
+    shells = f"{', '.join(SHELLS)}. To install: {INSTALL}"
+    parser.add_argument("shell", type=str, metavar="SHELL", help=shells)
 
 
 COMMANDS = {
+    "new": Command(_new, "Write a folder with a network, data and settings of your own, to begin with.", _add_new),
+    "check": Command(_check, "Find all that is wrong before anything starts, and take a step.", _add_check),
     "train": Command(_train, "Train by one method and write a run folder.", _add_config),
     "compare": Command(_compare, "Train by several methods and seeds: one table, one report.", _add_compare),
     "resume": Command(_resume, "Go on with a training, a server or a client that was broken off.", _add_resume),
@@ -559,13 +593,16 @@ COMMANDS = {
     "predict": Command(_predict, "Predict with a trained network: pictures, a table, arrays.", _add_predict),
     "answer": Command(_answer, "Answer with the server half of a finished run, for halfpass predict.", _add_answer),
     "card": Command(_card, "Write a model card of a finished run, in Markdown.", _add_card),
-    "cuts": Command(_cuts, "List every place where a network can be cut, and what each costs.", _add_cuts),
+    "cuts": Command(_cuts, "Draw every place where a network can be cut, and say which to take.", _add_cuts),
+    "completion": Command(_completion, "Print a script with which a shell completes all of this.", _add_completion),
 }  # fmt: skip
 
 
-def _parser(chosen: str | None, with_help: bool) -> tuple[ArgumentParser, ArgumentParser | None]:
-    """The whole command's parser and the chosen command's. Of the others it knows the names alone, and without help not
-    what the settings mean: to read all of it takes a second."""
+def _parser(
+    chosen: str | None, with_help: bool, whole: bool = False
+) -> tuple[ArgumentParser, ArgumentParser | None]:
+    """The whole command's parser and the chosen command's. Of the others it knows the names alone, unless the `whole`
+    is wanted, and without help not what the settings mean: to read all of it takes a second."""
     set_parsing_settings(docstring_parse_attribute_docstrings=with_help)
     description = "Split learning in which only the forward pass crosses the wire."
     parser = ArgumentParser(prog="halfpass", description=description, exit_on_error=False, allow_abbrev=False,
@@ -574,7 +611,7 @@ def _parser(chosen: str | None, with_help: bool) -> tuple[ArgumentParser, Argume
     of_chosen = None
     for name, command in COMMANDS.items():
         child = ArgumentParser(description=command.help, exit_on_error=False, allow_abbrev=False)
-        if name == chosen:
+        if whole or name == chosen:
             command.add_options(child)
             child.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
             of_chosen = child
@@ -584,11 +621,14 @@ def _parser(chosen: str | None, with_help: bool) -> tuple[ArgumentParser, Argume
 
 def _parse(words: list[str]) -> Namespace:
     """Options of one command; `config_object` in them is the Config, where the command takes one."""
-    words = [_spelled_out(word) for word in _with_run_settings(_configs_first(words))]
-    with_help = any(word == "-h" or word.startswith(("--help", "--print_")) for word in words)
-    parser, child = _parser(next((word for word in words if word in COMMANDS), None), with_help)
+    words = [_spelled_out(word) for word in _with_run_settings(_configs_first(_file_first(words)))]
+    topic, command = topic_of(words), next((word for word in words if word in COMMANDS), None)
+    parser, child = _parser(command, topic is not None or any(word.startswith("--print_") for word in words))
     if words and words[0].startswith("-") and words[0].partition("=")[0] not in _option_names(parser):
         raise InputError("command", "the command before its options", words[0], "write the command first")
+    if topic is not None and child is not None:
+        print(help_text(str(command), child, topic), end="")
+        raise SystemExit(0)
     known = Known(list(COMMANDS), _option_names(child) if child else [])
     check_words(words, number_keys())
     for word in words:
@@ -601,8 +641,17 @@ def _parse(words: list[str]) -> Namespace:
     chosen = options[options.subcommand]
     if "method" in chosen:
         values = chosen.as_dict()
-        chosen.config_object = from_dict({field.name: values[field.name] for field in dataclasses.fields(Config)})
+        chosen.settings = {field.name: values[field.name] for field in dataclasses.fields(Config)}
+        if options.subcommand != "check":  # which says all that is wrong
+            chosen.config_object = from_dict(chosen.settings)
     return options
+
+
+def _file_first(words: list[str]) -> list[str]:
+    """`check FILE` is `check --config FILE`."""
+    if words[:1] == ["check"] and len(words) > 1 and not words[1].startswith("-"):
+        return ["check", "--config", *words[1:]]
+    return words
 
 
 def _configs_first(words: list[str]) -> list[str]:
@@ -617,6 +666,8 @@ def _configs_first(words: list[str]) -> list[str]:
         else:
             others.append(word)
     options = next((i for i, word in enumerate(others) if word.startswith("-")), len(others))
+    if words[:1] == ["cuts"]:  # whose --out is a figure, and not the run folder of a file
+        files.append("--out=null")
     return [*others[:options], *files, *others[options:]]
 
 

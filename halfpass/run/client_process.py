@@ -20,7 +20,7 @@ from halfpass.config import Config, as_dict
 from halfpass.cut import CutBatch
 from halfpass.data.batches import batch_count, test_batches, train_batches
 from halfpass.data.datasets import Dataset, Samples
-from halfpass.errors import RunError
+from halfpass.errors import InputError, RunError
 from halfpass.files import make_folder, write_json
 from halfpass.run import checkpoint, children, metrics, setup
 from halfpass.run.children import Left, for_peer, leaving
@@ -49,10 +49,12 @@ from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.connection import Connection
 from halfpass.wire.messages import PROTOCOL, read_gradients, write_batch, write_weights
 from halfpass.wire.outbox import Outbox
-from halfpass.wire.service import Anew, Interrupted
+from halfpass.wire.reach import reach
+from halfpass.wire.service import Anew, Interrupted, check_address
 from halfpass.wire.trust import Trust
 
 LOG = logging.getLogger("halfpass")
+LONGEST_WAIT = 7 * 24 * 3600  # seconds for a server that is not there yet
 WEIGHTS = "weights"  # among the settings that a client sends: digests of what it has loaded of either half
 _LATER = ("run", "received", "first")  # of Join: what is said when a run is gone on with
 DATA = "data"  # among the settings that a client sends: what its data must have in common with the others'
@@ -344,13 +346,16 @@ def client_folder(run: Path, index: int) -> Path:
 
 
 def join(
-    config: Config, address: str, index: int, *, insecure: bool = False, again: bool = False,
+    config: Config, address: str, index: int, *, insecure: bool = False, again: bool = False, wait: float = 0.0,
     register: metrics.Register = metrics.to_nobody,
 ) -> Path:  # fmt: skip
     """Takes part in one run as client `index`; returns the run folder that holds `client-INDEX.safetensors`. `insecure`
     lets it join a server on another machine without TLS. `again`: goes on where an earlier process was broken off, if
-    there is a state of one. `register` takes figures for Prometheus."""
+    there is a state of one. `wait`: seconds for which a server is waited for that is not there yet. `register` takes
+    figures for Prometheus."""
     setup.check_index(config, index)
+    if not 0 <= wait <= LONGEST_WAIT:
+        raise InputError("--wait", f"0 to {LONGEST_WAIT} seconds", f"{wait:g}", "correct it")
     own, keeps = client_folder(config.folder, index), config.checkpoint.every != 0
     file, state = own / CHECKPOINT, None
     if again and not own.exists() and (config.folder / f"client-{index}.safetensors").is_file():
@@ -365,6 +370,8 @@ def join(
     trust = trust_of(config.tls, f"client-{index}")
     data, shard, network = _own_part(config, index)
     client = setup.build_client(config, network, index)
+    if wait > 0:
+        _wait_for_server(address, trust, wait, insecure)
     connection = connect(
         config, join_of_client(config, data, shard, network, index), address, f"client {index}", trust, insecure,
         folder=own / "spool" if keeps else None, state=None if state is None else state["connection"],
@@ -396,6 +403,16 @@ def join(
     connection.outbox.clear()
     shutil.rmtree(own, ignore_errors=True)  # nothing is left to go on with
     return folder.path
+
+
+def _wait_for_server(address: str, trust: Trust | None, seconds: float, insecure: bool) -> None:
+    """Until one answers there; raises InputError where none does, and Left where the process was told to leave."""
+    check_address(address, "server address", encrypted=trust is not None, insecure=insecure)
+    LOG.info("waiting for a server at %s, for up to %g s", address, seconds, extra={"event": "waiting"})
+    try:
+        reach(address, trust, seconds, leaving=leaving)
+    except Interrupted:
+        raise Left(kept=False) from None
 
 
 def agreement(config: Config, index: int) -> dict[str, Any]:

@@ -65,31 +65,51 @@ class Prepared:
 def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -> Prepared:
     """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used, which
     a store with uploads in it is unless the run is an `old` one."""
+    check_here(config)
+    data = data or load_data(config.data)
+    sites = load_sites(config, data)
+    shards = shards_of_sites(config, sites)
+    if config.method == "centralized":
+        build_whole(config, data, task_of(config, data))
+        return Prepared(data, [], None)
+    network = network_of(config, data, task_of(config, data))
+    check_store(config, network, old=old)
+    return Prepared(data, shards, network, sites)
+
+
+def check_here(config: Config) -> None:
+    """What a training that this process begins can check of its settings before anything is said of the data."""
     check_names(config)
     check_unsharded(config)
     if config.runtime == "local" and config.metrics.port is not None:
         expected, remedy = "none in a training in one process", "leave it out, or set runtime to processes"
         raise InputError("metrics.port", expected, str(config.metrics.port), remedy)
-    data = data or load_data(config.data)
-    sites = _sites(config, data)
-    shards = [make_shards(config, data)[k] for k, data in enumerate(sites)] if len(sites) > 1 else (
-        make_shards(config, data)
-    )
-    if config.method == "centralized":
-        if len(data.train) < config.train.batch_size:
-            expected = f"1 to {len(data.train)}, because there are {len(data.train)} samples"
-            raise InputError("train.batch_size", expected, str(config.train.batch_size), "take a smaller batch")
-        build_whole(config, data, task_of(config, data))
-        return Prepared(data, [], None)
-    check_rounds(config, steps_per_epoch(config, shards))
-    network = network_of(config, data, task_of(config, data))
+
+
+def shards_of_sites(config: Config, sites: Sequence[Dataset]) -> list[Samples]:
+    """Each client's training samples, of its own site where there are several. Raises InputError where they make no
+    batch, or no round."""
+    if len(sites) > 1:
+        shards = [make_shards(config, site)[k] for k, site in enumerate(sites)]
+    else:
+        shards = make_shards(config, sites[0])
+    if config.method != "centralized":
+        check_rounds(config, steps_per_epoch(config, shards))
+    elif (samples := len(sites[0].train)) < config.train.batch_size:
+        expected = f"1 to {samples}, because there are {samples} samples"
+        raise InputError("train.batch_size", expected, str(config.train.batch_size), "take a smaller batch")
+    return shards
+
+
+def check_store(config: Config, network: Network, *, old: bool = False) -> None:
+    """Raises InputError where the store that is named has another network's uploads, or, unless the run is an `old`
+    one, any."""
     if config.server.store is not None and Path(config.server.store).exists():
-        with open_store(config, network, old=old):  # refuses another network's
+        with open_store(config, network, old=old):
             pass
-    return Prepared(data, shards, network, sites)
 
 
-def _sites(config: Config, first: Dataset) -> list[Dataset]:
+def load_sites(config: Config, first: Dataset) -> list[Dataset]:
     """Each client's data set, where data.path has its number in it; else the one of all. Raises InputError where one
     differs from the first in what clients must agree on."""
     if CLIENT not in (config.data.path or ""):

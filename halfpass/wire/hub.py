@@ -289,12 +289,7 @@ class Hub:
             grpc.method_handlers_generic_handler(SERVICE, methods),
             grpc.method_handlers_generic_handler(HEALTH, {"Check": check}),
         ))  # fmt: skip
-        try:
-            port = server.add_insecure_port(bind)
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise InputError("server address", "a free port", f"{bind}, which is in use", "choose another with --bind")
+        port = take_port(server, bind)
         server.start()
         return server, port
 
@@ -1096,6 +1091,17 @@ class Hub:
         upload = message.batch if self._keep_uploads else None
         size, test = len(data) + EACH_BYTES, message.batch.test
         return Received(kind, size, batch=batch, test=test, upload=upload, place=message.place)
+
+
+def take_port(server: grpc.Server, bind: str) -> int:
+    """Has the server listen there; returns the port. Raises InputError where that is not free."""
+    try:
+        port = server.add_insecure_port(bind)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise InputError("server address", "a free port", f"{bind}, which is in use", "choose another with --bind")
+    return port
 
 
 def _same_process(join: pb.Join, peer: Peer) -> bool:

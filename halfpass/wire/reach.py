@@ -7,8 +7,10 @@ import contextlib
 import socket
 import ssl
 import time
+from collections.abc import Callable
 
 from halfpass.errors import InputError
+from halfpass.wire.service import Interrupted
 from halfpass.wire.trust import Trust
 
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # HTTP/2's first bytes (RFC 9113, 3.4)
@@ -23,9 +25,11 @@ REFUSED = {  # what a server's TLS alert means
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH", "UNEXPECTED_EOF")
 
 
-def reach(address: str, trust: Trust | None, seconds: float, waited: float = 0.0) -> None:
+def reach(
+    address: str, trust: Trust | None, seconds: float, waited: float = 0.0, leaving: Callable[[], bool] = lambda: False
+) -> None:
     """Returns once a server answers there as it will answer gRPC; raises InputError that says what is wrong, after so
-    many seconds, and those that the caller has `waited` before."""
+    many seconds, and those that the caller has `waited` before. Raises Interrupted where the process is `leaving`."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + seconds
     while True:
@@ -35,6 +39,8 @@ def reach(address: str, trust: Trust | None, seconds: float, waited: float = 0.0
                 _greet(address, host.strip("[]"), connection, trust)
             return
         except (OSError, OverflowError) as error:
+            if leaving():
+                raise Interrupted from None
             if time.monotonic() < deadline and not isinstance(error, socket.gaierror):
                 time.sleep(0.2)
                 continue

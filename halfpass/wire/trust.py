@@ -55,6 +55,19 @@ class Trust:
         self.server_context()
         self.digests()
 
+    def hosts(self) -> list[str]:
+        """The names and addresses that a server's certificate is for."""
+        return [] if self.certificate is None else _check_dates("tls.certificate", self.certificate, hosts=True)
+
+    def check_host(self, host: str) -> None:
+        """Raises InputError where clients that write the server so would refuse its certificate."""
+        host, known = (self.name or host).strip("[]"), self.hosts()
+        wild = f"*.{host.partition('.')[2]}"
+        if host not in known and wild not in known:
+            found = f"one for {', '.join(known)}"[:200] if known else "one without names"
+            remedy = "make one with halfpass certs --hosts, or write the server as the certificate does"
+            raise InputError(f"{self.certificate}", f"a server's certificate for {host}", found, remedy)
+
     def check_client(self, client: int | None, *, anybody: bool = False) -> None:
         """Raises InputError for what cannot be used; `client` is its number, None an edge's. `anybody`: whose
         certificate it is does not matter."""
@@ -147,12 +160,13 @@ def read_small(place: str, file: Path) -> bytes:
     return content
 
 
-def _check_dates(place: str, file: Path) -> list[str]:
-    """The names in a certificate; raises InputError where it is none, or is not valid now."""
+def _check_dates(place: str, file: Path, *, hosts: bool = False) -> list[str]:
+    """The names in a certificate, or the `hosts` that it is for; raises InputError where it is none, or is not valid
+    now."""
     content = read_small(place, file)
     try:
         certificate = x509.load_pem_x509_certificate(content)
-        names = _names(certificate)
+        names = _hosts(certificate) if hosts else _names(certificate)
         first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except Exception:  # the library's errors of extensions and algorithms have no common base
         raise InputError(f"{file}", "a certificate in PEM", "something else", "copy it from its owner") from None
@@ -171,6 +185,12 @@ def _names(certificate: x509.Certificate) -> list[str]:
         return []
     return [*extension.get_values_for_type(x509.UniformResourceIdentifier),
             *extension.get_values_for_type(x509.DNSName)]  # fmt: skip
+
+
+def _hosts(certificate: x509.Certificate) -> list[str]:
+    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = extension.get_values_for_type(x509.IPAddress)
+    return [*extension.get_values_for_type(x509.DNSName), *map(str, addresses)]
 
 
 def number_of(names: Sequence[str]) -> int | None:
