@@ -18,7 +18,7 @@ def call_plugin(
     name. Raises InputError where the module cannot be imported, has no such function, or the function fails; an
     InputError of the function's own is passed on.
     """
-    function = _find(place, name)
+    function = find_plugin(place, name)
     named = {} if check is None else check(function)
     try:
         return function(*arguments, **named)
@@ -42,7 +42,8 @@ def origin(name: str) -> str:
     return spec.origin or f"the folder {next(iter(spec.submodule_search_locations or []), top)}"
 
 
-def _find(place: str, name: str) -> Callable[..., object]:
+def find_plugin(place: str, name: str) -> Callable[..., object]:
+    """The function `module:function` itself. Raises InputError where there is none."""
     module_name, _, function_name = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:  # an installed command does not see it, `python -m` does
         sys.path.append(here)  # last, so that a file there shadows no installed module

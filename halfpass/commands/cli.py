@@ -535,8 +535,8 @@ def _with_run_settings(words: list[str]) -> list[str]:
 
 
 def _spelled_out(word: str) -> str:
-    """`--task multilabel` is `--task.name multilabel`."""
-    return re.sub(r"^--task(?==|$)", "--task.name", word)
+    """`--task multilabel` is `--task.name multilabel`, `--track wandb` is `--track.to wandb`."""
+    return re.sub(r"^--track(?==|$)", "--track.to", re.sub(r"^--task(?==|$)", "--task.name", word))
 
 
 def _option_names(parser: ArgumentParser) -> list[str]:

@@ -213,23 +213,25 @@ def train_local(
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, sites, shards, network, store, link)
         assert isinstance(run.above, LocalLink)
-        try:
-            _train_link(edge, edge_folder, run, network)
-        finally:
-            if run.has_trained:
-                run.above.save()
-        return run.above.result()
+        with folder.tracked(config):
+            try:
+                _train_link(edge, edge_folder, run, network)
+            finally:
+                if run.has_trained:
+                    run.above.save()
+            return run.above.result()
 
 
 def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: Network) -> dict[str, Any]:
     """The clients, and the server or edge that is next to them."""
-    try:
-        rows = run_epochs(config, run, folder)
-        run.finish()
-    finally:  # what was trained is kept, whatever happened
-        if run.has_trained:
-            for client in run.clients:
-                folder.save_client(client, config)
-            folder.save_server(run.server, config)
-    wires = Wires(list(run.meters().values()), None)
-    return folder.finish(result(config, network.task, network.cut, rows, wires, folder.environment))
+    with folder.tracked(config):
+        try:
+            rows = run_epochs(config, run, folder)
+            run.finish()
+        finally:  # what was trained is kept, whatever happened
+            if run.has_trained:
+                for client in run.clients:
+                    folder.save_client(client, config)
+                folder.save_server(run.server, config)
+        wires = Wires(list(run.meters().values()), None)
+        return folder.finish(result(config, network.task, network.cut, rows, wires, folder.environment))

@@ -20,7 +20,7 @@ from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import alone_in, write_json
-from halfpass.run import children, metrics, setup
+from halfpass.run import children, metrics, setup, tracking
 from halfpass.run.above import Above
 from halfpass.run.admission import Admission
 from halfpass.run.attendance import Attendance
@@ -636,6 +636,7 @@ def serve(
     if kept is None:
         refuse_run(out)
     setup.check_between_processes(config)
+    tracking.check(config)
     if ranks is None:
         setup.check_unsharded(config)
     trust = trust_of(config.tls, SERVER if above is None else EDGE)
@@ -711,6 +712,11 @@ def serve(
 def run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | None = None) -> dict[str, Any]:
     """All epochs and the end; returns what `result.json` holds. `engine`: what carries it, where that is another's."""
     LOG.info("training into %s", folder.path, extra={"event": "training", "folder": str(folder.path)})
+    with folder.tracked(config):
+        return _run_to_end(config, folder, run, engine)
+
+
+def _run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | None) -> dict[str, Any]:
     try:
         rows = run_epochs(config, run, folder)
         wires = run.finish()

@@ -30,7 +30,7 @@ from halfpass.data.samples import Stream, described, undisturbed
 from halfpass.errors import InputError, reason
 from halfpass.networks.models import MIDDLE_CUTS, Pair, build_model
 from halfpass.networks.transformer import BYTES
-from halfpass.run import children, logs
+from halfpass.run import children, logs, tracking
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.network import (
     TRIED_SAMPLES,
@@ -65,6 +65,7 @@ class Prepared:
 def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -> Prepared:
     """Loads (unless `data` is given), partitions, builds and cuts; raises InputError for whatever cannot be used, which
     a store with uploads in it is unless the run is an `old` one."""
+    tracking.check(config)
     check_names(config)
     check_unsharded(config)
     if config.runtime == "local" and config.metrics.port is not None:
