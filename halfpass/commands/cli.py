@@ -30,7 +30,7 @@ from halfpass.commands.cuts import print_cuts
 from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.retrain import retrain
-from halfpass.commands.status import as_json, show
+from halfpass.commands.status import as_json, show, watch
 from halfpass.commands.streams import lost_output, outlive
 from halfpass.config import Config, DataConfig, ModelConfig, TaskConfig, TlsConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
@@ -50,6 +50,7 @@ from halfpass.run.records import JOINED, SERVED, command_line, default_folder, e
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
 from halfpass.wire.asking import ask_status
+from halfpass.wire.halfpass_pb2 import StatusReply
 
 LOG = logging.getLogger("halfpass")
 EVERYWHERE = ("0.0.0.0", "[::]")  # all addresses of a machine, none of which a client can call by that
@@ -184,11 +185,16 @@ def _say_done(folder: Path) -> None:
 
 def _status(options: Namespace) -> None:
     tls = TlsConfig(**options.tls.as_dict())
-    reply = ask_status(options.address, trust_to_ask(tls), insecure=options.insecure)
-    if options.json:
-        print(as_json(reply))
+
+    def ask() -> StatusReply:
+        return ask_status(options.address, trust_to_ask(tls), insecure=options.insecure)
+
+    if options.watch:
+        watch(ask)
+    elif options.json:
+        print(as_json(ask()))
     else:
-        show(reply)
+        show(ask())
 
 
 def _certs(options: Namespace) -> None:
@@ -405,6 +411,7 @@ def _add_status(parser: ArgumentParser) -> None:
     may = "Ask another machine without TLS."
     parser.add_argument("--insecure", action="store_true", help=may)
     parser.add_argument("--json", action="store_true", help="All of it as JSON.")
+    parser.add_argument("--watch", action="store_true", help="Ask again each second, until Ctrl-C or the run's end.")
 
 
 def _add_retrain(parser: ArgumentParser) -> None:

@@ -54,7 +54,7 @@ class LocalRun:
         self.uplinks = [Uplink(config, steps) for steps in self.steps]
         self.above = Above() if link is None else link(self.server, self.steps)
         self.lessons = Lessons(config, self.server, store, self.above)
-        self.has_trained, self.seconds_before = False, 0.0
+        self.has_trained, self.seconds_before, self.watch = False, 0.0, None
         self.handover = Handover(config.clients.topology, config.clients.count)
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:

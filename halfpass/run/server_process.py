@@ -123,6 +123,7 @@ class ServerRun:
         self._began = 0.0  # it, or its part in this process
         self.finished = False
         self.pace = Pace(range(len(self.steps)))
+        self.watch: Callable[[], pb.StatusReply] | None = None  # how far it is, for who sits before it
         self._phase, self._epoch, self._tally = "training", 0, Tally(self.server.arithmetic.device)
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
         template = setup.build_client(config, self.network, 0) if self.handover.needed else None
@@ -694,7 +695,7 @@ def serve(
                 kept_in = folder if keeps else None
                 later = None if state is None else ready
                 run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later, ranks)
-                overview.run = run
+                overview.run, run.watch = run, overview.status
                 outcome = run_to_end(config, folder, run, engine)
                 for k in range(len(run.steps)):
                     hub.peer(k).outbox.clear()
