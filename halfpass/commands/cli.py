@@ -29,6 +29,7 @@ from halfpass.commands.certs import make_certificates
 from halfpass.commands.cuts import print_cuts
 from halfpass.commands.export import export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
+from halfpass.commands.live_report import show_live
 from halfpass.commands.retrain import retrain
 from halfpass.commands.status import as_json, show, watch
 from halfpass.commands.streams import lost_output, outlive
@@ -268,9 +269,16 @@ def _paper(options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
-    runs = [run for name in options.runs for run in _runs_in(_path("RUN", name))]
-    once = {run.resolve(): run for run in runs}  # one that is named twice is no second seed
-    _report_on(list(once.values()), _path("--out", options.out))
+    def runs() -> list[Path]:
+        found = [run for name in options.runs for run in _runs_in(_path("RUN", name))]
+        return list({run.resolve(): run for run in found}.values())  # one that is named twice is no second seed
+
+    out = _path("--out", options.out)
+    if options.live:
+        refuse_file("--out", out)
+        if not show_live(runs, lambda address: print(f"live report: {address} (Ctrl-C ends it)", flush=True)):
+            return
+    _report_on(runs(), out)
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -435,6 +443,8 @@ def _add_report(parser: ArgumentParser) -> None:
     runs = "Run folders, or folders of several: a comparison's, a grid's."
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help=runs)
     parser.add_argument("--out", type=str, default="report.html", help="HTML file to write.")
+    may = "Serve a page on this machine that keeps up with runs that go on; the file is written once they are finished."
+    parser.add_argument("--live", action="store_true", help=may)
 
 
 def _add_export(parser: ArgumentParser) -> None:
