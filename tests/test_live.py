@@ -8,9 +8,12 @@ from rich.console import Console
 from halfpass.commands.status import watch
 from halfpass.config import Config
 from halfpass.errors import InputError
+from halfpass.run import site
 from halfpass.run.live import LiveTable, bytes_said
 from halfpass.run.overview import Overview, Pace, Position
+from halfpass.run.site import SiteLine
 from halfpass.wire import halfpass_pb2 as pb
+from halfpass.wire.connection import Look as client_look
 from halfpass.wire.hub import Look
 
 
@@ -179,3 +182,52 @@ def test_time_left(monkeypatch):
     overview.run.at = Position("training", 2, {0: 10, 1: 10}, 0.5, None)
     epochs = Config().train.epochs
     assert overview.status().seconds_left == pytest.approx(30.0 * (epochs - 2))
+
+
+class FakeClient:
+    steps = 40
+
+    def __init__(self, *at):
+        self.at = at
+
+    def progress(self):
+        return self.at
+
+
+class FakeWay:
+    waits = None
+
+    def __init__(self, *replies, made=0, applied=0, away=None):
+        self.replies, self.seen = list(replies), client_look(made, applied, 0, 0, 0, away)
+
+    def look(self):
+        return self.seen
+
+    def ask(self):
+        return self.replies.pop(0)
+
+
+def test_a_site_reads_how_far_it_is_and_for_whom_it_waits(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(site.time, "monotonic", lambda: now[0])
+    client, way = FakeClient(0, 0, 0, float("nan")), FakeWay()
+    line = SiteLine(client, way, 4, 1)
+    assert line.text() == "client 1"
+    line.missing = 1
+    assert line.text() == "client 1, waiting for 1 more client"
+    client.at, way.seen = (1, 20, 320, 0.25), client_look(30, 26, 0, 0, 0, None)
+    assert line.text() == "client 1, epoch 1/4, step 20/40, loss 0.2500, 4 sent and not learned from"
+    client.at, way.waits, now[0] = (2, 20, 320, 0.2), ("begin", 103.0), 110.0
+    assert line.text() == "client 1, epoch 2/4, step 20/40, loss 0.2000, waiting for the server since 7 s, about 25 s left, 4 sent and not learned from"
+    way.seen = client_look(30, 30, 0, 0, 1, 12.0)
+    assert line.text() == "client 1, epoch 2/4, step 20/40, loss 0.2000, the server is away for 12 s, about 25 s left"
+
+
+def test_a_site_is_told_for_how_many_it_waits_once_for_each_number(caplog):
+    joining = [pb.StatusReply(phase="joining", clients_count=3, connected=n) for n in (1, 1, 2)]
+    way = FakeWay(*joining, pb.StatusReply(phase="training", clients_count=3, connected=3))
+    line = SiteLine(FakeClient(0, 0, 0, 0.0), way, 4, 1)
+    with caplog.at_level("INFO", "halfpass"):
+        site._find_who_is_missing(line, line._run, way, lambda seconds: False)
+    assert caplog.messages == ["waiting for 2 more clients", "waiting for 1 more client"]
+    assert line.missing == 0
