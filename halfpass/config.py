@@ -466,6 +466,22 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True)
+class TrackConfig:
+    """Trackers that show the run beside others. docs/how-to/watch.md goes through them."""
+
+    to: str | None = None
+    """tensorboard, mlflow, wandb, trackio, or module:function of one's own; several separated by commas. `--track` is
+    the same."""
+    folder: str | None = None
+    """Where they write. Runs that have it alike are one group, which is called as the folder. Default: the run folder;
+    in a comparison or a grid the folder of all its runs."""
+
+    def __post_init__(self) -> None:
+        _settle(self, "track.")
+        _at_home(self, "track.", "folder")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """What the server does with the uploads. Its clients need not know."""
 
@@ -523,6 +539,8 @@ class Config:
     """What is said of the run."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """Figures for Prometheus."""
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """Trackers that follow the run."""
     out: str | None = None
     """Run folder to write; it must not hold a run yet. Default: a new folder under runs/."""
 
@@ -614,7 +632,7 @@ def _refuse_others(values: Mapping[str, int | str | None], reason: str, remedy: 
 _GROUPS: dict[str, Any] = {
     "data": DataConfig, "task": TaskConfig, "model": ModelConfig, "clients": ClientsConfig, "train": TrainConfig,
     "wire": WireConfig, "server": ServerConfig, "checkpoint": CheckpointConfig, "tls": TlsConfig,
-    "log": LogConfig, "metrics": MetricsConfig,
+    "log": LogConfig, "metrics": MetricsConfig, "track": TrackConfig,
 }  # fmt: skip
 
 
@@ -661,12 +679,15 @@ def named_code(config: Config) -> dict[str, str]:
     texts = {key: value for key, value in flatten(as_dict(config)).items() if isinstance(value, str)}
     library = texts.get("model.name", "").partition(":")[0] in LIBRARIES
     others = {*_NO_CODE, *(key for key in texts if key.startswith("tls.")), *(["model.name"] if library else [])}
-    return {key: value for key, value in texts.items() if ":" in value and key not in others}
+    trackers = [name.strip() for name in texts.pop("track.to", "").split(",") if ":" in name]
+    own = {"track.to" + (f" ({number})" if number else ""): name for number, name in enumerate(trackers)}
+    return {key: value for key, value in texts.items() if ":" in value and key not in others} | own
 
 
 LIBRARIES = ("timm", "torchvision", "hf")  # what model.name may begin with: networks of these, and no code of a user's
 _NO_CODE = {  # whose colons have another meaning
     "data.path", "model.weights", "server.store", "out", "train.device", "metrics.host",
+    "track.folder",
 }  # fmt: skip
 
 
@@ -703,5 +724,5 @@ def shared_settings(config: Config) -> dict[str, Any]:
     """
     private = _PRIVATE | (_OWN if config.clients.partition == "own" else set())
     settings = flatten(as_dict(config))
-    own = ("server.", "checkpoint.", "tls.", "log.", "metrics.")
+    own = ("server.", "checkpoint.", "tls.", "log.", "metrics.", "track.")
     return {key: value for key, value in settings.items() if key not in private and not key.startswith(own)}

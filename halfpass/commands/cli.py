@@ -35,17 +35,19 @@ from halfpass.commands.export import FORMATS, export
 from halfpass.commands.grid import choose, grid_rows, read_grid, read_pairs, run_grid
 from halfpass.commands.help import help_text, topic_of
 from halfpass.commands.joining import join_command
+from halfpass.commands.live_report import show_live
 from halfpass.commands.new import print_new
 from halfpass.commands.predict import Wanted, predict
 from halfpass.commands.report import find_runs, write_for_paper
 from halfpass.commands.retrain import retrain
-from halfpass.commands.status import as_json, show
+from halfpass.commands.status import as_json, show, watch
 from halfpass.commands.streams import lost_output, outlive
 from halfpass.config import Config, LogConfig, TlsConfig, from_dict, named_code, number_keys
 from halfpass.data.workers import draw_beside_threads
 from halfpass.errors import HalfpassError, InputError, RunError, room_remedy
 from halfpass.files import at_home, refuse_file, write_json
 from halfpass.plugin import origin
+from halfpass.report.outputs import PAGE, refuse_output
 from halfpass.report.page import write_report
 from halfpass.report.runs import read_run, summary
 from halfpass.report.tables import rich_table
@@ -59,6 +61,7 @@ from halfpass.run.records import JOINED, SERVED, command_line, default_folder, e
 from halfpass.run.server_process import serve
 from halfpass.run.train import between_processes, compare, read_methods, read_seeds, resume, train, with_folder
 from halfpass.wire.asking import ask_status
+from halfpass.wire.halfpass_pb2 import StatusReply
 
 LOG = logging.getLogger("halfpass")
 DEFAULT_BIND = "127.0.0.1:7465"
@@ -195,11 +198,16 @@ def _say_done(folder: Path) -> None:
 
 def _status(options: Namespace) -> None:
     tls = TlsConfig(**options.tls.as_dict())
-    reply = ask_status(options.address, trust_to_ask(tls), insecure=options.insecure)
-    if options.json:
-        print(as_json(reply))
+
+    def ask() -> StatusReply:
+        return ask_status(options.address, trust_to_ask(tls), insecure=options.insecure)
+
+    if options.watch:
+        watch(ask)
+    elif options.json:
+        print(as_json(ask()))
     else:
-        show(reply)
+        show(ask())
 
 
 def _certs(options: Namespace) -> None:
@@ -277,11 +285,17 @@ def _paper(options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
-    runs = find_runs([_path("RUN", name) for name in options.runs])
+    def runs() -> list[Path]:
+        return find_runs([_path("RUN", name) for name in options.runs])
+
     asked = [_path(f"--{name}", options[name]) if options[name] else None for name in ("figures", "csv", "latex")]
     out = _path("--out", options.out)
-    written = write_for_paper(runs, out, *asked)
-    _report_on(runs, out)
+    if options.live:
+        refuse_output("--out", out, PAGE)
+        if not show_live(runs, lambda address: print(f"live report: {address} (Ctrl-C ends it)", flush=True)):
+            return
+    written = write_for_paper(runs(), out, *asked)
+    _report_on(runs(), out)
     for file in written:
         print(f"wrote {file}")
 
@@ -465,6 +479,7 @@ def _add_status(parser: ArgumentParser) -> None:
     may = "Ask another machine without TLS."
     parser.add_argument("--insecure", action="store_true", help=may)
     parser.add_argument("--json", action="store_true", help="All of it as JSON.")
+    parser.add_argument("--watch", action="store_true", help="Ask again each second, until Ctrl-C or the run's end.")
 
 
 def _add_retrain(parser: ArgumentParser) -> None:
@@ -493,6 +508,8 @@ def _add_report(parser: ArgumentParser) -> None:
     numbers = "CSV file to write: a row for each line of the table, mean and standard deviation of each measure."
     parser.add_argument("--csv", type=str, default=None, metavar="FILE", help=numbers)
     parser.add_argument("--latex", type=str, default=None, metavar="FILE", help="LaTeX table to write, with booktabs.")
+    may = "Serve a page on this machine that keeps up with runs that go on; the file is written once they are finished."
+    parser.add_argument("--live", action="store_true", help=may)
 
 
 def _add_export(parser: ArgumentParser) -> None:
@@ -684,8 +701,8 @@ def _with_run_settings(words: list[str]) -> list[str]:
 
 
 def _spelled_out(word: str) -> str:
-    """`--task multilabel` is `--task.name multilabel`."""
-    return re.sub(r"^--task(?==|$)", "--task.name", word)
+    """`--task multilabel` is `--task.name multilabel`, `--track wandb` is `--track.to wandb`."""
+    return re.sub(r"^--track(?==|$)", "--track.to", re.sub(r"^--task(?==|$)", "--task.name", word))
 
 
 def _option_names(parser: ArgumentParser) -> list[str]:

@@ -23,7 +23,7 @@ from halfpass.report import tables
 from halfpass.run import checkpoint, setup
 from halfpass.run.children import Child, stopping
 from halfpass.run.records import CHECKPOINT, RunFolder, difference, read_config, read_result
-from halfpass.run.train import process_count
+from halfpass.run.train import process_count, tracked_together
 
 POLL_SECONDS = 0.2
 REMEDY = "look at examples/paper/small.yaml"
@@ -236,6 +236,7 @@ def _start(member: Member, jobs: int) -> Child:
     did not get that far has left goes, its store too."""
     threads = setup.threads_each(member.config, jobs * process_count(member.config))
     config = replace(member.config, train=replace(member.config.train, threads=threads))
+    config = tracked_together(member.folder.parent, config)
     if member.begun:
         RunFolder(member.folder).write_config(config)  # the data may be elsewhere by now
         return Child(member.name, ["resume", str(member.folder), "--allow_code"], quiet=True)

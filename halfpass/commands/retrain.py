@@ -14,7 +14,7 @@ from halfpass.algorithm.server import Server, evaluate
 from halfpass.config import Config, as_dict
 from halfpass.errors import InputError
 from halfpass.files import alone_in
-from halfpass.run import setup
+from halfpass.run import setup, tracking
 from halfpass.run.epoch import Score, Tally, server_step
 from halfpass.run.memory import PeakMemory
 from halfpass.run.network import Network, above_edge, agreed_task, build_network, identity, read_plans, read_spec
@@ -59,6 +59,7 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
     config = dataclasses.replace(config, runtime="local")
     out = config.folder
     refuse_run(out)
+    tracking.check(config)
     with UploadStore.open_existing(setup.store_folder(config, run)) as store:
         if made.model.edge_cut == store.identity["cut"]:  # an edge's uploads, not its clients'
             config = above_edge(config)
@@ -68,10 +69,9 @@ def retrain(run: Path, config: Config) -> dict[str, Any]:
         server = setup.build_server(config, network)
         rows: list[Row] = []
         total, done = sum(map(len, passes)), 0
-        memory = PeakMemory(server.arithmetic.device)
-        steps = -(-total // len(passes))
-        with alone_in(out), EpochProgress("retrain", config.train.epochs, steps) as progress:
-            folder = RunFolder.create(out, config)
+        retraining = EpochProgress("retrain", config.train.epochs, -(-total // len(passes)))
+        with alone_in(out), RunFolder.create(out, config).tracked(config) as folder, retraining as progress:
+            memory = PeakMemory(server.arithmetic.device)
             for epoch, keys in enumerate(passes):
                 began, tally = time.perf_counter(), Tally(server.arithmetic.device)
                 use = passes[:epoch].count(keys)

@@ -1,16 +1,21 @@
-"""`halfpass status`: how far a server's run is, as a few lines and a table, or as JSON."""
+"""`halfpass status`: how far a server's run is, as a few lines and a table, or as JSON; `--watch` asks again."""
 
 import json
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from halfpass.errors import printable
+from halfpass.errors import InputError, RunError, printable
+from halfpass.run.live import LiveTable
 from halfpass.wire import halfpass_pb2 as pb
 
+WATCH_SECONDS = 1.0
 WIDTH = 120  # of what is not a terminal
 
 
@@ -62,6 +67,31 @@ def show(reply: pb.StatusReply, console: Console | None = None) -> None:
     console.print(table)
     if reply.clients_count > len(reply.clients):
         console.print(f"and {reply.clients_count - len(reply.clients)} more", highlight=False)
+
+
+def watch(ask: Callable[[], pb.StatusReply], console: Console | None = None) -> None:
+    """A table that is asked for anew each second, until the server ends. Raises InputError without a terminal, and what
+    the first question does."""
+    console = console or Console()
+    if not console.is_terminal:
+        expected, remedy = "a terminal, where a table can be drawn anew", "leave it out, or take --json"
+        raise InputError("--watch", expected, "none", remedy)
+    table = LiveTable(ask)
+    table.add(time.monotonic(), ask())
+
+    def drawn() -> Table:
+        return table.table(console.width, console.height - 2)
+
+    with Live(get_renderable=drawn, console=console, auto_refresh=False) as live:
+        while True:
+            live.refresh()
+            time.sleep(WATCH_SECONDS)
+            try:
+                table.add(time.monotonic(), ask())
+            except (InputError, RunError) as error:
+                live.stop()
+                console.print(f"the server answers no more: {error}", highlight=False, markup=False, soft_wrap=True)
+                return
 
 
 def _ago(seconds: float) -> str:

@@ -18,7 +18,7 @@ from halfpass.report import tables
 Row = Mapping[str, Any]
 
 NO_SETTINGS = (  # of config.yaml; runs that differ in these are alike
-    "out", "data.download", "server.store", "server.store_limit", "train.test_every",
+    "out", "data.download", "server.store", "server.store_limit", "train.test_every", "track.to", "track.folder",
 )  # fmt: skip
 REQUIRED = (
     "method", "seed", "epochs", "test_accuracy", "aux_test_accuracy", "train_seconds",

@@ -25,6 +25,11 @@ from halfpass.tree import sample_count
 def train_centralized(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
     """Writes the run folder; returns what `result.json` holds. Where the folder has kept the state of such a run, goes
     on with that."""
+    with folder.tracked(config):
+        return _train(config, folder, data)
+
+
+def _train(config: Config, folder: RunFolder, data: Dataset) -> dict[str, Any]:
     task = setup.task_of(config, data)
     whole = setup.build_whole(config, data, task)
     recipe, device = config.train, whole.arithmetic.device

@@ -43,6 +43,7 @@ from halfpass.run.records import CHECKPOINT, JOINED, RunFolder, refuse_changes
 from halfpass.run.roles import ToServer
 from halfpass.run.rounds import chosen
 from halfpass.run.signature import signature_of, write_signature
+from halfpass.run.site import watched
 from halfpass.run.uplink import Uplink
 from halfpass.tasks.task import Task
 from halfpass.wire import halfpass_pb2 as pb
@@ -72,7 +73,7 @@ class ClientRun:
         device = client.arithmetic.device
         self.shard, self.test_samples = shard.to(device), data.test.to(device)
         self.has_trained = False
-        self._steps = batch_count(len(shard), config.train.batch_size)
+        self.steps = self._steps = batch_count(len(shard), config.train.batch_size)  # per epoch
         self.uplink = Uplink(config, self._steps)
         self.memory = PeakMemory(client.arithmetic.device)
         self._epoch: ClientEpoch | None = None
@@ -388,7 +389,8 @@ def join(
             RunFolder(own).write_config(config)
             write_json(own / JOINED, {"address": address, "insecure": insecure})
         try:
-            run.follow()
+            with watched(run, connection, config, index):
+                run.follow()
         finally:  # what was trained is kept, whatever happened
             run.written()
             if run.has_trained:

@@ -8,10 +8,12 @@ from halfpass.algorithm.server import Server
 from halfpass.config import Config
 from halfpass.run.above import Above
 from halfpass.run.epoch import Score, Tally, Values
+from halfpass.run.live import LiveTable
 from halfpass.run.memory import PeakMemory
 from halfpass.run.progress import EpochProgress
 from halfpass.run.records import Row, RunFolder, epoch_rows, peak_so_far
 from halfpass.tasks.task import Task
+from halfpass.wire import halfpass_pb2 as pb
 from halfpass.wire.meter import Meter
 
 
@@ -28,6 +30,10 @@ class SplitRun(Protocol):
 
     def test(self, epoch: int) -> tuple[Score, dict[int, Values]]:
         """(the test's score, the auxiliary head's by client), by the same way as training, codec included."""
+
+    @property
+    def watch(self) -> Callable[[], pb.StatusReply] | None:
+        """Says how far each process is, where there are several."""
 
     seconds_before: float  # of the epoch that comes, spent on it in an earlier process
 
@@ -56,7 +62,8 @@ def run_epochs(config: Config, run: SplitRun, folder: RunFolder) -> list[Row]:
     run.ready(folder)
     uploads = sum(-(-steps // config.wire.every) for steps in run.steps)
     title = config.method if config.model.edge_cut is None else f"{config.method}, edge"
-    with EpochProgress(title, config.train.epochs, uploads * config.server.replay) as progress:
+    view = None if run.watch is None else LiveTable(run.watch)
+    with EpochProgress(title, config.train.epochs, uploads * config.server.replay, view) as progress:
         progress.skip(done * uploads * config.server.replay)
         for epoch in range(done, config.train.epochs):
             began = time.perf_counter()

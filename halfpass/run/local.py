@@ -56,7 +56,7 @@ class LocalRun:
         self.uplinks = [Uplink(config, steps) for steps in self.steps]
         self.above = Above() if link is None else link(self.server, self.steps)
         self.lessons = Lessons(config, self.server, store, self.above)
-        self.has_trained, self.seconds_before = False, 0.0
+        self.has_trained, self.seconds_before, self.watch = False, 0.0, None
         self.handover = Handover(config.clients.topology, config.clients.count)
 
     def train(self, epoch: int, after_step: Callable[[], None]) -> tuple[dict[int, Tally], Tally]:
@@ -215,24 +215,26 @@ def train_local(
         link = partial(LocalLink, config, network=upper, folder=folder, store=upper_store)
         run = LocalRun(edge, sites, shards, network, store, link)
         assert isinstance(run.above, LocalLink)
-        try:
-            _train_link(edge, edge_folder, run, network)
-        finally:
-            if run.has_trained:
-                run.above.save()
-        return run.above.result()
+        with folder.tracked(config):
+            try:
+                _train_link(edge, edge_folder, run, network)
+            finally:
+                if run.has_trained:
+                    run.above.save()
+            return run.above.result()
 
 
 def _train_link(config: Config, folder: RunFolder, run: LocalRun, network: Network) -> dict[str, Any]:
     """The clients, and the server or edge that is next to them."""
-    try:
-        rows = run_epochs(config, run, folder)
-        run.finish()
-    finally:  # what was trained is kept, whatever happened
-        if run.has_trained:
-            _save(config, folder, run, network)
-    wires = Wires(list(run.meters().values()), None)
-    return folder.finish(result(config, network.task, network.cut, rows, wires, folder.environment))
+    with folder.tracked(config):
+        try:
+            rows = run_epochs(config, run, folder)
+            run.finish()
+        finally:  # what was trained is kept, whatever happened
+            if run.has_trained:
+                _save(config, folder, run, network)
+        wires = Wires(list(run.meters().values()), None)
+        return folder.finish(result(config, network.task, network.cut, rows, wires, folder.environment))
 
 
 def _save(config: Config, folder: RunFolder, run: LocalRun, network: Network) -> None:

@@ -25,6 +25,7 @@ class Pace:
 
     def __init__(self, clients: Iterable[int]) -> None:
         self.batches = dict.fromkeys(clients, 0)  # by client
+        self.samples_of = dict.fromkeys(self.batches, 0)
         self.samples, self.seconds = 0, 0.0
         self.steps = [0] * (len(BOUNDS) + 1)  # that took up to each of the bounds and more than the one before
         self._done, self._part, self._latest = 0, 0.0, 0.0
@@ -33,6 +34,7 @@ class Pace:
     def add(self, client: int, samples: int, seconds: float, *, last: bool = True) -> None:
         """A batch, or a micro-batch: a batch is done with its `last` one."""
         self.samples += samples
+        self.samples_of[client] += samples
         self.seconds += seconds
         self._part += seconds
         if not last:
@@ -96,6 +98,7 @@ class Overview:
         self.hub: Hub | None = None
         self.run: Run | None = None
         self.name = ""
+        self._began: tuple[float, float] | None = None  # when it was first looked at in training, and how much was done
 
     @property
     def position(self) -> Position:
@@ -120,6 +123,9 @@ class Overview:
             step=sum(at.steps.values()), steps=sum(self.steps), batches_per_second=self.pace.per_second(),
             clients_count=count, connected=sum(look.away is None for look in looks.values()),
         )  # fmt: skip
+        reply.busy_seconds, reply.seconds_left = self.pace.seconds, self._seconds_left(at)
+        if self.hub is not None and (waits := self.hub.waiting()) is not None:
+            reply.waits_for[:], reply.waiting_seconds = waits[0][:MOST_CLIENTS], waits[1]
         if (kept := at.kept) is not None:
             ago = time.monotonic() - kept.since
             reply.checkpoint.CopyFrom(pb.Checkpoint(epoch=kept.epoch, step=kept.step, seconds_ago=ago))
@@ -132,6 +138,28 @@ class Overview:
                     client=k, state=state, away_seconds=look.away or 0.0, received=look.received, applied=look.applied,
                     queued=look.queued, queued_bytes=look.queued_bytes, reconnections=look.reconnections,
                     step=at.steps.get(k, 0), steps=self.steps[k] if k < len(self.steps) else 0,
+                    samples=self.pace.samples_of.get(k, 0), bytes_up=sum(look.up.values()),
+                    bytes_down=sum(look.down.values()), waits=self._waits(at, look),
                 )  # fmt: skip
             reply.clients.append(said)
         return reply
+
+    def _waits(self, at: Position, look: Look) -> str:
+        """For whom a client waits: "server", "clients" or "" where that is not known."""
+        if look.away is not None or look.finished or at.phase != "training":
+            return ""
+        if look.held or (self.config.method == "conventional" and look.received > look.applied):
+            return "server"
+        done = {k: at.steps.get(k, 0) >= steps for k, steps in enumerate(self.steps)}
+        through = done.get(look.client, False) and look.received == look.applied
+        return "clients" if through and not all(done.values()) else ""
+
+    def _seconds_left(self, at: Position) -> float:
+        """Of the run, as fast as it has been since it was first asked for; 0 where that is not known."""
+        if self.run is None or not at.epoch or not sum(self.steps):
+            return 0.0
+        done = (at.epoch - 1 + min(1.0, sum(at.steps.values()) / sum(self.steps))) / self.config.train.epochs
+        began = self._began = self._began or (time.monotonic(), done)
+        if done <= began[1]:
+            return 0.0
+        return (time.monotonic() - began[0]) / (done - began[1]) * max(0.0, 1 - done)

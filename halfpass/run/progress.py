@@ -2,9 +2,11 @@
 
 import datetime
 import logging
+from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,10 +25,27 @@ LOG = logging.getLogger("halfpass")
 WIDE = 100  # columns of a terminal that has room for a bar beside the counts
 
 
+View = Callable[[int, int], RenderableType]
+
+
+class _Bars(Progress):
+    """A bar below what `view` gives."""
+
+    def __init__(self, view: View | None, *columns: ProgressColumn, **options: Any) -> None:
+        self._view = view  # before the first look
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self._view is not None and not self.finished:
+            yield self._view(self.console.width, self.console.height - 4)
+        yield from super().get_renderables()
+
+
 class EpochProgress:
     """Counts batches of a whole run: `epochs` times `batches_per_epoch`."""
 
-    def __init__(self, title: str, epochs: int, batches_per_epoch: int) -> None:
+    def __init__(self, title: str, epochs: int, batches_per_epoch: int, view: View | None = None) -> None:
+        """`view` is shown above the bar: what it gives for so many columns and lines."""
         self._console = Console(stderr=True)
         self._title, self._epochs = title, epochs
         whole = Column(no_wrap=True, min_width=2 * len(str(epochs * batches_per_epoch)) + 1)  # kept where room is short
@@ -39,7 +58,7 @@ class EpochProgress:
             counts, left = columns[1:3]
             columns[1:3] = [BarColumn(bar_width=None), counts, TextColumn("batches"), TimeElapsedColumn(), left]
         terminal = self._console.is_terminal and not logs.in_json()
-        self._bars = Progress(*columns, console=self._console, disable=not terminal, refresh_per_second=4)
+        self._bars = _Bars(view, *columns, console=self._console, disable=not terminal, refresh_per_second=4)
         self._task = self._bars.add_task(title, total=epochs * batches_per_epoch, latest="")
 
     def __enter__(self) -> "EpochProgress":

@@ -10,7 +10,8 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,7 @@ from halfpass.errors import InputError, RunError, reason
 from halfpass.files import explained, make_folder, read_mapping, refuse_place, replacing, write_json
 from halfpass.run import checkpoint
 from halfpass.run.epoch import Score, Tally, Values
+from halfpass.run.tracking import Tracks
 from halfpass.tasks.task import Task
 from halfpass.wire.disk import append, sync
 from halfpass.wire.meter import Meter
@@ -279,6 +281,7 @@ class RunFolder:
         self.path, self._checkpoint = path, path / CHECKPOINT
         self._noted, self._ledger_size = list[bytes](), 0  # lines that are not in the ledger yet; its bytes
         self._rows = list[str]()  # that are not in metrics.jsonl yet
+        self._tracks: Tracks | None = None
         self.environment = environment()  # as it is when the run begins: the tree may change meanwhile
 
     @classmethod
@@ -289,6 +292,16 @@ class RunFolder:
         folder = cls(path)
         folder.write_config(config)
         return folder
+
+    @contextmanager
+    def tracked(self, config: Config) -> "Iterator[RunFolder]":
+        """Trackers, where the settings name some, follow what is written here meanwhile."""
+        self._tracks = Tracks(config, self.path)
+        try:
+            yield self
+        finally:
+            self._tracks.finish(None)  # nothing, where the run has finished
+            self._tracks = None
 
     def write_config(self, config: Config) -> None:
         with replacing(self.path / "config.yaml") as partial:
@@ -374,6 +387,8 @@ class RunFolder:
             raise InputError(str(file), expected, f"those of {found}", "train anew")
         if len(rows) < len(lines):
             file.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in rows))
+        if self._tracks is not None:
+            self._tracks.log(rows)  # which an earlier process may not have got to
         return rows
 
     def note(self, client: int, epoch: int, step: int, samples: int) -> None:
@@ -416,6 +431,8 @@ class RunFolder:
             self._write_rows()
         except RunError as error:
             LOG.warning("not written yet: %s", error)
+        if self._tracks is not None:
+            self._tracks.log(rows)
         return rows
 
     def _write_rows(self) -> None:
@@ -457,6 +474,8 @@ class RunFolder:
         write_json(self.path / "result.json", outcome)
         if self._checkpoint.parent == self.path:
             checkpoint.remove(self._checkpoint)
+        if self._tracks is not None:
+            self._tracks.finish(outcome)
         return outcome
 
 
@@ -526,6 +545,7 @@ _FREE = (
     "server.store", "server.store_limit",
     "tls.folder", "tls.certificate", "tls.key", "tls.authority", "tls.tokens", "tls.token", "tls.server_name",
     "log.json", "log.level", "metrics.port", "metrics.host",
+    "track.to", "track.folder",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from halfpass.config import Config
 from halfpass.files import alone_in
-from halfpass.run import setup
+from halfpass.run import setup, tracking
 from halfpass.run.admission import Admission
 from halfpass.run.children import for_peer
 from halfpass.run.records import RunFolder, refuse_run
@@ -23,6 +23,7 @@ def serve_rounds(config: Config, exchange: Exchange, engine: str) -> dict[str, A
     """
     check_rounds_only(config)
     setup.check_between_processes(config)
+    tracking.check(config)
     setup.check_unsharded(config)
     out: Path = config.folder
     refuse_run(out)

@@ -20,7 +20,7 @@ from halfpass.config import Config
 from halfpass.cut import CutBatch
 from halfpass.errors import HalfpassError, InputError, RunError
 from halfpass.files import alone_in, write_json
-from halfpass.run import children, metrics, setup
+from halfpass.run import children, metrics, setup, tracking
 from halfpass.run.above import Above
 from halfpass.run.admission import Admission
 from halfpass.run.attendance import Attendance
@@ -124,6 +124,7 @@ class ServerRun:
         self._began = 0.0  # it, or its part in this process
         self.finished = False
         self.pace = Pace(range(len(self.steps)))
+        self.watch: Callable[[], pb.StatusReply] | None = None  # how far it is, for who sits before it
         self._phase, self._epoch, self._tally = "training", 0, Tally(self.server.arithmetic.device)
         self._taken: list[tuple[int, CutBatch]] = []  # by client, since the last step
         template = setup.build_client(config, self.network, 0) if self.handover.needed else None
@@ -637,6 +638,7 @@ def serve(
     if kept is None:
         refuse_run(out)
     setup.check_between_processes(config)
+    tracking.check(config)
     if ranks is None:
         setup.check_unsharded(config)
     trust = trust_of(config.tls, SERVER if above is None else EDGE)
@@ -694,7 +696,7 @@ def serve(
                 kept_in = folder if keeps else None
                 later = None if state is None else ready
                 run = ServerRun(config, hub, admission, store, link, kept_in, run_name, state, later, ranks)
-                overview.run = run
+                overview.run, run.watch = run, overview.status
                 outcome = run_to_end(config, folder, run, engine)
                 for k in range(len(run.steps)):
                     hub.peer(k).outbox.clear()
@@ -712,6 +714,11 @@ def serve(
 def run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | None = None) -> dict[str, Any]:
     """All epochs and the end; returns what `result.json` holds. `engine`: what carries it, where that is another's."""
     LOG.info("training into %s", folder.path, extra={"event": "training", "folder": str(folder.path)})
+    with folder.tracked(config):
+        return _run_to_end(config, folder, run, engine)
+
+
+def _run_to_end(config: Config, folder: RunFolder, run: ServerRun, engine: str | None) -> dict[str, Any]:
     try:
         rows = run_epochs(config, run, folder)
         wires = run.finish()

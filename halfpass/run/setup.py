@@ -30,7 +30,7 @@ from halfpass.data.samples import Stream, described, undisturbed
 from halfpass.errors import InputError, reason
 from halfpass.networks.models import MIDDLE_CUTS, Pair, build_model
 from halfpass.networks.transformer import BYTES
-from halfpass.run import children, logs
+from halfpass.run import children, logs, tracking
 from halfpass.run.memory import keep_freed_memory
 from halfpass.run.network import (
     TRIED_SAMPLES,
@@ -79,6 +79,7 @@ def prepare(config: Config, data: Dataset | None = None, *, old: bool = False) -
 
 def check_here(config: Config) -> None:
     """What a training that this process begins can check of its settings before anything is said of the data."""
+    tracking.check(config)
     check_names(config)
     check_unsharded(config)
     if config.runtime == "local" and config.metrics.port is not None:

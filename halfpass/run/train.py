@@ -205,6 +205,13 @@ def _member(config: Config, out: Path, method: str, seed: int) -> Config:
     name, server = f"{method}-seed-{seed}", config.server
     if server.store is not None:
         server = dataclasses.replace(server, store=str(Path(server.store) / name))
-    return dataclasses.replace(
+    return tracked_together(out, dataclasses.replace(
         config, out=str(out / name), server=server, train=dataclasses.replace(config.train, seed=seed)
-    )
+    ))  # fmt: skip
+
+
+def tracked_together(out: Path, config: Config) -> Config:
+    """One of the runs below `out`, which trackers are to show as a group."""
+    if config.track.to is None or config.track.folder is not None:
+        return config
+    return dataclasses.replace(config, track=dataclasses.replace(config.track, folder=str(out)))

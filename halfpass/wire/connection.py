@@ -23,6 +23,7 @@ from halfpass.wire.service import (
     METHOD,
     OVERHEAD_BYTES,
     SERVICE,
+    STATUS,
     STOP_SECONDS,
     Anew,
     Interrupted,
@@ -38,6 +39,7 @@ from halfpass.wire.trust import Trust
 CONNECT_SECONDS = 10.0  # to reach a server
 MOST_INCOMING = 64  # messages that wait to be taken: a server says one thing at a time
 AHEAD_BATCHES = 2  # not encoded yet, beyond the window: one at work and one behind it
+ASK_SECONDS = 5.0  # for an answer how far the run is
 LONGEST_PAUSE = 5.0  # seconds between two attempts to reach a server again
 KEPT_SECONDS = 0.5  # between two words of what is kept: checkpoints may be many
 _JITTER = random.SystemRandom()  # training's own numbers are left alone, and forked clients do not wait alike
@@ -103,6 +105,7 @@ class Connection:
         self._incoming: deque[tuple[pb.ServerMessage, int]] = deque()  # each with its link's number
         self._test = 0  # number of the link on which the test came that is at work
         self._changed = threading.Condition()
+        self.waits: tuple[str, float] | None = None  # what the caller's work waits for, since when
         self._port = int(address.rpartition(":")[2])
         self._failure: HalfpassError | None = None
         self._ended = self._closed = self._finishing = self._has_joined = False
@@ -207,6 +210,18 @@ class Connection:
             outbox = self.outbox
             number = self._link.number - 1
             return Look(outbox.last, self._applied, outbox.durable, outbox.kept_bytes, number, away)
+
+    def ask(self) -> pb.StatusReply:
+        """How far the run is, asked beside the stream. Raises grpc.RpcError where there is no answer."""
+        with self._changed:
+            channel = self._link.channel
+        ask = channel.unary_unary(
+            f"/{SERVICE}/{STATUS}", request_serializer=pb.StatusRequest.SerializeToString,
+            response_deserializer=pb.StatusReply.FromString,
+        )  # fmt: skip
+        metadata = [] if self._trust is None else self._trust.metadata()
+        reply: pb.StatusReply = ask(pb.StatusRequest(), timeout=ASK_SECONDS, metadata=metadata)
+        return reply
 
     def finish(self) -> None:
         """Says Finished and waits for the server to have it, durably, or to end the stream."""
@@ -314,8 +329,15 @@ class Connection:
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         """Until it is ready; says for whom where that takes long."""
-        patience = Patience()
+        patience, began = Patience(), time.monotonic()
+        try:
+            self._wait_until(ready, what, patience, began)
+        finally:
+            self.waits = None
+
+    def _wait_until(self, ready: Callable[[], bool], what: str, patience: Patience, began: float) -> None:
         while not ready():
+            self.waits = what, began
             if self._failure is not None:
                 raise self._failure
             if self._ended or self._closed:

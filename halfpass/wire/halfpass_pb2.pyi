@@ -273,7 +273,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("run", "phase", "epoch", "epochs", "step", "steps", "batches_per_second", "checkpoint", "clients_count", "connected", "clients")
+    __slots__ = ("run", "phase", "epoch", "epochs", "step", "steps", "batches_per_second", "checkpoint", "clients_count", "connected", "clients", "waits_for", "waiting_seconds", "busy_seconds", "seconds_left")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +285,10 @@ class StatusReply(_message.Message):
     CLIENTS_COUNT_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    WAITING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     epoch: int
@@ -296,7 +300,11 @@ class StatusReply(_message.Message):
     clients_count: int
     connected: int
     clients: _containers.RepeatedCompositeFieldContainer[ClientStatus]
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., batches_per_second: _Optional[float] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., clients_count: _Optional[int] = ..., connected: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ...) -> None: ...
+    waits_for: _containers.RepeatedScalarFieldContainer[int]
+    waiting_seconds: float
+    busy_seconds: float
+    seconds_left: float
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., batches_per_second: _Optional[float] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., clients_count: _Optional[int] = ..., connected: _Optional[int] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., waits_for: _Optional[_Iterable[int]] = ..., waiting_seconds: _Optional[float] = ..., busy_seconds: _Optional[float] = ..., seconds_left: _Optional[float] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("epoch", "step", "seconds_ago")
@@ -309,7 +317,7 @@ class Checkpoint(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., seconds_ago: _Optional[float] = ...) -> None: ...
 
 class ClientStatus(_message.Message):
-    __slots__ = ("client", "state", "away_seconds", "step", "steps", "received", "applied", "queued", "queued_bytes", "reconnections")
+    __slots__ = ("client", "state", "away_seconds", "step", "steps", "received", "applied", "queued", "queued_bytes", "reconnections", "samples", "bytes_up", "bytes_down", "waits")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AWAY_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +328,10 @@ class ClientStatus(_message.Message):
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_UP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
     client: int
     state: str
     away_seconds: float
@@ -330,7 +342,11 @@ class ClientStatus(_message.Message):
     queued: int
     queued_bytes: int
     reconnections: int
-    def __init__(self, client: _Optional[int] = ..., state: _Optional[str] = ..., away_seconds: _Optional[float] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., applied: _Optional[int] = ..., queued: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., reconnections: _Optional[int] = ...) -> None: ...
+    samples: int
+    bytes_up: int
+    bytes_down: int
+    waits: str
+    def __init__(self, client: _Optional[int] = ..., state: _Optional[str] = ..., away_seconds: _Optional[float] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., applied: _Optional[int] = ..., queued: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., reconnections: _Optional[int] = ..., samples: _Optional[int] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., waits: _Optional[str] = ...) -> None: ...
 
 class Question(_message.Message):
     __slots__ = ("protocol", "run", "cut", "fingerprint", "codec", "tensors", "whole")

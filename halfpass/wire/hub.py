@@ -54,6 +54,7 @@ EACH_BYTES = 512  # that a message takes beside its content
 SAME_ANSWER_SECONDS = 0.2  # to whoever asks how far the run is
 GONE_SECONDS = 0.3  # within which gRPC says so, where a connection broke
 MOST_REJECTED = 100  # messages of a client, then it is dropped; ours stops at the first
+MOST_NAMED = 10  # clients that a line names
 MOST_DROPPED = 3  # times that a client is, then it is refused
 NUMBERED = ("begin", "take", "gradients", "finish")  # what has a place in the server's sequence to a client
 UNNUMBERED = ("join", "alive", "failed", "test_end")  # what has none in a client's, with a test's batches
@@ -184,6 +185,7 @@ class Look:
     given_up: bool
     rejected: int
     dropped: int  # times
+    held: bool  # its window is full: it waits
 
 
 class Hub:
@@ -244,6 +246,7 @@ class Hub:
         self._changed = threading.Condition(self._lock)  # for the thread that trains
         self._admitting, self._answering = threading.Lock(), threading.Lock()
         self._turn = 0
+        self._waits: tuple[Collection[int], float] | None = None  # clients of which one is waited for, since when
         self._stopped = False
         self.refused = 0  # newcomers
         self._readers: list[threading.Thread] = []
@@ -305,7 +308,7 @@ class Hub:
         """Until every client has joined, and has not left; or `enough` have, and none for the timeout: then the others
         are given up. Raises RunError naming those that have not."""
         least, deadline = enough or self._clients, time.monotonic() + seconds
-        there, since = 0, time.monotonic()
+        there, since, told = 0, time.monotonic(), self._clients
         with self._changed:
             while missing := [k for k in range(self._clients) if k not in self._peers or self._peers[k].dropped]:
                 if enough is None:
@@ -331,7 +334,13 @@ class Hub:
                         "; ".join([f"none with number {', '.join(map(str, missing))}", *left]),
                         "start them with halfpass join",
                     )  # fmt: skip
+                self._waits = missing, self._waits[1] if self._waits else time.monotonic()
+                if (still := len(missing)) != told and there:
+                    told, known = still, {"event": "waiting", "clients": missing[:MOST_NAMED]}
+                    numbers = ", ".join(map(str, missing[:MOST_NAMED])) + (", …" if still > MOST_NAMED else "")
+                    LOG.info("waiting for %d more client(s): %s", still, numbers, extra=known)
                 self._changed.wait(min(0.2, self._timeout))
+        self._waits = None
 
     def take(self, clients: Collection[int], *kinds: str, of: int | None = None) -> tuple[int, Received]:
         """The next message of any of `clients`, which must be of one of `kinds`; taken in turn where several wait.
@@ -342,6 +351,14 @@ class Hub:
         raised for one of them that is away for longer than the timeout, or was dropped, where the others are enough.
         """
         patience = Patience()
+        try:
+            return self._take(clients, kinds, of, patience)
+        finally:
+            self._waits = None
+
+    def _take(
+        self, clients: Collection[int], kinds: Collection[str], of: int | None, patience: Patience
+    ) -> tuple[int, Received]:
         with self._changed:
             while True:
                 # First, or one that misbehaves goes on as long as others have messages waiting.
@@ -365,6 +382,7 @@ class Hub:
                         expected, remedy = " or ".join(kinds), "both sides must run the same halfpass"
                         self.drop(client, Misbehaved(client, expected, received.kind, remedy))
                         break
+                self._waits = self._waits or (clients, time.monotonic())
                 if all(self._peers[client].away is None for client in clients):
                     patience.tell(f"client {', '.join(map(str, sorted(clients)))}", " or ".join(kinds))
                 self._changed.wait(min(0.2, self._timeout))
@@ -632,8 +650,14 @@ class Hub:
                     dict(peer.meter.down) | {"evaluation": peer.meter.evaluation_down},
                     peer.outbox.kept_bytes, max(0, peer.streams - 1), None if peer.away is None else now - peer.away,
                     peer.finished, peer.given_up, peer.rejected, peer.faults,
+                    peer.stream is not None and peer.stream.held,
                 ) for k, peer in sorted(self._peers.items())
             ]  # fmt: skip
+
+    def waiting(self) -> tuple[list[int], float] | None:
+        """Clients of which one is waited for, and since how many seconds; None where there is other work."""
+        waits = self._waits
+        return None if waits is None else (sorted(waits[0]), time.monotonic() - waits[1])
 
     @property
     def refusals(self) -> dict[str, int]:
