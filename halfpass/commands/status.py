@@ -31,6 +31,8 @@ def _fields(message: Any) -> dict[str, Any]:
 def _plain(message: Any, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.message_type is None:
+        if field.is_repeated:
+            return list(value)
         return None if isinstance(value, float) and not math.isfinite(value) else value
     if field.is_repeated:
         return [_fields(part) for part in value]
