@@ -1,5 +1,8 @@
 """halfpass's steps in a loop of Lightning Fabric or Accelerate, and collators of transformers: beside the plain way."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -122,6 +125,30 @@ def test_accelerates_own_accumulation_is_refused_because_gradients_would_be_lost
     )
     with pytest.raises(InputError, match=r"^server\.optimizer: expected an optimizer that makes every step"):
         server_steps.decoupled_step(server, batch)
+
+
+def run_page(name):
+    """The code of a page of docs/how-to, from top to bottom."""
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / f"{name}.md").read_text()
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    assert names["step"] > 0
+    assert torch.isfinite(torch.tensor([names["local_loss"], names["loss"]])).all()
+
+
+def test_the_page_about_fabric_runs():
+    pytest.importorskip("lightning_fabric")
+    run_page("fits-lightning")
+
+
+def test_the_page_about_accelerate_runs(accelerate):
+    run_page("fits-accelerate")
+
+
+def test_the_page_about_hugging_face_runs():
+    pytest.importorskip("datasets")  # 60 MB, which the tests do not install
+    run_page("fits-hugging-face")
 
 
 # --- Collators --------------------------------------------------------------------------------------------------------
