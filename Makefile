@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -
 # What is imported is compiled once, and not anew in each of the processes that tests start; nothing else is compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test docs proto
+.PHONY: demo test docs proto dist dist-check lower-bounds version
 
 demo: .venv/installed
 	$(BIN)/halfpass compare --config examples/demo.yaml
@@ -34,6 +34,22 @@ proto: .venv/installed
 .venv/documenting: .venv/installed
 	$(INSTALL) '.[docs]'
 	touch $@
+
+# docs/how-to/ship.md
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+# The wheel with all that it needs in an environment of its own, 1.2 GB; then the lowest versions that it allows.
+dist-check: .venv/installed
+	HALFPASS_CLEAN_INSTALL=1 $(BIN)/pytest tests/test_packaging.py
+
+lower-bounds:
+	PYTHON=$(PYTHON) release/lower_bounds.sh
+
+version: .venv/installed
+	$(BIN)/python release/version.py $(V)
 
 # Flower and NVFlare, 400 MB, which the tests of them need, and what makes the documentation.
 .venv/engines: .venv/installed

@@ -8,6 +8,7 @@ from halfpass.algorithm import client as client_steps
 from halfpass.algorithm import server as server_steps
 from halfpass.algorithm.client import Client
 from halfpass.algorithm.server import Server
+from halfpass.arithmetic.precision import Arithmetic
 from halfpass.commands.export import export
 from halfpass.config import (
     ClientsConfig,
@@ -31,6 +32,7 @@ from halfpass.tasks.task import Task
 from halfpass.wire.loopback import Loopback
 
 __all__ = [
+    "Arithmetic",
     "Client",
     "ClientsConfig",
     "Config",

@@ -164,6 +164,18 @@ def test_the_compose_file_has_a_server_and_two_clients_with_keys_of_their_own():
     assert named - {"./config.yaml"} == set(content["volumes"])
 
 
+def test_clients_wait_for_a_server_that_answers():
+    services = compose()["services"]
+    asked = services["server"]["healthcheck"]["test"]
+    assert asked[:2] == ["CMD", "halfpass"]
+    options = _parse(asked[2:])
+    assert options.subcommand == "status"
+    assert options["status"].address == "server:7465"  # the name that `certs` gives it
+    assert "--hosts server" in services["certs"]["command"][0]
+    for name in ("client-0", "client-1"):
+        assert services[name]["depends_on"] == {"server": {"condition": "service_healthy"}}
+
+
 def test_compose_takes_the_file():
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode != 0:

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from halfpass.algorithm.learning import Loss, check_outputs, check_step, check_targets, mean_loss, probabilities
+from halfpass.algorithm.learning import (
+    Loss,
+    check_optimizer,
+    check_outputs,
+    check_step,
+    check_targets,
+    mean_loss,
+    probabilities,
+)
 from halfpass.arithmetic.graphs import Backward
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch, share_of_batch
@@ -46,6 +54,8 @@ class Client:
     """Of outputs and targets: their mean, or a value per sample."""
     probabilities: Callable[[Tensor], Tensor] | None = probabilities
     """Of the head's outputs, sent in tests; None: not."""
+    backward: Callable[[Tensor], None] = Tensor.backward
+    """Of a loss: `fabric.backward` or `accelerator.backward` in a loop of theirs."""
     _checked: bool = field(default=False, init=False, repr=False)
 
     @functools.cached_property
@@ -93,7 +103,7 @@ def _learn(client: Client, x: Any, targets: Any, share: float = 1.0) -> tuple[Te
             return tensors[0].new_full((), math.nan, dtype=torch.float32), *tensors
         outputs = client.head(tensors[0])
     loss = mean_loss(client.loss, outputs, targets)
-    (loss * share).backward()
+    client.backward(loss * share)
     return loss.detach(), *(tensor.detach() for tensor in tensors)
 
 
@@ -130,7 +140,7 @@ def _forward(client: Client, x: Any, targets: Any) -> tuple[Tensor, ...]:
             return tensors[0].new_full((), math.nan, dtype=torch.float32), *tensors
         outputs = client.head(tensors[0].detach())
     loss = mean_loss(client.loss, outputs, targets)
-    loss.backward()
+    client.backward(loss)
     return loss.detach(), *tensors
 
 
@@ -187,6 +197,7 @@ def _check(client: Client, x: Any, targets: Any) -> None:
         if module is not None and not module.training:
             raise InputError(place, "training mode", "evaluation mode", "call client_steps.set_training(client, True)")
     if not client._checked:
+        check_optimizer("client.optimizer", client.optimizer)
         held = {id(parameter) for group in client.optimizer.param_groups for parameter in group["params"]}
         for place, module in (("half", client.half), ("head", client.head)):
             named = [] if module is None else module.named_parameters()

@@ -58,6 +58,14 @@ def check_targets(inputs: Any, targets: Any) -> None:
             raise InputError("targets", f"those of {samples} samples", f"{len(leaf)}", "give one per sample")
 
 
+def check_optimizer(place: str, optimizer: torch.optim.Optimizer) -> None:
+    """Raises InputError for one of Accelerate's that leaves steps out: gradients it has not used would be cleared."""
+    steps = getattr(getattr(optimizer, "gradient_state", None), "num_steps", 1)
+    if steps > 1:
+        expected, remedy = "an optimizer that makes every step", "give parts of a batch instead, by before= and after="
+        raise InputError(place, expected, f"Accelerate's, with gradient_accumulation_steps={steps}", remedy)
+
+
 def check_step(
     side: str, epoch: int, step: int, loss: Tensor | None, tensors: Sequence[Tensor] = (),
     optimizer: torch.optim.Optimizer | None = None,

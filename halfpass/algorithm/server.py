@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halfpass.algorithm.checkpoint import load_training_state, training_state
-from halfpass.algorithm.learning import Loss, check_outputs, check_step, mean_loss, probabilities
+from halfpass.algorithm.learning import Loss, check_optimizer, check_outputs, check_step, mean_loss, probabilities
 from halfpass.arithmetic.precision import Arithmetic
 from halfpass.cut import CutBatch
 from halfpass.errors import InputError
@@ -46,6 +46,8 @@ class Server:
     """Of its outputs, to answer together with a head; None: not."""
     together: nn.Module | None = None
     """The half, where it learns together with those of other processes."""
+    backward: Callable[[Tensor], None] = Tensor.backward
+    """Of a loss: `fabric.backward` or `accelerator.backward` in a loop of theirs."""
 
     # What a run wants of a server, which several processes do otherwise (ranks.py).
 
@@ -109,7 +111,7 @@ def _learn(server: Server, targets: Any, *tensors: Tensor, share: float = 1.0) -
     with server.arithmetic.autocast():
         outputs = half(*tensors)
     loss = mean_loss(server.loss, outputs, targets)
-    (loss * share).backward()
+    server.backward(loss * share)
     return (loss.detach(),)
 
 
@@ -139,6 +141,7 @@ def _side(batch: CutBatch) -> str:
 def _begin(server: Server, batch: CutBatch, use: int = 0, rank: int = 0) -> None:
     if not server.half.training:
         raise InputError("server.half", "training mode", "evaluation mode", "call server.half.train()")
+    check_optimizer("server.optimizer", server.optimizer)
     place = batch.client, batch.epoch, batch.step, batch.before, use
     torch.manual_seed(derive_seed(server.seed, "server", *place, *([rank] if rank else [])))  # no two drop out alike
     seed_python(server.seed, batch.client, batch.epoch, batch.step, batch.before)

@@ -3,7 +3,8 @@
 `data()` or, where data.path is set, `data(path=...)` returns (train, test), each with a length and items by number. An
 item is (input, target), or a dict whose key `labels` is the target. Input and target are each a tensor, array or
 number, or a tuple or dict of those. An attribute `classes` names the classes or target columns in order; `draws` says
-whether items are others each time. Floating point becomes float32, integers int64; uint8 inputs of three dimensions are
+whether items are others each time; `collate`, a function of a list of items such as a collator of transformers, makes
+each item what it is to be. Floating point becomes float32, integers int64; uint8 inputs of three dimensions are
 pictures. Check: `pytest tests/test_own_data.py`.
 """
 
@@ -149,7 +150,8 @@ def _base(dataset: object) -> object:
 
 def _read_split(place: str, dataset: Any, *, loading: str, workers: int, once: bool) -> tuple[Samples, str | None]:
     """Its samples, and what is to be said of them. `once`: they are never drawn anew."""
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+    plain = isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2
+    if plain and getattr(dataset, "collate", None) is None:
         return _whole(place, *dataset.tensors), None
     items = OwnItems(place, dataset)
     if len(items) == 0:
@@ -186,6 +188,7 @@ class OwnItems:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise InputError(place, "a data set with a length", type(dataset).__name__, "return indexable data sets")
         self.place, self.dataset = place, dataset
+        self.collate = getattr(_base(dataset), "collate", None)
         self.kinds: list[str] | None = None  # of the first item that was taken
         self.drew = False  # whether one drew from a global generator
 
@@ -197,6 +200,8 @@ class OwnItems:
         before = random.getstate()
         try:
             item = self.dataset[index]
+            if self.collate is not None:  # each alone, so that what it draws at random is that sample's
+                item = _alone(place, self.collate([item]))
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # whatever the data set raises
@@ -207,12 +212,26 @@ class OwnItems:
         self.kinds = self.kinds or kinds
         for kind, first in zip(kinds, self.kinds, strict=True):
             if kind != first:
-                raise InputError(place, f"{first} like the first", kind, "resize or convert in the data set")
+                remedy = "resize or convert in the data set"
+                remedy = remedy if self.collate is None else "pad all to one length in collate"
+                raise InputError(place, f"{first} like the first", kind, remedy)
         for name, leaf in flatten(inputs).items():
             if leaf.is_floating_point() and not leaf.isfinite().all():
                 what = f"input {index}" + (f", {name!r}" if name else "")
                 raise InputError(f"{self.place}, {what}", "finite values", "NaN or infinity", "mend or remove it")
         return inputs, targets
+
+
+def _alone(place: str, batch: Any) -> Any:
+    """The one sample of a batch: its values without their first dimension."""
+    if isinstance(batch, Mapping):
+        return {key: _alone(place, part) for key, part in batch.items()}
+    if isinstance(batch, (tuple, list)) and not _is_numbers(batch):
+        return tuple(_alone(place, part) for part in batch)
+    if isinstance(batch, (Tensor, np.ndarray, list)) and np.ndim(batch) > 0 and len(batch) == 1:
+        return batch[0]
+    found = tuple(batch.shape) if isinstance(batch, (Tensor, np.ndarray)) else type(batch).__name__
+    raise InputError(f"{place}, collate", "tensors of one sample, of one item", str(found), "put the samples first")
 
 
 def _pair(place: str, item: object) -> tuple[Tree, Tree]:
