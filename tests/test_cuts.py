@@ -69,7 +69,7 @@ def test_a_file_of_settings_is_enough_and_its_run_folder_stays(tmp_path, capsys,
     assert [file.name for file in tmp_path.iterdir() if file.name != "run.yaml"] == ["cuts.svg"]
     svg = (tmp_path / "cuts.svg").read_text()
     assert ET.fromstring(svg).tag.endswith("svg")
-    assert "prefers-color-scheme:dark" in svg
+    assert "prefers-color-scheme: dark" in svg
     assert "block_3" in svg
     assert svg.count("#D55E00".lower()) >= 3  # the recommended row's bars
 

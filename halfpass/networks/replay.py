@@ -273,12 +273,13 @@ class Part(nn.Module):
 @contextmanager
 def untraced() -> Iterator[None]:
     """What is computed of sizes alone has no place in a trace, as ONNX is made of."""
-    tracing = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    core: Any = torch._C  # whose types leave the setter out
+    tracing = core._get_tracing_state()
+    core._set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(tracing)
+        core._set_tracing_state(tracing)
 
 
 def _small(value: Tensor) -> Tensor:
