@@ -26,7 +26,7 @@ from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig, as_dic
 from halfpass.data.batches import test_batches
 from halfpass.errors import HalfpassError
 from halfpass.files import write_json
-from halfpass.report.figures import COLOURS, INK, STYLE
+from halfpass.report.theme import COLOURS, INK, STYLE
 from halfpass.run import setup
 from halfpass.run.records import command_line, environment, read_config, refuse_changes
 from halfpass.run.saved import SavedRun

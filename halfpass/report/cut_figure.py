@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from halfpass.report.figures import BLUE, GREY, INK, STYLE, VERMILLION
+from halfpass.report.theme import BLUE, GREY, INK, STYLE, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
