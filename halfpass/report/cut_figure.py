@@ -14,9 +14,7 @@ Columns = Sequence[tuple[str, Sequence[float]]]  # each heading, and a value for
 WIDTH_INCHES, ROW_INCHES, HEAD_INCHES = 8.0, 0.22, 1.1
 
 
-def cut_figure(
-    title: str, names: Sequence[str], columns: Columns, chosen: int | None, form: str
-) -> bytes:
+def cut_figure(title: str, names: Sequence[str], columns: Columns, chosen: int | None, form: str) -> bytes:
     """A row for each cut, in the order of the forward pass, and a column of bars for each of what it costs; the chosen
     row is of another colour. `form` is svg, pdf or png; an SVG adapts to the reader's light or dark ground."""
     import matplotlib
