@@ -273,12 +273,12 @@ class Part(nn.Module):
 @contextmanager
 def untraced() -> Iterator[None]:
     """What is computed of sizes alone has no place in a trace, as ONNX is made of."""
-    tracing = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    tracing, put = torch._C._get_tracing_state(), torch._C._set_tracing_state  # type: ignore[attr-defined]
+    put(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(tracing)
+        put(tracing)
 
 
 def _small(value: Tensor) -> Tensor:

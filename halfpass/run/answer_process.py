@@ -91,5 +91,6 @@ def asker(
 
 def above_at(asker: Asker, half: nn.Module) -> Above:
     """For a Predictor: what its client half lets cross, to the other side."""
-    whole, exact = getattr(half, "whole", 0), getattr(half, "exact", frozenset())
+    whole: int = getattr(half, "whole", 0)
+    exact: frozenset[int] = getattr(half, "exact", frozenset())
     return lambda crossing: asker.ask(crossing[: len(crossing) - whole], crossing[len(crossing) - whole :], exact)

@@ -110,7 +110,8 @@ class SavedRun:
     def _check_same_run(self, client: int) -> None:
         above = self.file("server_half" if self.config.model.edge_cut is None else f"{BETWEEN}")
         files = self.file("client_half", client), above
-        check_same_run(*(read_weights(file, tensors=False)[1] for file in files), *map(str, files))
+        one, other = (read_weights(file, tensors=False)[1] for file in files)
+        check_same_run(one, other, *map(str, files))
 
     # -- the network
 
