@@ -114,7 +114,8 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
     def paint(figure: Figure) -> None:
         figure.set_layout_engine("constrained")
-        for axes, name, colour in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, COLOURS, strict=False):
+        panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+        for axes, name, colour in zip(panels, names, COLOURS, strict=False):
             _panel(axes, [row for row in rows if row["data"] == name], colour)
 
     file.write_text(picture_file("early-exit", 2.8 * len(names), paint), encoding="utf-8")
