@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -26,7 +25,7 @@ from halfpass.config import Config, DataConfig, ModelConfig, TrainConfig, as_dic
 from halfpass.data.batches import test_batches
 from halfpass.errors import HalfpassError
 from halfpass.files import write_json
-from halfpass.report.theme import COLOURS, INK, STYLE
+from halfpass.report.theme import COLOURS, INK, picture_file
 from halfpass.run import setup
 from halfpass.run.records import command_line, environment, read_config, refuse_changes
 from halfpass.run.saved import SavedRun
@@ -110,28 +109,32 @@ def _row(config: Config, agreed: Agreed, batches: Sequence[Answered], threshold:
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Accuracy against the share of bytes, a panel for each data set; thresholds stand at their points."""
+    """Accuracy against the share of bytes, a panel for each data set; some thresholds stand at their points."""
     names = list(dict.fromkeys(row["data"] for row in rows))
-    style: dict[Any, Any] = {**STYLE, "svg.fonttype": "path", "svg.hashsalt": "early-exit", "font.size": 9}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.6 * len(names) + 0.4, 3.2), layout="constrained", facecolor="white")
-        for axes, name, colour in zip(figure.subplots(1, len(names), squeeze=False)[0], names, COLOURS, strict=False):
-            own = [row for row in rows if row["data"] == name]
-            most = max(row["bytes up per sample"] for row in own)
-            x, y = [100 * row["bytes up per sample"] / most for row in own], [row["accuracy %"] for row in own]
-            axes.plot(x, y, marker="o", color=colour)
-            for row, left, height in zip(own, x, y, strict=True):
-                if row["exit above"] not in SHOWN:
-                    continue
-                said = "all sent" if row["exit above"] == NEVER else f"{row['exit above']:g}"
-                axes.annotate(
-                    said, (left, height), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=INK
-                )  # fmt: skip
-            axes.set(title=f"{name}, {own[0]['model']}", xlabel=f"% of {most:,.0f} bytes up per sample", xlim=(-6, 108))
-            axes.margins(y=0.15)
-            axes.grid()
-        figure.supylabel("test accuracy (%)", fontsize=9)
-        figure.savefig(file, metadata={"Date": None, "Creator": None})
+
+    def paint(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+        for axes, name, colour in zip(panels, names, COLOURS, strict=False):
+            _panel(axes, [row for row in rows if row["data"] == name], colour)
+
+    file.write_text(picture_file("early-exit", 2.8 * len(names), paint), encoding="utf-8")
+
+
+def _panel(axes: Any, own: Sequence[dict[str, Any]], colour: str) -> None:
+    most = max(row["bytes up per sample"] for row in own)
+    x, y = [100 * row["bytes up per sample"] / most for row in own], [row["accuracy %"] for row in own]
+    axes.plot(x, y, marker="o", color=colour)
+    for row, left, height in zip(own, x, y, strict=True):
+        if row["exit above"] in SHOWN:
+            said = "all sent" if row["exit above"] == NEVER else f"{row['exit above']:g}"
+            axes.annotate(said, (left, height), (0, -11), textcoords="offset points", ha="center", color=INK)
+    axes.set(
+        title=f"{own[0]['data']}, {own[0]['model']}", xlabel=f"% of {most:,.0f} bytes up per sample",
+        ylabel="test accuracy (%)", xlim=(-6, 108),
+    )  # fmt: skip
+    axes.margins(y=0.2)
+    axes.grid()
 
 
 def main() -> int:
