@@ -386,3 +386,22 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     for page in (page.relative_to(DOCS).with_suffix(".html") for page in PAGES if DOCS in page.parents):
         assert (tmp_path / "site" / page).is_file(), page
+
+
+def test_the_table_in_short_is_four_measures_of_each_run():
+    """Of a results file made here: bytes both ways, in GB, memory of the client, minutes."""
+    row = {
+        "method": "decoupled", "test_accuracy": 0.876, "train_seconds": 90,
+        "bytes": {"socket_up": 2_000_000_000, "socket_down": 400_000_000},
+        "peak_memory_bytes": {"client": [1_000_000, 3_000_000]},
+    }  # fmt: skip
+    other = row | {"method": "conventional", "test_accuracy": 0.9}
+    short = runpy.run_path(str(ROOT / "benchmarks/tables.py"))["short_markdown"]
+    assert short({"rows": [row, other]}).splitlines() == [
+        "|  | decoupled | conventional |",
+        "| --- | ---: | ---: |",
+        "| test accuracy | 87.6 % | 90.0 % |",
+        "| bytes on the wire | 2.4 GB | 2.4 GB |",
+        "| peak memory of the client | 3 MB | 3 MB |",
+        "| training time | 1.5 min | 1.5 min |",
+    ]
