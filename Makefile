@@ -1,5 +1,5 @@
 # make demo: install, then compare the three methods on the embedded digits data, server and clients as processes.
-# make test: install, then lint, types and tests. make docs: install, then the site, docs/_build/html/index.html.
+# make test: install, then lint, types and tests, but for those that take minutes: make test-all runs these too. make docs: install, then the site, docs/_build/html/index.html.
 # make proto: halfpass_pb2.py from halfpass.proto.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -
 # What is imported is compiled once, and not anew in each of the processes that tests start; nothing else is compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test docs proto dist dist-check lower-bounds version
+.PHONY: demo test test-all docs proto dist dist-check lower-bounds version
 
 demo: .venv/installed
 	$(BIN)/halfpass compare --config examples/demo.yaml
@@ -16,7 +16,10 @@ demo: .venv/installed
 test: .venv/engines
 	$(BIN)/ruff check
 	@# types beside the tests, which wait for each other's processes half of the time
-	$(BIN)/mypy & types=$$!; $(BIN)/pytest -n 3 --dist worksteal; tests=$$?; wait $$types && exit $$tests
+	$(BIN)/mypy & types=$$!; $(BIN)/pytest -n 3 --dist worksteal $(TESTS); tests=$$?; wait $$types && exit $$tests
+
+test-all:
+	$(MAKE) test TESTS='-m ""'
 
 docs: .venv/documenting
 	$(BIN)/python docs/generate.py
@@ -52,7 +55,8 @@ version: .venv/installed
 	$(BIN)/python release/version.py $(V)
 
 # Flower and NVFlare, 400 MB, which the tests of them need, and what makes the documentation.
-.venv/engines: .venv/installed
+.venv/engines: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
 	$(INSTALL) '.[docs,flower,nvflare,test]'
 	$(BIN)/pip check
-	touch $@
+	touch .venv/installed .venv/documenting $@

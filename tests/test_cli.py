@@ -152,7 +152,7 @@ def test_a_good_run_after_all_that(capsys, tmp_path):
     assert main(["report", "run", "--out", "again.html"]) == 0
     assert (tmp_path / "again.html").stat().st_size > 10_000
     capsys.readouterr()
-    fails(capsys, ["report", "run", "--out", "again.html/x"], 2, "out: expected a folder, found a file at again.html; .*")
+    fails(capsys, ["report", "run", "--out", "again.html/x.html"], 2, "--out: expected a folder, found a file at again.html; .*")
     for out in ("again.html/x", "run"):
         fails(capsys, ["export", "run", "--out", out], 2, "out: expected a .*, found a .*")
     (tmp_path / "run" / "config.yaml").write_text("train: [")
@@ -194,7 +194,7 @@ def test_every_path_may_begin_at_home(capsys, tmp_path, monkeypatch):
     capsys.readouterr()
     fails(capsys, ["resume", "~/run"], 2, f"resume: expected a training that was broken off, found {home}/run, which is finished; read its report")
     fails(capsys, ["join", "127.0.0.1:1", "--client=1", "--out=~/run"], 2, "client: .*")
-    made = {"some.yaml", "grid.yaml", "run", "kept", "whole.safetensors", "r", "again", "paper", "rows.json"}
+    made = {"some.yaml", "grid.yaml", "run", "kept", "whole.safetensors", "whole.json", "r", "again", "paper", "rows.json"}
     assert {file.name for file in home.iterdir() if file.name[0] != "."} == made  # libraries keep caches there
     assert [file.name for file in tmp_path.iterdir()] == ["home"]
 
@@ -320,6 +320,7 @@ def test_a_comparison_that_was_broken_off_goes_on(capsys):
     fails(capsys, [*words, "--train.lr", "0.1"], 2, "both/decoupled-seed-0: expected a training with train.lr 0.1, found one with 0.2; choose another folder")
 
 
+@pytest.mark.long
 def test_a_comparison_goes_on_behind_the_last_whole_epoch(capsys):
     words = ["compare", *QUICK, "--train.epochs", "30", "--methods", "decoupled", "--out", "both"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background ignore

@@ -89,7 +89,12 @@ def test_fabric(precision):
 @pytest.fixture
 def accelerate():
     library = pytest.importorskip("accelerate")
+    _forget(library)  # what other tests in this process have set
     yield library
+    _forget(library)
+
+
+def _forget(library):
     library.state.AcceleratorState._reset_state(reset_partial_state=True)
     library.state.GradientState._reset_state()
 

@@ -319,6 +319,7 @@ def test_a_simulation_trains_bit_for_bit_as_one_process(flower, tmp_path, local)
     check_equal(local, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_superlink_with_two_supernodes_trains_as_one_process_and_a_failed_run_is_told(flower, tmp_path, local):
     """By streams: rounds would start a Python process for each message."""
     flower.superlink()

@@ -92,6 +92,7 @@ def test_a_child_that_ends_before_anybody_looks_is_itself(monkeypatch):
     assert child.process.wait(20) == 0
 
 
+@pytest.mark.long
 def test_a_command_whose_output_is_closed_trains(tmp_path):
     words = f"-m halfpass train --runtime processes --train.epochs 1 --data.limit 256 --out {tmp_path / 'run'}"
     subprocess.run(["sh", "-c", f"{sys.executable} {words} <&- >&- 2>&-"], check=True, timeout=120)

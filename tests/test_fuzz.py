@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import fuzz
 from decoders import DECODERS
 
-from halfpass.commands.export import _part
 from halfpass.errors import InputError
+from halfpass.run.saved import read_weights
 
 FEW = settings(
     max_examples=100, derandomize=True, database=None, deadline=timedelta(seconds=5),
@@ -60,7 +60,7 @@ def test_a_folder_in_place_of_weights_is_refused(tmp_path):
     file = tmp_path / "client-0.safetensors"
     file.mkdir()
     with pytest.raises(InputError, match=r"client-0.safetensors: expected a safetensors file, found OSError: .*; copy it again from its owner"):
-        _part(file, "client_half")
+        read_weights(file)
 
 
 def test_every_kind_of_change_changes_something_and_any_numbers_will_do():

@@ -144,6 +144,7 @@ def check_near(alone, together, nearest):
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
 
+@pytest.mark.long
 def test_a_run_whose_server_is_two_processes_of_which_one_is_killed(tmp_path):
     """The clients wait for it, and `--resume` takes the run up."""
     words = ["--train.epochs", "12", "--train.lr", "0.02", "--server.replay", "2", "--server.merge", "2", "--checkpoint.every", "5"]

@@ -16,7 +16,7 @@ from halfpass.report.page import render, write_report
 from halfpass.report.runs import make_series, read_run
 from halfpass.report.verdict import verdict
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 def luminance(colour: str) -> float:

@@ -511,7 +511,7 @@ def test_secrets_are_nowhere(folders, tmp_path, monkeypatch):
     shutil.copytree(folders / "tokens", folder)
     secrets = [(folder / f"client-{k}.token").read_text().strip() for k in range(2)]
     secrets += [line for file in folder.glob("*-key.pem") for line in file.read_text().splitlines() if "-----" not in line]
-    words = ["train", "--debug", "--runtime", "processes", "--clients.count", "2", "--train.epochs", "2", "--data.limit", "256",
+    words = ["train", "--debug", "--runtime", "processes", "--clients.count", "2", "--train.epochs", "1", "--data.limit", "256",
              "--tls.folder", str(folder), "--out", str(tmp_path / "run")]  # fmt: skip
     command = subprocess.Popen([sys.executable, "-m", "halfpass", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     seen = set()
@@ -519,7 +519,7 @@ def test_secrets_are_nowhere(folders, tmp_path, monkeypatch):
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 seen.add(entry.read_bytes())
-        time.sleep(0.1)
+        time.sleep(0.3)
     printed = command.communicate()[0]
     assert command.returncode == 0, printed
     written = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]

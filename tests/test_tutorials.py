@@ -46,7 +46,11 @@ def assert_alike(found, expected, *, numbers=True):
             assert one == other, found
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = {"two-sites-one-server"}  # whose processes take a minute
+MARKED = [pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem in LONG else []) for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("notebook", MARKED)
 def test_the_cells_print_what_is_kept(notebook, tmp_path):
     cells = code_cells(notebook)
     run = subprocess.run(

@@ -49,8 +49,9 @@ from halfpass.files import at_home, refuse_file, write_json
 from halfpass.plugin import origin
 from halfpass.report.outputs import PAGE, refuse_output
 from halfpass.report.page import write_report
-from halfpass.report.runs import read_run, summary
+from halfpass.report.runs import make_series, read_run, summary
 from halfpass.report.tables import rich_table
+from halfpass.report.verdict import verdict
 from halfpass.run import children, logs
 from halfpass.run.children import INTERRUPTED, Left, be_interruptible, describe, leave_when_told
 from halfpass.run.client_process import agreement, join
@@ -314,7 +315,10 @@ def _report_on(runs: list[Path], out: Path) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a pipe has no width, and the default would break the columns
-    console.print(rich_table([summary(read_run(run)) for run in runs]))
+    read = [read_run(run) for run in runs]
+    console.print(rich_table([summary(run) for run in read]))
+    for line in verdict(make_series(read)):
+        console.print(line, highlight=False)
     print(f"report: {file}")
 
 

@@ -150,7 +150,8 @@ class Watched:
                 name = self.inputs.get(id(tensor))
                 alone = "" if name is not None else " through operations without weights"
                 what = f"the raw input{f' {name!r}' if name else ''}{alone}, {tuple(tensor.shape)}, used above the cut"
-                unless = ", unless model.may_cross names it" if name else ""
+                named = "it" if name else f"the input, of {', '.join(filter(None, self.inputs.values()))}"
+                unless = f", unless model.may_cross names {named}" if any(self.inputs.values()) else ""
                 remedy = f"cut at another layer: the data itself must not cross{unless}"
                 raise InputError(place, "values that the client half has learned", what, remedy)
 

@@ -16,6 +16,7 @@ from halfpass.report.tables import Result
 
 MOST_SENTENCES = 4  # about series by themselves; of more the best and the worst are named
 UNKNOWN = ": how much of a difference is chance is not known."
+HEAD_AHEAD_POINTS = 3.0  # of the auxiliary head before the server half, from which on that is said
 MOST_SETTINGS = 4  # that are named of a series
 
 
@@ -39,7 +40,7 @@ def verdict(series: Sequence[Series]) -> list[str]:
         told = _each(scored, gaps)
     else:
         told = [*_best_and_worst(scored), *_all_gaps(list(gaps.values()), scored)]
-    return [*told, *_sites(scored), *_chance(scored, gaps)]
+    return [*told, *_heads(scored), *_sites(scored), *_chance(scored, gaps)]
 
 
 # Series by series
@@ -137,6 +138,19 @@ def _between(ratios: Sequence[float]) -> str:
 
 
 # What the numbers do not say by themselves
+
+
+def _heads(scored: Sequence[Series]) -> list[str]:
+    """Where a client's own head answers much better than the server half: that has not learned its task."""
+    told = []
+    for one in scored:
+        first = one.results[0]
+        head = tables.mean([tables.score(result, "aux_test") for result in one.results])
+        above = 0.0 if head is None else 100 * (head - (_mean_score(one) or 0.0))
+        if tables.unit(first) == "%" and above >= HEAD_AHEAD_POINTS and not first.get("unfinished"):
+            reached = f"{_capital(_name(one))}: the auxiliary head alone reached {_number(head or 0.0, first)}."
+            told.append(f"{reached} The server half has learned less: train for longer, cut later, or try other heads.")
+    return told
 
 
 def _sites(scored: Sequence[Series]) -> list[str]:
