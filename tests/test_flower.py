@@ -296,6 +296,12 @@ def test_an_app_s_settings_are_checked_before_flower_starts(tmp_path, capsys, ch
     assert (command.main([str(app), "--run-config", given]), capsys.readouterr().err) == (2, said)
 
 
+def test_an_engine_that_is_not_installed_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "flwr.common.config", None)
+    assert command.main([str(write_app(tmp_path / "app", SETTINGS))]) == 2
+    assert capsys.readouterr().err == "halfpass: flwr: expected Flower, found none; pip install 'halfpass[flower]'\n"
+
+
 def test_no_app_is_said(tmp_path, capsys):
     assert command.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"halfpass: APP: expected a folder with an app's pyproject.toml, found none in {tmp_path}; ")
@@ -319,7 +325,6 @@ def test_a_simulation_trains_bit_for_bit_as_one_process(flower, tmp_path, local)
     check_equal(local, tmp_path / "run")
 
 
-@pytest.mark.long
 def test_a_superlink_with_two_supernodes_trains_as_one_process_and_a_failed_run_is_told(flower, tmp_path, local):
     """By streams: rounds would start a Python process for each message."""
     flower.superlink()

@@ -114,6 +114,10 @@ def test_one_run_in_words(tmp_path: Path) -> None:
     error = {"metric": "rmse", "metric_unit": "", "higher_is_better": False, "test": {"rmse": 0.25}, "test_accuracy": None}
     assert "test rmse 0.2500 (lower is better)" in said(tmp_path, example_result(**error))[0]
     assert said(tmp_path, example_result(test_accuracy=None)) == ["No run has been tested yet."]
+    assert said(tmp_path, example_result(aux_test_accuracy=0.9731 + 0.029)) == said(tmp_path, example_result())
+    assert said(tmp_path, example_result(test_accuracy=0.5))[1] == (
+        "Decoupled: the auxiliary head alone reached 95.12 %. The server half has learned less: train for longer, cut later, or try other heads."
+    )
 
 
 def test_a_comparison_in_words(tmp_path: Path) -> None:

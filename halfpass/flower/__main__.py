@@ -12,9 +12,6 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-from flwr.common.config import parse_config_args
-
 from halfpass.bounded import MOST_YAML_BYTES, read_text
 from halfpass.config import flatten
 from halfpass.errors import HalfpassError, InputError, RunError
@@ -38,6 +35,13 @@ def main(words: Sequence[str]) -> int:
 
 def check_app(folder: Path, overrides: list[str]) -> None:
     """Raises InputError where the app in that folder cannot be run as it is set."""
+    try:
+        import click
+        from flwr.common.config import parse_config_args
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("click", "flwr"):
+            raise
+        raise InputError("flwr", "Flower", "none", "pip install 'halfpass[flower]'") from None
     file = folder / "pyproject.toml"
     if not file.is_file():
         raise InputError("APP", "a folder with an app's pyproject.toml", f"none in {folder}", USAGE)
