@@ -295,8 +295,9 @@ def _report(options: Namespace) -> None:
         refuse_output("--out", out, PAGE)
         if not show_live(runs, lambda address: print(f"live report: {address} (Ctrl-C ends it)", flush=True)):
             return
-    written = write_for_paper(runs(), out, *asked)
-    _report_on(runs(), out)
+    found = runs()
+    written = write_for_paper(found, out, *asked)
+    _report_on(found, out)
     for file in written:
         print(f"wrote {file}")
 
